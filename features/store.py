@@ -1,0 +1,177 @@
+"""A store: a folder of shards that share one fingerprint, their index, and who failed.
+
+::
+
+    store.json       what the store is, and each shard with its size and SHA-256
+    shards/0000.h5   see FORMAT.md
+    failures.csv     clips that could not be used: clip_id, path, step, reason
+    inputs.json      size and time of each clip's file when it was hashed; may be deleted
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from features.contracts import SPLITS, ClipFeatures
+from features.errors import ShardError
+from features.fingerprint import hash_file
+from features.shards import (
+    ShardHeader,
+    ShardIndex,
+    find_shard_problems,
+    iter_shard_clips,
+    read_shard_index,
+)
+from features.store_index import ShardEntry, find_shard_files, read_failures, read_store_index
+
+_REMEDY = "Delete the file and run extract: its clips are extracted again"
+
+_CLIP_COLUMNS = (
+    "id",
+    "label",
+    "split",
+    "subject",
+    "source",
+    "status",
+    "n_phases",
+    "start_s",
+    "end_s",
+    "decoder",
+    "sha256",
+    "extra",
+)
+
+
+class Store:
+    """A store opened for reading; holds its index, reads features when asked."""
+
+    def __init__(self, path: Path, header: ShardHeader, shards: Sequence[ShardEntry]) -> None:
+        self.path = path
+        self.header = header
+        self.shards = tuple(shards)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.header.fingerprint
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.header.classes
+
+    @cached_property
+    def _indices(self) -> tuple[ShardIndex, ...]:
+        return tuple(read_shard_index(self.path / shard.name) for shard in self.shards)
+
+    @cached_property
+    def _places(self) -> tuple[tuple[int, int], ...]:
+        """(shard, row) of each clip; of a clip that was extracted again, only the newest."""
+        newest: dict[str, tuple[int, int]] = {}
+        for number, index in enumerate(self._indices):
+            for row, clip_id in enumerate(index.columns["id"]):
+                newest[clip_id] = (number, row)
+        return tuple(sorted(newest.values()))
+
+    @cached_property
+    def clips(self) -> pd.DataFrame:
+        """One row a clip, in the store's order, without features: id, label, counts and so on."""
+        records = []
+        for number, row in self._places:
+            index = self._indices[number]
+            record = {name: values[row] for name, values in index.columns.items()}
+            record["n_frames"] = int(index.frame_offset[row + 1] - index.frame_offset[row])
+            record["n_faces"] = int(index.face_offset[row + 1] - index.face_offset[row])
+            record["shard"] = self.shards[number].name
+            records.append(record)
+        columns = (*_CLIP_COLUMNS, "n_frames", "n_faces", "shard")
+        return pd.DataFrame(records, columns=list(columns)).rename(columns={"id": "clip_id"})
+
+    @property
+    def n_phases(self) -> dict[str, int]:
+        """Split -> phases of the clock that every clip of the split has."""
+        table = self.clips
+        return {
+            split: int(table.loc[table["split"] == split, "n_phases"].min())
+            for split in SPLITS
+            if (table["split"] == split).any()
+        }
+
+    @property
+    def failures(self) -> pd.DataFrame:
+        """The rows of failures.csv."""
+        return read_failures(self.path)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[ClipFeatures]:
+        """The clips in the store's order, without context_7x7 and face maps."""
+        return self.iter_clips()
+
+    def iter_clips(
+        self, *, context_7x7: bool = False, face_map: bool = False
+    ) -> Iterator[ClipFeatures]:
+        """The clips in the store's order, shard by shard; a block of frames is in memory at a time.
+
+        Raises:
+            ShardError: a shard is damaged, or the store keeps no face maps.
+        """
+        for number, index in enumerate(self._indices):
+            rows = [row for shard, row in self._places if shard == number]
+            yield from iter_shard_clips(index, rows, context_7x7=context_7x7, face_map=face_map)
+
+    def read_clip(
+        self, i: int, *, context_7x7: bool = False, face_map: bool = False
+    ) -> ClipFeatures:
+        """Clip i of ``clips``. Raises ShardError as ``iter_clips`` does, IndexError."""
+        number, row = self._places[i]
+        index = self._indices[number]
+        return next(iter_shard_clips(index, [row], context_7x7=context_7x7, face_map=face_map))
+
+
+def open_store(path: Path | str) -> Store:
+    """Open a store for reading.
+
+    Raises:
+        ShardError: no store there, store.json damaged or of another version, a shard missing.
+    """
+    path = Path(path)
+    header, shards = read_store_index(path)
+    for shard in shards:
+        if not (path / shard.name).is_file():
+            raise ShardError(
+                f"{path / shard.name}: missing, though store.json lists it. Run extract: it "
+                "extracts the clips of that shard again"
+            )
+    return Store(path, header, shards)
+
+
+def verify_store(path: Path) -> list[str]:
+    """All damage in a store, a line each; empty where every byte of every shard is as written.
+
+    Raises:
+        ShardError: there is no store to speak of.
+    """
+    store = open_store(path)
+    problems = []
+    for shard in store.shards:
+        file = path / shard.name
+        n_bytes = file.stat().st_size
+        if n_bytes != shard.n_bytes:
+            problems.append(f"{file}: {n_bytes} bytes, expected {shard.n_bytes}. {_REMEDY}")
+        elif hash_file(file) != shard.sha256:
+            problems.append(f"{file}: damaged (SHA-256 differs from store.json). {_REMEDY}")
+        else:
+            problems += [f"{file}: {problem}" for problem in find_shard_problems(file)]
+            if read_shard_index(file).header.fingerprint != store.fingerprint:
+                problems.append(f"{file}: has another fingerprint than the store")
+    listed = {shard.name for shard in store.shards}
+    problems += [
+        f"{path / name}: not listed in store.json. Run extract, which takes finished shards in"
+        for name in find_shard_files(path)
+        if name not in listed
+    ]
+    return problems

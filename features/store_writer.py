@@ -1,0 +1,191 @@
+"""Writes stores: one process a store, one shard at a time, nothing visible until it is whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+
+from features.contracts import ClipFeatures
+from features.disk import uninterrupted
+from features.errors import ConfigError
+from features.shards import ShardHeader, ShardWriter, read_shard_index, rewrite_clip_columns
+from features.store import Store
+from features.store_index import (
+    ShardEntry,
+    describe_shard,
+    find_shard_files,
+    read_store_index,
+    write_store_index,
+)
+
+SHARD_FRAMES = 4096
+"""A shard is finished when it has this many frames: what a crash can cost at most."""
+
+
+class StoreWriter:
+    """The one writer of a store: resumes what is there, adds clips, finishes shards.
+
+    Use as a context manager: it holds the store's lock, and on the way out, whatever the reason,
+    finishes the shard at hand with the clips it has, or abandons it where the disk is full.
+    """
+
+    def __init__(self, path: Path, header: ShardHeader) -> None:
+        """Make the folder or take up the store in it.
+
+        Raises:
+            ConfigError: the store there has another fingerprint or other classes, or another
+                process writes to it.
+            ShardError: the store there is damaged.
+        """
+        self.path = path
+        self.header = header
+        (path / "shards").mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(path / ".lock")
+        self._writer: ShardWriter | None = None
+        self._shards: list[ShardEntry] = []
+
+    def __enter__(self) -> Self:
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise ConfigError(f"{self.path}: another extract is writing to this store") from None
+        try:
+            self._take_up()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            if isinstance(error, OSError):
+                self._abandon()
+            else:
+                with uninterrupted():
+                    self._finish_shard()
+        finally:
+            self._lock.release()
+
+    def open(self) -> Store:
+        """The finished part of the store, for reading."""
+        return Store(self.path, self.header, self._shards)
+
+    def add(self, clip: ClipFeatures) -> None:
+        """Append a clip; finishes the shard when it is full. Raises OSError (a full disk)."""
+        with uninterrupted():
+            if self._writer is None:
+                self._writer = ShardWriter(self._next_path(), self.header)
+            self._writer.append(clip)
+            if self._writer.frame_offset[-1] >= SHARD_FRAMES:
+                self._finish_shard()
+
+    def _finish_shard(self) -> None:
+        """Give the shard at hand its final name and list it. Does nothing without one."""
+        if self._writer is None:
+            return
+        writer, self._writer = self._writer, None
+        try:
+            writer.finish()
+        except OSError:
+            writer.abandon()
+            raise
+        self._shards.append(describe_shard(self.path, writer.path))
+        write_store_index(self.path, self.header, self._shards)
+
+    def relabel(self, updates: Mapping[str, Mapping[str, str]]) -> None:
+        """Change text columns of clips (id -> column -> value) without touching their features.
+
+        Raises OSError (a full disk); the shard at hand then keeps its old labels.
+        """
+        for number, shard in enumerate(self._shards):
+            file = self.path / shard.name
+            here = set(read_shard_index(file).columns["id"]) & updates.keys()
+            if here:
+                # Not listed while it changes: after a crash in between it is hashed again.
+                others = [other for other in self._shards if other is not shard]
+                write_store_index(self.path, self.header, others)
+                rewrite_clip_columns(file, {clip_id: updates[clip_id] for clip_id in here})
+                self._shards[number] = describe_shard(self.path, file)
+                write_store_index(self.path, self.header, self._shards)
+
+    def _take_up(self) -> None:
+        for leftover in (self.path / "shards").glob(".*.partial"):
+            leftover.unlink()
+        known = {}
+        if (self.path / "store.json").is_file():
+            known = {shard.name: shard for shard in read_store_index(self.path)[1]}
+        for name in find_shard_files(self.path):
+            # A shard that exists is complete, listed or not: the crash came before the listing.
+            entry = known.get(name) or describe_shard(self.path, self.path / name)
+            found = read_shard_index(self.path / name).header
+            if found.fingerprint != self.header.fingerprint:
+                raise ConfigError(
+                    f"{self.path}: this store has fingerprint {found.fingerprint[:12]}, these "
+                    f"settings give {self.header.fingerprint[:12]} ({self._explain(found)}). "
+                    "Choose another --store folder, or the settings the store was made with."
+                )
+            if found.classes != self.header.classes:
+                raise ConfigError(
+                    f"{self.path}: this store declares the classes {', '.join(found.classes)}; "
+                    f"asked for: {', '.join(self.header.classes)}. Choose another --store folder."
+                )
+            self._shards.append(entry)
+        write_store_index(self.path, self.header, self._shards)
+
+    def _explain(self, found: ShardHeader) -> str:
+        """Which setting, weights or library make two fingerprints differ."""
+        ours, theirs = (
+            {**dict(h.config), **dict(h.weights), "decoder": h.versions.get("decoder")}
+            for h in (self.header, found)
+        )
+        names = [n for n in {**ours, **theirs} if ours.get(n) != theirs.get(n)]
+        return "; ".join(f"{n}: {theirs.get(n)} there, {ours.get(n)} here" for n in names)
+
+    def _abandon(self) -> None:
+        if self._writer is not None:
+            self._writer.abandon()
+            self._writer = None
+
+    def _next_path(self) -> Path:
+        numbers = [int(Path(name).stem) for name in find_shard_files(self.path)]
+        return self.path / "shards" / f"{max(numbers, default=-1) + 1:04d}.h5"
+
+
+def write_store(
+    path: Path | str,
+    clips: Iterable[ClipFeatures],
+    *,
+    classes: Sequence[str],
+    fingerprint: str,
+    config: Mapping[str, Any] = MappingProxyType({}),
+    face_map_shape: tuple[int, int, int] | None = None,
+) -> Path:
+    """Write features that were made elsewhere as a store, or add them to one.
+
+    Args:
+        path: The store's folder.
+        clips: In any order; context_7x7 must be there.
+        classes: Class names, in order.
+        fingerprint: Names how the features were made; only equal ones may be mixed.
+        config: Anything that tells how they were made.
+        face_map_shape: (512, h, w) where every clip has a face_map.
+
+    Raises:
+        ConfigError, ShardError: as StoreWriter. ValueError: a clip lacks a part.
+    """
+    header = ShardHeader(
+        fingerprint=fingerprint,
+        classes=tuple(classes),
+        config=dict(config),
+        weights={},
+        versions={},
+        face_map_shape=face_map_shape,
+    )
+    with StoreWriter(Path(path), header) as writer:
+        for clip in clips:
+            writer.add(clip)
+    return Path(path)

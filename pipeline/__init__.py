@@ -1,0 +1,1 @@
+"""Stage one: manifest -> decode -> detect -> crop -> embed -> shards."""

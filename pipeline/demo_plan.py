@@ -1,0 +1,205 @@
+"""The demo set's plan: which 104 clips there are and all that decides how each is drawn.
+
+Each class has thirteen clips: seven to train, three to validate, three to test. In eight of the
+thirteen the scene is the class's own, in the others a plain wall that says nothing, or another
+class's. The classes stand in a circle of neighbours: some faces are faint, or half way to a
+neighbour, and a wrong scene is never a neighbour's. So the scene helps where the face leaves a
+doubt, the face where the scene says nothing or errs, and neither is enough alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+from features.contracts import MEC_CLASSES, SPLITS
+from pipeline.demo_expressions import EXPRESSIONS, Expression
+from pipeline.demo_scenes import ANYWHERE, SCENES, SceneView
+
+FRAME_RATE_HZ = 25
+
+_CIRCLE = ("happy", "surprise", "anxious", "worried", "sad", "disgust", "angry", "neutral")
+"""Neighbours are easily taken for each other."""
+
+_SIZES_PX = ((320, 240), (320, 240), (320, 240), (384, 288), (426, 240))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Slot:
+    split: str
+    face: str
+    """``clear``, ``faint`` (a weak expression) or ``mixed`` (half way to a neighbour's)."""
+    scene: str = "own"
+    """``own``, ``wall``, ``wrong``, or ``either``: wrong for every second class, else a wall."""
+    scene_step: int = 0
+    """How far round the circle a wrong scene's class is."""
+    special: str = ""
+    """``still``, ``second-face`` or ``no-face``; the last two only for some classes."""
+
+
+_SLOTS = (
+    _Slot(split="train", face="clear"),
+    _Slot(split="train", face="mixed"),
+    _Slot(split="train", face="clear", special="still"),
+    _Slot(split="train", face="faint", special="no-face"),
+    _Slot(split="train", face="clear", scene="wall"),
+    _Slot(split="train", face="clear", scene="wall", special="second-face"),
+    _Slot(split="train", face="clear", scene="either", scene_step=4),
+    _Slot(split="val", face="mixed"),
+    _Slot(split="val", face="faint"),
+    _Slot(split="val", face="clear", scene="either", scene_step=3),
+    _Slot(split="test", face="faint", special="no-face"),
+    _Slot(split="test", face="mixed"),
+    _Slot(split="test", face="clear", scene="either", scene_step=5),
+)
+
+_NO_FACE = {("train", "surprise"), ("test", "disgust")}
+_SECOND_FACE = {"happy", "worried"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Actor:
+    """One face in a clip: what it does, and where it stands."""
+
+    expression: Expression
+    """At its height."""
+    onset_s: float
+    """When the face leaves its near-neutral start."""
+    rise_s: float
+    """How long it takes to its height, where it stays."""
+    blink_s: float
+    x: float
+    """Centre of the face, as a share of the frame's width."""
+    y: float
+    """The same of its height."""
+    scale: float
+    """Frame height over the height that shows 240 rows of the photograph, so about 1."""
+    width: float
+    """Stretch of the face's width."""
+    tilt_deg: float
+    sway: float
+    """How far the head swings, as a share of the frame's height."""
+    sway_s: float
+    """Period of the swing."""
+    flipped: bool
+    tone: tuple[float, float, float]
+    """Gain of red, green and blue."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoClip:
+    """All that decides the pixels of one clip."""
+
+    clip_id: str
+    label: str
+    split: str
+    scene: SceneView
+    actors: tuple[Actor, ...]
+    """Drawn in this order; the last is nearest."""
+    size_px: tuple[int, int]
+    """Width, height."""
+    n_frames: int
+    still: tuple[int, int]
+    """First and last frame of a stretch in which nothing moves; equal where there is none."""
+
+    def __post_init__(self) -> None:
+        if self.label not in MEC_CLASSES or self.split not in SPLITS:
+            raise ValueError(f"{self.clip_id}: {self.label!r} in {self.split!r}")
+        if self.size_px[0] % 2 or self.size_px[1] % 2:
+            raise ValueError(f"{self.clip_id}: h264 4:2:0 needs even sides, not {self.size_px}")
+        if not 0 <= self.still[0] <= self.still[1] < self.n_frames:
+            raise ValueError(f"{self.clip_id}: still stretch {self.still} of {self.n_frames}")
+
+
+def demo_clips() -> tuple[DemoClip, ...]:
+    """The plan of the demo set: the same 104 clips each time, ordered by class."""
+    return tuple(
+        _plan_clip(label, number, slot)
+        for label in MEC_CLASSES
+        for number, slot in enumerate(_SLOTS, start=1)
+    )
+
+
+def _plan_clip(label: str, number: int, slot: _Slot) -> DemoClip:
+    clip_id = f"demo_{label}_{number:02d}"
+    # Only random() and what is one formula over it: Python keeps that sequence for a seed.
+    dice = Random(clip_id)
+    mood = _choose_mood(label, slot)
+    n_frames = 44 + int(dice.random() * 13)
+    pictures = SCENES[mood]
+    view = SceneView(
+        mood=mood,
+        picture=pictures[number % len(pictures)],
+        zoom=dice.uniform(1.02, 1.3),
+        x=dice.random(),
+        y=dice.random(),
+        drift=dice.uniform(-0.25, 0.25) if dice.random() < 0.5 else 0.0,
+        flipped=dice.random() < 0.5,
+        gain=dice.uniform(0.88, 1.12),
+        hue=(dice.uniform(0.95, 1.05), 1.0, dice.uniform(0.95, 1.05)),
+    )
+    actors: tuple[Actor, ...] = (_cast(_mix(label, slot.face, dice), dice),)
+    if slot.special == "no-face" and (slot.split, label) in _NO_FACE:
+        actors = ()
+    elif slot.special == "second-face" and label in _SECOND_FACE:
+        actors = (_cast_bystander(actors[0], dice), *actors)
+    still = (0, 0)
+    if slot.special == "still":
+        first = 8 + int(dice.random() * 20)
+        still = (first, first + 16)
+    return DemoClip(
+        clip_id=clip_id,
+        label=label,
+        split=slot.split,
+        scene=view,
+        actors=actors,
+        size_px=_SIZES_PX[int(dice.random() * len(_SIZES_PX))],
+        n_frames=n_frames,
+        still=still,
+    )
+
+
+def _choose_mood(label: str, slot: _Slot) -> str:
+    place = _CIRCLE.index(label)
+    if slot.scene == "wall" or (slot.scene == "either" and place % 2):
+        return ANYWHERE
+    return _CIRCLE[(place + slot.scene_step) % len(_CIRCLE)]
+
+
+def _mix(label: str, face: str, dice: Random) -> Expression:
+    """The expression at its height: the label's, faint, or half way to a neighbour's."""
+    place = _CIRCLE.index(label)
+    step = 1 if dice.random() < 0.5 else -1
+    neighbour = EXPRESSIONS[_CIRCLE[(place + step) % len(_CIRCLE)]]
+    if face == "faint":
+        return EXPRESSIONS[label] * dice.uniform(0.12, 0.3) + neighbour * dice.uniform(0.05, 0.2)
+    if face == "mixed":
+        share = dice.uniform(0.45, 0.6)
+        return (EXPRESSIONS[label] * (1 - share) + neighbour * share) * dice.uniform(0.7, 1.0)
+    return EXPRESSIONS[label] * dice.uniform(0.7, 1.05) + neighbour * dice.uniform(0.0, 0.2)
+
+
+def _cast(expression: Expression, dice: Random) -> Actor:
+    light = dice.uniform(0.82, 1.15)
+    return Actor(
+        expression=expression,
+        onset_s=dice.uniform(0.05, 0.6),
+        rise_s=dice.uniform(0.3, 0.7),
+        blink_s=dice.uniform(0.2, 2.0),
+        x=dice.uniform(0.34, 0.66),
+        y=dice.uniform(0.45, 0.58),
+        scale=dice.uniform(0.66, 0.98),
+        width=dice.uniform(0.92, 1.06),
+        tilt_deg=dice.uniform(-11, 11),
+        sway=dice.uniform(0.004, 0.02),
+        sway_s=dice.uniform(1.2, 3.0),
+        flipped=dice.random() < 0.5,
+        tone=(light * dice.uniform(0.93, 1.05), light, light * dice.uniform(0.92, 1.05)),
+    )
+
+
+def _cast_bystander(main: Actor, dice: Random) -> Actor:
+    """A second, smaller face on the side where there is more room, at rest."""
+    actor = vars(_cast(EXPRESSIONS["neutral"], dice))
+    side = 0.16 if main.x > 0.5 else 0.84
+    return Actor(**{**actor, "x": side, "y": 0.52, "scale": 0.5, "tilt_deg": 0.0})

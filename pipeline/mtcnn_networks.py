@@ -1,0 +1,121 @@
+"""P-, R- and O-Net (Zhang et al. 2016) in torch, with the weights that the ``mtcnn`` package ships.
+
+Layer sizes are those of the package's Keras networks; its ``same`` poolings pad at the right and
+bottom only, which is ``ceil_mode`` here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from features.weights import read_mtcnn
+
+
+class PNet(nn.Module):
+    """Proposes boxes: a 12x12 window slid over the image at stride 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(
+            nn.Conv2d(3, 10, 3),
+            nn.PReLU(10),
+            nn.MaxPool2d(2, 2, ceil_mode=True),
+            nn.Conv2d(10, 16, 3),
+            nn.PReLU(16),
+            nn.Conv2d(16, 32, 3),
+            nn.PReLU(32),
+        )
+        self.offsets = nn.Conv2d(32, 4, 1)
+        self.classes = nn.Conv2d(32, 2, 1)
+        _load(self, read_mtcnn("pnet"))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """images: [B, 3, H, W], -1..1. Returns box offsets [B, 4, h, w] and scores [B, h, w]."""
+        x = self.trunk(images)
+        return self.offsets(x), self.classes(x).softmax(1)[:, 1]
+
+
+class RNet(nn.Module):
+    """Refines boxes from 24x24 patches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(
+            nn.Conv2d(3, 28, 3),
+            nn.PReLU(28),
+            nn.MaxPool2d(3, 2, ceil_mode=True),
+            nn.Conv2d(28, 48, 3),
+            nn.PReLU(48),
+            nn.MaxPool2d(3, 2),
+            nn.Conv2d(48, 64, 2),
+            nn.PReLU(64),
+        )
+        self.dense = nn.Sequential(nn.Linear(576, 128), nn.PReLU(128))
+        self.offsets = nn.Linear(128, 4)
+        self.classes = nn.Linear(128, 2)
+        _load(self, read_mtcnn("rnet"))
+
+    def forward(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """patches: [B, 3, 24, 24], -1..1. Returns box offsets [B, 4] and scores [B]."""
+        x = self.dense(_flatten_width_first(self.trunk(patches)))
+        return self.offsets(x), self.classes(x).softmax(1)[:, 1]
+
+
+class ONet(nn.Module):
+    """Gives the final boxes, scores and five landmarks from 48x48 patches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(
+            nn.Conv2d(3, 32, 3),
+            nn.PReLU(32),
+            nn.MaxPool2d(3, 2, ceil_mode=True),
+            nn.Conv2d(32, 64, 3),
+            nn.PReLU(64),
+            nn.MaxPool2d(3, 2),
+            nn.Conv2d(64, 64, 3),
+            nn.PReLU(64),
+            nn.MaxPool2d(2, 2, ceil_mode=True),
+            nn.Conv2d(64, 128, 2),
+            nn.PReLU(128),
+        )
+        self.dense = nn.Sequential(nn.Linear(1152, 256), nn.PReLU(256))
+        self.offsets = nn.Linear(256, 4)
+        self.landmarks = nn.Linear(256, 10)
+        self.classes = nn.Linear(256, 2)
+        _load(self, read_mtcnn("onet"))
+
+    def forward(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """patches: [B, 3, 48, 48], -1..1.
+
+        Returns:
+            Box offsets [B, 4], landmarks [B, 10] (five x, then five y, in box sides), scores [B].
+        """
+        x = self.dense(_flatten_width_first(self.trunk(patches)))
+        return self.offsets(x), self.landmarks(x), self.classes(x).softmax(1)[:, 1]
+
+
+def _flatten_width_first(x: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, W*H*C], the order that the dense weights were trained in."""
+    return x.permute(0, 3, 2, 1).flatten(1)
+
+
+def _load(network: nn.Module, arrays: list[NDArray[np.float32]]) -> None:
+    """Copies the package's arrays, which stand in layer order, into the network's parameters."""
+    source: Iterator[NDArray[np.float32]] = iter(arrays)
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                module.weight.copy_(torch.from_numpy(next(source)).permute(3, 2, 0, 1))
+                module.bias.copy_(torch.from_numpy(next(source)))  # type: ignore[union-attr]
+            elif isinstance(module, nn.Linear):
+                module.weight.copy_(torch.from_numpy(next(source)).T)
+                module.bias.copy_(torch.from_numpy(next(source)))
+            elif isinstance(module, nn.PReLU):
+                module.weight.copy_(torch.from_numpy(next(source)).flatten())
+    network.requires_grad_(False).eval()

@@ -1,0 +1,281 @@
+"""Stage one end to end on real generated video: what is in the store, what survives."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import features.shards
+import features.store_writer
+import pipeline.extract
+from features.contracts import ClipFeatures
+from features.errors import ConfigError, ManifestError
+from features.store import Store, open_store, verify_store
+from pipeline.config import ExtractConfig
+from pipeline.extract import ExtractProgress, ManifestOptions, run_extract
+from tests.builders import write_face_video
+
+ROOT = Path(__file__).parent.parent
+CONFIG = ExtractConfig(min_face_px=40, phases=2)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
+def write_manifest(folder: Path, rows: list[dict[str, str]]) -> Path:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with (folder / "m.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder / "m.csv"
+
+
+@pytest.fixture(scope="module")
+def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of clips: three with a face, one without, and a manifest of them."""
+    folder = tmp_path_factory.mktemp("footage")
+    for i in range(3):
+        write_face_video(folder / f"face{i}.mp4", n_frames=10, shift_px=8 * i)
+    write_face_video(folder / "empty.mp4", n_frames=10, face_found=False)
+    names = ("face0", "face1", "face2", "empty")
+    splits = ("train", "val", "test", "test")
+    rows = [
+        {"clip_id": n, "path": f"{n}.mp4", "label": "happy", "split": s, "note": f"of {n}"}
+        for n, s in zip(names, splits, strict=True)
+    ]
+    write_manifest(folder, rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def extracted(footage: Path) -> Path:
+    torch.set_num_threads(1)
+    summary = run_extract(footage / "m.csv", footage / "store", CONFIG)
+    assert (summary.clips_done, summary.clips_failed) == (4, 0)
+    return footage / "store"
+
+
+def test_clips_frames_and_faces_are_where_the_clock_says(extracted: Path) -> None:
+    store = open_store(extracted)
+    assert verify_store(extracted) == []
+    train, val, _, empty = store.iter_clips(context_7x7=True)
+    # 10 frames at 25 fps are 0.4 s: ticks 0.0 .. 0.3 at 10 Hz in two phases, 0.0 and 0.2 at 5 Hz.
+    np.testing.assert_allclose(train.pts_s, [0, 0.08, 0.2, 0.28])
+    assert train.phase.tolist() == [0, 1, 0, 1]
+    np.testing.assert_allclose(val.pts_s, [0, 0.2])
+    assert train.face_frame.tolist() == [0, 1, 2, 3]
+    assert set(train.track) == {0}
+    assert (empty.status, empty.n_frames, empty.n_faces) == ("no-face", 2, 0)
+    assert train.extra == {"note": "of face0"}
+    assert train.context_7x7 is not None
+    assert float(train.context_7x7.max()) > 1
+    assert float(train.face_vector.max()) > 0
+
+
+def test_a_second_run_does_nothing(extracted: Path, footage: Path) -> None:
+    told: list[ExtractProgress] = []
+    summary = run_extract(footage / "m.csv", extracted, CONFIG, progress=told.append)
+    assert (summary.clips_done, summary.clips_skipped, summary.clips_failed) == (0, 4, 0)
+    assert told == []
+
+
+def test_a_changed_label_reaches_the_store_without_a_new_extraction(
+    footage: Path, tmp_path: Path
+) -> None:
+    rows = [{"clip_id": "a", "path": str(footage / "face0.mp4"), "label": "sad", "split": "val"}]
+    run_extract(write_manifest(tmp_path, rows), tmp_path / "s", CONFIG)
+    rows[0] |= {"label": "angry", "split": "test", "subject": "anna"}
+    summary = run_extract(write_manifest(tmp_path, rows), tmp_path / "s", CONFIG)
+    assert (summary.clips_done, summary.clips_skipped) == (0, 1)
+    clip = open_store(tmp_path / "s").read_clip(0)
+    assert (clip.label, clip.split, clip.subject) == ("angry", "test", "anna")
+    assert verify_store(tmp_path / "s") == []
+
+
+@pytest.mark.parametrize("change", ["file", "split", "part"])
+def test_a_clip_whose_frames_change_is_extracted_again(
+    footage: Path, tmp_path: Path, change: str
+) -> None:
+    video = tmp_path / "v.mp4"
+    video.write_bytes((footage / "face0.mp4").read_bytes())
+    rows = [{"clip_id": "a", "path": "v.mp4", "label": "sad", "split": "val"}]
+    run_extract(write_manifest(tmp_path, rows), tmp_path / "s", CONFIG)
+    if change == "file":
+        video.write_bytes((footage / "face1.mp4").read_bytes())
+    rows[0] |= {"split": {"split": "train"}, "part": {"start_s": "0.2"}}.get(change, {})
+    summary = run_extract(write_manifest(tmp_path, rows), tmp_path / "s", CONFIG)
+    assert summary.clips_done == 1
+    assert len(open_store(tmp_path / "s")) == 1
+    assert verify_store(tmp_path / "s") == []
+
+
+def test_broken_clips_become_rows_and_only_they_are_done_again(
+    footage: Path, tmp_path: Path
+) -> None:
+    good = (footage / "face0.mp4").read_bytes()
+    (tmp_path / "good.mp4").write_bytes(good)
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "text.mp4").write_bytes(b"not a video\n" * 50)
+    (tmp_path / "cut.mp4").write_bytes(good[: len(good) // 2])
+    rows = [
+        {"clip_id": name, "path": f"{name}.mp4", "label": "", "split": "test"}
+        for name in ("good", "missing", "empty", "text", "cut")
+    ]
+    manifest = write_manifest(tmp_path, rows)
+    summary = run_extract(manifest, tmp_path / "s", CONFIG)
+    assert (summary.clips_done, summary.clips_failed) == (1, 4)
+    failures = open_store(tmp_path / "s").failures.set_index("clip_id")
+    assert "no such file" in failures.loc["missing", "reason"]
+    assert "empty" in failures.loc["empty", "reason"]
+    assert "no video" in failures.loc["text", "reason"]
+    for name in ("missing", "empty", "text", "cut"):
+        (tmp_path / f"{name}.mp4").write_bytes(good)
+    summary = run_extract(manifest, tmp_path / "s", CONFIG)
+    assert (summary.clips_done, summary.clips_skipped, summary.clips_failed) == (4, 1, 0)
+    assert open_store(tmp_path / "s").failures.empty
+
+
+def test_an_unexpected_error_in_one_clip_stops_no_other(
+    footage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    see = pipeline.extract.ClipSeer.see
+
+    def see_but_for_one(self: object, clip: object, sha256: str) -> object:
+        if clip.clip_id == "face1":  # type: ignore[attr-defined]
+            raise RuntimeError("CUDA error")
+        return see(self, clip, sha256)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pipeline.extract.ClipSeer, "see", see_but_for_one)
+    summary = run_extract(footage / "m.csv", tmp_path / "s", CONFIG)
+    assert (summary.clips_done, summary.clips_failed) == (3, 1)
+    reason = open_store(tmp_path / "s").failures.loc[0, "reason"]
+    assert reason == "unexpected RuntimeError: CUDA error"
+
+
+def test_other_settings_are_refused_before_anything_is_done(extracted: Path, footage: Path) -> None:
+    with pytest.raises(ConfigError, match="min_face_px: 40 there, 20 here"):
+        run_extract(footage / "m.csv", extracted, ExtractConfig(phases=2))
+
+
+def test_the_classes_of_the_store_hold_for_later_manifests(footage: Path, tmp_path: Path) -> None:
+    row = {"clip_id": "a", "path": str(footage / "face0.mp4"), "label": "calm", "split": "test"}
+    run_extract(
+        write_manifest(tmp_path, [row]),
+        tmp_path / "s",
+        CONFIG,
+        options=ManifestOptions(classes=["tense", "calm"]),
+    )
+    assert open_store(tmp_path / "s").classes == ("tense", "calm")
+    with pytest.raises(ManifestError, match="label 'happy' is not one of tense, calm"):
+        run_extract(footage / "m.csv", tmp_path / "s", CONFIG)
+
+
+def test_a_device_that_is_not_there_is_said(footage: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--device cuda:99"):
+        run_extract(footage / "m.csv", tmp_path / "s", CONFIG, device="cuda:99")
+
+
+def assert_same_arrays(found: Store, expected: Store) -> None:
+    a = {c.clip_id: c for c in found.iter_clips(context_7x7=True)}
+    b = {c.clip_id: c for c in expected.iter_clips(context_7x7=True)}
+    assert a.keys() == b.keys()
+    for clip_id in a:
+        for name in ("pts_s", "context_7x7", "context_2x2", "box_px", "face_vector", "track"):
+            np.testing.assert_array_equal(getattr(a[clip_id], name), getattr(b[clip_id], name))
+
+
+@pytest.fixture(scope="module")
+def many(footage: Path) -> Path:
+    """A manifest of enough clips that an extract can be stopped half way."""
+    rows = [
+        {"clip_id": f"c{i}", "path": f"face{i % 3}.mp4", "label": "sad", "split": "train"}
+        for i in range(20)
+    ]
+    (footage / "many").mkdir()
+    for i in range(3):
+        (footage / "many" / f"face{i}.mp4").symlink_to(footage / f"face{i}.mp4")
+    return write_manifest(footage / "many", rows)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(many: Path) -> Path:
+    torch.set_num_threads(1)
+    run_extract(many, many.parent / "whole", CONFIG)
+    return many.parent / "whole"
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
+def test_a_stopped_extract_resumes_to_the_same_store(
+    many: Path, uninterrupted: Path, tmp_path: Path, stop: signal.Signals
+) -> None:
+    store = tmp_path / "s"
+    command = [sys.executable, "cli.py", "extract", str(many), "--store", str(store)]
+    command += ["--min-face", "40", "--phases", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE)
+    while process.poll() is None and not list(store.glob("shards/.*.partial")):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.01)  # until the first clip is being written
+    process.send_signal(stop)
+    process.communicate()
+    if stop is signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 130
+        assert 1 <= len(open_store(store)) < 20
+        assert verify_store(store) == []
+    resumed = run_extract(many, store, CONFIG)
+    assert resumed.clips_failed == 0
+    assert resumed.clips_done > 0
+    assert_same_arrays(open_store(store), open_store(uninterrupted))
+    assert verify_store(store) == []
+
+
+def test_ctrl_c_keeps_the_clips_that_are_done(many: Path, tmp_path: Path) -> None:
+    def interrupt_after_three(told: ExtractProgress) -> None:
+        if told.n_done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_extract(many, tmp_path / "s", CONFIG, progress=interrupt_after_three)
+    assert len(open_store(tmp_path / "s")) == 3
+    assert verify_store(tmp_path / "s") == []
+
+
+def test_a_full_disk_is_said_and_finished_shards_stay(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features.store_writer, "SHARD_FRAMES", 8)
+    append = features.shards.ShardWriter.append
+    n_appended = 0
+
+    def append_until_full(self: features.shards.ShardWriter, clip: ClipFeatures) -> None:
+        nonlocal n_appended
+        n_appended += 1
+        if n_appended > 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(self, clip)
+
+    monkeypatch.setattr(features.shards.ShardWriter, "append", append_until_full)
+    with pytest.raises(OSError, match="No space left"):
+        run_extract(many, tmp_path / "s", CONFIG)
+    monkeypatch.undo()
+    assert len(open_store(tmp_path / "s")) == 4
+    assert verify_store(tmp_path / "s") == []

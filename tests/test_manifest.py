@@ -1,0 +1,202 @@
+"""A manifest is read as it stands, or everything that is wrong with it is said at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from features.contracts import MEC_CLASSES
+from features.errors import ManifestError
+from pipeline.manifest import Manifest, find_missing_files, read_manifest
+
+HEADER = "clip_id,path,label,split,subject,start_s,end_s"
+GOOD = "a,a.mp4,happy,train,anna,,"
+
+
+def write_csv(folder: Path, *rows: str, header: str = HEADER, newline: str = "\n") -> Path:
+    path = folder / "clips.csv"
+    path.write_bytes((newline.join([header, *rows]) + newline).encode())
+    return path
+
+
+def read_problem(path: Path, classes: list[str] | None = None) -> str:
+    with pytest.raises(ManifestError) as error:
+        read_manifest(path, classes=classes)
+    return str(error.value)
+
+
+def test_a_row_becomes_a_clip_with_its_path_beside_the_manifest(tmp_path: Path) -> None:
+    path = write_csv(tmp_path, "a, films/a.mp4 ,happy,train,anna,1.5,2", "b,/far/b.mp4,,test,,,")
+    a, b = read_manifest(path).clips
+    assert (a.clip_id, a.path, a.label, a.split) == (
+        "a",
+        tmp_path / "films/a.mp4",
+        "happy",
+        "train",
+    )
+    assert (a.subject, a.start_s, a.end_s, a.line) == ("anna", 1.5, 2.0, 2)
+    assert (b.path, b.label, b.start_s, b.end_s) == (Path("/far/b.mp4"), "", None, None)
+
+
+BAD_ROWS = {
+    "a label that is no class": ("b,b.mp4,hapy,train,,,", "label 'hapy' is not one of happy, sad"),
+    "an id that stands already": ("a,b.mp4,sad,train,,,", "clip_id 'a' stands already on line 2"),
+    "an id with a blank": ("b c,b.mp4,sad,train,,,", "clip_id 'b c': expected letters"),
+    "no id": (",b.mp4,sad,train,,,", "clip_id '': expected letters"),
+    "no path": ("b,,sad,train,,,", "path is empty"),
+    "an unknown split": ("b,b.mp4,sad,dev,,,", "split 'dev' is not one of train, val, test"),
+    "no split": ("b,b.mp4,sad,,,,", "split '' is not one of"),
+    "a subject in two splits": (
+        "b,b.mp4,sad,val,anna,,",
+        "subject 'anna' stands in val, but in train on line 2",
+    ),
+    "a start at the end": ("b,b.mp4,sad,train,,2,2", "start_s 2 is not before end_s 2"),
+    "a start after the end": ("b,b.mp4,sad,train,,3,2", "start_s 3 is not before end_s 2"),
+    "an end at the file's start": ("b,b.mp4,sad,train,,,0", "start_s 0 is not before end_s 0"),
+    "a start that is no number": (
+        "b,b.mp4,sad,train,,1:20,",
+        "start_s '1:20' is not a number of seconds",
+    ),
+    "a start below 0": (
+        "b,b.mp4,sad,train,,-1,",
+        "start_s '-1' is not a number of seconds, 0 or more",
+    ),
+    "an end that is nan": ("b,b.mp4,sad,train,,,nan", "end_s 'nan' is not a number"),
+    "an end that is infinite": ("b,b.mp4,sad,train,,,inf", "end_s 'inf' is not a number"),
+    "a row too short": ("b,b.mp4,sad,train", "4 cells, but the header has 7"),
+    "a row too long": ("b,b.mp4,sad,train,,,,,", "9 cells, but the header has 7"),
+}
+
+
+@pytest.mark.parametrize(("row", "expected"), BAD_ROWS.values(), ids=BAD_ROWS)
+def test_one_bad_row_is_named_by_its_line(tmp_path: Path, row: str, expected: str) -> None:
+    message = read_problem(write_csv(tmp_path, GOOD, row, "z,z.mp4,sad,train,,,"))
+    assert f"line 3: {expected}" in message
+    assert "1 problem\n" in message
+
+
+def test_every_problem_of_every_row_is_said_at_once_in_the_order_of_lines(tmp_path: Path) -> None:
+    message = read_problem(
+        write_csv(
+            tmp_path, GOOD, "a,,hapy,dev,,x,-2", "c,c.mp4,sad,train", "d,d.mp4,sad,val,anna,9,x"
+        )
+    )
+    lines = [line.split(":")[0].strip() for line in message.splitlines()[1:]]
+    assert lines == ["line 3"] * 6 + ["line 4"] + ["line 5"] * 2
+    assert "9 problems" in message
+
+
+def test_a_subject_may_stand_in_two_splits_when_that_is_allowed(tmp_path: Path) -> None:
+    path = write_csv(tmp_path, GOOD, "b,b.mp4,sad,val,anna,,", "c,c.mp4,sad,test,,,")
+    assert len(read_manifest(path, allow_subject_overlap=True).clips) == 3
+
+
+def test_rows_without_a_subject_may_stand_in_any_split(tmp_path: Path) -> None:
+    path = write_csv(tmp_path, "a,a.mp4,sad,train,,,", "b,b.mp4,sad,val,,,")
+    assert len(read_manifest(path).clips) == 2
+
+
+BAD_FILES = {
+    "an empty file": (b"", "lacks clip_id, path, label, split; found nothing"),
+    "a column missing": (b"clip_id,path,label\n", "line 1: the header lacks split"),
+    "semicolons": (b"clip_id;path;label;split\n", "Expected commas"),
+    "a column twice": (b"clip_id,path,label,split,label\n", "repeats label"),
+    "nameless columns": (b"clip_id,path,label,split,,\n", "repeats the empty name"),
+    "a header alone": (b"clip_id,path,label,split\n", "no clip follows the header"),
+    "empty rows alone": (b"clip_id,path,label,split\n\n,,,\n", "no clip follows"),
+    "Latin-1": (b"clip_id,path,label,split\na,a.mp4,\xe9,val\n", "line 2 is not UTF-8"),
+    "UTF-16": ("clip_id,path".encode("utf-16"), "line 1 is not UTF-8"),
+    "an open quotation mark": (
+        b'clip_id,path,label,split\n"a' + b"a,b\n" * 50_000,
+        "quotation mark left open",
+    ),
+}
+
+
+@pytest.mark.parametrize(("content", "expected"), BAD_FILES.values(), ids=BAD_FILES)
+def test_a_file_that_is_no_manifest_is_refused(
+    tmp_path: Path, content: bytes, expected: str
+) -> None:
+    path = tmp_path / "clips.csv"
+    path.write_bytes(content)
+    assert expected in read_problem(path)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("none.csv", "no such file"), (".", "cannot be")])
+def test_a_manifest_that_cannot_be_read_is_said(tmp_path: Path, name: str, expected: str) -> None:
+    assert expected in read_problem(tmp_path / name)
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+def test_line_ends_and_byte_order_marks_make_no_difference(
+    tmp_path: Path, newline: str, bom: bytes
+) -> None:
+    path = write_csv(tmp_path, GOOD, "", "b,b.mp4,sad,val,,,", newline=newline)
+    path.write_bytes(bom + path.read_bytes())
+    assert [(clip.clip_id, clip.line) for clip in read_manifest(path).clips] == [("a", 2), ("b", 4)]
+
+
+def test_lines_are_counted_through_quoted_newlines(tmp_path: Path) -> None:
+    path = write_csv(tmp_path, '"a","a.mp4","happy","train","an\nna",,', "b,b.mp4,sad,dev,,,")
+    assert "line 4: split 'dev'" in read_problem(path)
+
+
+def test_unknown_columns_are_kept(tmp_path: Path) -> None:
+    path = write_csv(
+        tmp_path,
+        'a,a.mp4,,val,"say ""hi"", 你好",film1',
+        header="clip_id,path,label,split,note,source",
+    )
+    clip = read_manifest(path).clips[0]
+    assert clip.extra == {"note": 'say "hi", 你好'}
+    assert clip.source == "film1"
+
+
+def read_labels(folder: Path, labels: list[str], classes: list[str] | None = None) -> Manifest:
+    rows = [f"c{i},c.mp4,{label},train,,," for i, label in enumerate(labels)]
+    return read_manifest(write_csv(folder, *rows), classes=classes)
+
+
+CLASSES = {
+    "MEC's eight where one label is among them": (["sad"], None, MEC_CLASSES, False),
+    "MEC's eight where no clip is labelled": (["", ""], None, MEC_CLASSES, False),
+    "all labels sorted where none is MEC's": (["joy", "awe", ""], None, ("awe", "joy"), True),
+    "those given, in their order": (["joy"], ["joy", "awe"], ("joy", "awe"), False),
+}
+
+
+@pytest.mark.parametrize(("labels", "given", "classes", "assumed"), CLASSES.values(), ids=CLASSES)
+def test_classes_are(
+    tmp_path: Path,
+    labels: list[str],
+    given: list[str] | None,
+    classes: tuple[str, ...],
+    assumed: bool,
+) -> None:
+    manifest = read_labels(tmp_path, labels, given)
+    assert (manifest.classes, manifest.classes_assumed) == (classes, assumed)
+
+
+def test_given_classes_make_other_labels_wrong(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="'happy' is not one of joy, awe"):
+        read_labels(tmp_path, ["joy", "happy"], ["joy", "awe"])
+
+
+def test_missing_files_are_found_with_their_lines(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    (tmp_path / "folder").mkdir()
+    long = "x" * 300
+    path = write_csv(
+        tmp_path,
+        GOOD,
+        "b,b.mp4,,val,,,",
+        "c,folder,,val,,,",
+        f"d,{long},,val,,,",
+        "e,a.mp4,,val,,,",
+    )
+    problems = find_missing_files(read_manifest(path).clips)
+    assert [problem.line for problem in problems] == [3, 4, 5]
+    assert str(problems[0]) == f"line 3: clip 'b': no file: {tmp_path / 'b.mp4'}"
+    assert "cannot be read (File name too long)" in problems[2].message

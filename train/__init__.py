@@ -1,0 +1,1 @@
+"""Stage two: shards -> dataset -> heads -> metrics -> report. Never opens a video."""

@@ -1,0 +1,286 @@
+"""Clips in memory as sequences: which rows a head reads, which batches, in which order.
+
+Features of a split lie in matrices, a row a frame or face, as 16-bit floats; a clip is two lists of
+row numbers. Row 0 is all zeros: it pads, and it stands for the face of a clip without one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from features.contracts import CONTEXT_CHANNELS, FACE_VECTOR_SIZE, ClipFeatures
+from features.errors import ConfigError, ShardError
+
+UNLABELLED = -1
+"""Class number of a clip that is only to be predicted."""
+
+LENGTH_UNIT = 8
+"""ClipSteps: batches gather clips that agree in length up to this much, to pad little."""
+
+WINDOW_BATCHES = 16
+"""Clips are sorted by length among this many batches; a store with fewer is not sorted at all."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClipSteps:
+    """Which rows of its split's matrices a head reads of one clip at one phase, in order."""
+
+    context: NDArray[np.int64]
+    """[T] Rows of the context matrices."""
+    face: NDArray[np.int64]
+    """[T] Rows of the face matrix; 0 where there is no face."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClipTable:
+    """The clips of one split, ordered by clip id, with their features in memory."""
+
+    clip_id: tuple[str, ...]
+    label: NDArray[np.intp]
+    """[N] Class number, or ``UNLABELLED``."""
+    group: tuple[str, ...]
+    """[N] Subject of each clip; the clip's own id where none is known."""
+    phases: tuple[tuple[ClipSteps, ...], ...]
+    """[N] Each clip's phases, at least one; evaluation reads the first."""
+    features: Mapping[str, Tensor]
+    """``face`` [A+1, 512], ``context_2x2`` [F+1, 2048], ``context_7x7`` [F+1, 25088]."""
+
+    def __len__(self) -> int:
+        return len(self.clip_id)
+
+    @property
+    def labelled(self) -> NDArray[np.intp]:
+        """Positions of the clips that have a label."""
+        return np.flatnonzero(self.label != UNLABELLED)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """Clips padded to the longest among them."""
+
+    streams: Mapping[str, Tensor]
+    """Stream name -> [*runs, B, T, D], 16-bit floats, zeros behind a clip's end."""
+    n_steps: Tensor
+    """[*runs, B] True lengths."""
+    label: Tensor
+    """[*runs, B] Class numbers."""
+
+
+class TableBuilder:
+    """Fills the table of one split, clip by clip; holds the matrices while they grow full."""
+
+    def __init__(
+        self, *, n_frames: int, n_faces: int, grids: Iterable[str], dtype: torch.dtype
+    ) -> None:
+        """Make room for the counts given; grids are ``2x2`` and ``7x7``."""
+        sides = {"2x2": 4, "7x7": 49}
+        self.features = {"face": torch.zeros(n_faces + 1, FACE_VECTOR_SIZE, dtype=dtype)}
+        for grid in grids:
+            size = CONTEXT_CHANNELS * sides[grid]
+            self.features[f"context_{grid}"] = torch.zeros(n_frames + 1, size, dtype=dtype)
+        self.n_frames = self.n_faces = 0
+        self.rows: list[tuple[str, int, str, tuple[ClipSteps, ...]]] = []
+
+    def add(self, clip: ClipFeatures, label: int, *, faces: str, max_steps: int) -> None:
+        """Append a clip. Raises ShardError where it has no frame."""
+        if clip.n_frames == 0:
+            raise ShardError(
+                f"clip {clip.clip_id}: no frame of it in the store. Run store verify, then extract."
+            )
+        first_frame, first_face = 1 + self.n_frames, 1 + self.n_faces
+        for name, matrix in self.features.items():
+            values = clip.face_vector if name == "face" else getattr(clip, name)
+            begin = first_face if name == "face" else first_frame
+            matrix[begin : begin + len(values)] = torch.from_numpy(
+                np.ascontiguousarray(values).reshape(len(values), -1)
+            )
+        phases = []
+        for phase in np.unique(clip.phase):
+            frame, face = choose_steps(clip, int(phase), faces)
+            n = max_steps or len(frame)
+            at = np.where(face < 0, 0, face + first_face)
+            phases.append(ClipSteps(context=(frame + first_frame)[:n], face=at[:n]))
+        self.rows.append((clip.clip_id, label, clip.subject or clip.clip_id, tuple(phases)))
+        self.n_frames += clip.n_frames
+        self.n_faces += clip.n_faces
+
+    def finish(self) -> ClipTable:
+        """The table. Order of arrival does not matter: a resumed store trains to the same run."""
+        rows = sorted(self.rows, key=lambda row: row[0])
+        return ClipTable(
+            clip_id=tuple(row[0] for row in rows),
+            label=np.array([row[1] for row in rows], np.intp),
+            group=tuple(row[2] for row in rows),
+            phases=tuple(row[3] for row in rows),
+            features=self.features,
+        )
+
+
+def choose_steps(
+    clip: ClipFeatures, phase: int, faces: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Choose the steps that a head reads of a clip at one phase of the clock (IV-B).
+
+    ::
+
+        frames   0      1    2      faces a b of frame 0, c of frame 2; a larger than b
+        all      a b         c      each face with its frame; a frame without one gives no step
+        largest  a           c      the first of each frame: faces are stored largest first
+        track    b           c      if b and c are one person, and the one seen most often
+        no face  -      -    -      every frame gives a step with a zero face
+
+    ``track`` means the track with most rows in the whole clip, the earlier one among equals; where
+    the phase shows nothing of it, or the store has no tracks, it means ``largest``.
+
+    Returns:
+        [T] rows of the clip's frames and [T] rows of its faces, -1 for no face; T >= 1 where the
+        phase has a frame.
+    """
+    at_phase = np.flatnonzero(clip.phase == phase)
+    rows = np.flatnonzero(clip.phase[clip.face_frame] == phase)
+    if faces == "track":
+        followed = rows[clip.track[rows] == _main_track(clip.track)]
+        rows, faces = (followed, "all") if len(followed) else (rows, "largest")
+    if faces == "largest":
+        _, first = np.unique(clip.face_frame[rows], return_index=True)
+        rows = rows[first]
+    if len(rows) == 0:
+        return at_phase.astype(np.int64), np.full(len(at_phase), -1, np.int64)
+    return clip.face_frame[rows].astype(np.int64), rows.astype(np.int64)
+
+
+def _main_track(track: NDArray[np.int32]) -> int:
+    """The number that most rows carry; one that no row carries where there are no tracks."""
+    numbers, first, counts = np.unique(track[track >= 0], return_index=True, return_counts=True)
+    if len(numbers) == 0:
+        return -2
+    return int(numbers[np.lexsort((first, -counts))[0]])
+
+
+def number_label(label: str, classes: Sequence[str], where: str) -> int:
+    """The class number of a label, ``UNLABELLED`` for none.
+
+    Raises:
+        ConfigError: the label is not among the store's classes.
+    """
+    if not label:
+        return UNLABELLED
+    if label not in classes:
+        raise ConfigError(
+            f"{where}: label {label!r}, but the store declares {', '.join(classes)}. "
+            "Correct the manifest and run extract again: features are kept."
+        )
+    return list(classes).index(label)
+
+
+def check_train_table(table: ClipTable, classes: Sequence[str]) -> None:
+    """Raise ConfigError unless the clips with a label show two classes at least."""
+    found = np.unique(table.label[table.labelled])
+    if len(found) == 0:
+        raise ConfigError(
+            "split train: no clip with a label. Give clips of the manifest the split train, and a "
+            "label, and run extract."
+        )
+    if len(found) == 1:
+        raise ConfigError(
+            f"split train: every clip is {classes[found[0]]!r}, so there is nothing to tell apart. "
+            "Add clips of another class to the manifest and run extract."
+        )
+
+
+def check_val_table(table: ClipTable) -> None:
+    """Raise ConfigError unless a clip has a label: without one no epoch can be chosen."""
+    if len(table.labelled) == 0:
+        raise ConfigError(
+            "split val: no clip with a label, so no epoch can be chosen. Give some clips of the "
+            "manifest the split val, and a label, and run extract."
+        )
+
+
+def draw_phases(table: ClipTable, seed: int, epoch: int) -> NDArray[np.intp]:
+    """[N] Each clip's phase in this epoch: its random initial frame (IV-C)."""
+    n_phases = np.array([len(phases) for phases in table.phases])
+    rng = np.random.default_rng([seed, epoch, 0])
+    drawn: NDArray[np.intp] = (rng.random(len(table)) * n_phases).astype(np.intp)
+    return drawn
+
+
+def order_batches(
+    n_steps: NDArray[np.integer], batch_size: int, seed: int, epoch: int
+) -> list[NDArray[np.intp]]:
+    """Shuffle clips into batches, as a function of seed and epoch.
+
+    In a large set, clips of like length meet: the shuffled clips are cut into windows of
+    ``WINDOW_BATCHES`` batches, and each window is sorted by length (in units of ``LENGTH_UNIT``).
+    The order of its batches is then shuffled by the epoch alone, so that runs trained side by side
+    meet short and long batches at the same time.
+
+    Args:
+        n_steps: [N] Length of each clip.
+        batch_size: Clips a batch; the last of the epoch may have fewer.
+        seed: Of the run.
+        epoch: From 0.
+
+    Returns:
+        Positions of the clips, batch by batch; each clip once.
+    """
+    shuffled = np.random.default_rng([seed, epoch, 1]).permutation(len(n_steps))
+    window = batch_size * WINDOW_BATCHES
+    shared = np.random.default_rng([epoch, 2])
+    batches: list[NDArray[np.intp]] = []
+    for begin in range(0, len(shuffled), window):
+        part = shuffled[begin : begin + window]
+        if len(part) < window:
+            batches += _cut(part, batch_size)
+            continue
+        units = -(-n_steps[part] // LENGTH_UNIT)
+        sorted_batches = _cut(part[np.argsort(units, kind="stable")], batch_size)
+        batches += [sorted_batches[i] for i in shared.permutation(WINDOW_BATCHES)]
+    return batches
+
+
+def gather_batch(
+    table: ClipTable,
+    clips: NDArray[np.intp],
+    phases: NDArray[np.intp],
+    streams: Mapping[str, str],
+) -> Batch:
+    """Gather some clips, each at a phase, padded to the longest.
+
+    Args:
+        table: Where they stand.
+        clips: [B] or [S, B] Positions in the table.
+        phases: The same shape: which of its phases.
+        streams: Stream name -> feature matrix, for example ``context`` -> ``context_2x2``.
+    """
+    steps = [
+        table.phases[clip][phase] for clip, phase in zip(clips.ravel(), phases.ravel(), strict=True)
+    ]
+    n_steps = np.array([len(s.context) for s in steps])
+    rows = {
+        stream: np.zeros((len(steps), n_steps.max()), np.int64)  # row 0 pads
+        for stream in streams
+    }
+    for i, s in enumerate(steps):
+        for stream, at in rows.items():
+            at[i, : n_steps[i]] = s.face if stream == "face" else s.context
+    return Batch(
+        streams={
+            stream: table.features[streams[stream]]
+            .index_select(0, torch.from_numpy(at.ravel()))
+            .view(*clips.shape, at.shape[1], -1)
+            for stream, at in rows.items()
+        },
+        n_steps=torch.from_numpy(n_steps).view(clips.shape),
+        label=torch.from_numpy(table.label[clips]),
+    )
+
+
+def _cut(clips: NDArray[np.intp], size: int) -> list[NDArray[np.intp]]:
+    return [clips[begin : begin + size] for begin in range(0, len(clips), size)]

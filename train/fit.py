@@ -1,0 +1,282 @@
+"""The driver of ``fit``: stores to run folders."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from threading import Event, Lock
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from safetensors.torch import save
+
+from features.fingerprint import hash_json
+from features.store import open_store
+from train.config import FitConfig, check_heads
+from train.dataset import UNLABELLED, ClipTable, check_train_table, check_val_table
+from train.heads import build_head, choose_grid, count_parameters
+from train.metrics import bootstrap_intervals, score_predictions
+from train.parallel import count_workers, run_jobs, split_seeds
+from train.runs import (
+    RUN_FORMAT,
+    RUN_VERSION,
+    Run,
+    RunSummary,
+    is_run,
+    name_run,
+    read_summary,
+    write_run,
+)
+from train.stores import check_stores, describe_stores, read_tables
+from train.training import (
+    Task,
+    TrainedRun,
+    choose_precision,
+    choose_streams,
+    plan_epochs,
+    score_clips,
+    train_runs,
+)
+
+SCORED_SPLITS = ("val", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitProgress:
+    """How far ``fit`` has come, for a progress bar."""
+
+    head: str
+    seeds: tuple[int, ...]
+    """The runs that this event speaks of; while training, those still going."""
+    state: str
+    """``skipped`` (complete runs found), ``training``, or ``done`` (runs written)."""
+    epoch: int = 0
+    n_epochs: int = 0
+    best: tuple[float, ...] = ()
+    """While training: the chosen metric of each run's best epoch on val so far, 0..1."""
+
+
+def run_fit(
+    stores: Sequence[Path],
+    runs: Path,
+    heads: Sequence[str],
+    seeds: Sequence[int],
+    config: FitConfig,
+    *,
+    device: str = "cpu",
+    progress: Callable[[FitProgress], None] = lambda _: None,
+) -> list[RunSummary]:
+    """Train heads on stores, one run folder a head and seed; complete runs are not trained again.
+
+    The seeds of a head are trained side by side. The epoch is chosen on val; test is scored once,
+    with that epoch.
+
+    Args:
+        stores: Folders; all of one fingerprint and of the same classes.
+        runs: Folder of run folders; made where it is missing.
+        heads: Names of ``train.config.HEAD_NAMES``.
+        seeds: One run each.
+        config: Settings that all heads share.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        progress: Told of every epoch and of skipped and finished runs.
+
+    Returns:
+        metrics.json of every run asked for, by head, then seed.
+
+    Raises:
+        ConfigError: Stores that do not fit together, an empty split, a single class, no such head.
+        ShardError: A store cannot be read.
+        RunError: A run folder lacks a file, or a loss is not a number.
+    """
+    check_heads(heads)
+    opened = [open_store(path) for path in stores]
+    check_stores(opened)
+    config = replace(config, precision=choose_precision(config.precision, device))
+    described = describe_stores(opened)
+
+    paths = {
+        (head, seed): runs / name_run(head, _hash_task(head, config, described), seed)
+        for head in heads
+        for seed in seeds
+    }
+    missing: dict[str, list[int]] = {}
+    for head in heads:
+        there = tuple(seed for seed in seeds if is_run(paths[head, seed]))
+        if there:
+            progress(FitProgress(head=head, seeds=there, state="skipped"))
+        if len(there) < len(seeds):
+            missing[head] = [seed for seed in seeds if seed not in there]
+    if missing:
+        tables = read_tables(opened, config, {choose_grid(h, config.context) for h in missing})
+        check_train_table(tables["train"], opened[0].classes)
+        check_val_table(tables["val"])
+        n_workers, tell = count_workers(device), _one_at_a_time(progress)
+        jobs = [
+            _Job(
+                task=Task(
+                    head=head,
+                    classes=opened[0].classes,
+                    train=tables["train"],
+                    val=tables["val"],
+                    config=config,
+                    device=device,
+                ),
+                test=tables["test"],
+                paths={seed: paths[head, seed] for seed in group},
+                described=described,
+                progress=tell,
+            )
+            for head, left in missing.items()
+            for group in split_seeds(left, len(missing), n_workers)
+        ]
+        run_jobs([job.run for job in jobs], n_workers)
+    return [read_summary(path) for path in paths.values()]
+
+
+def summarise_scores(table: ClipTable, scores: NDArray[np.float64]) -> dict[str, Any]:
+    """The metrics of one split as metrics.json holds them; empty where no clip has a label."""
+    known = table.labelled
+    if len(known) == 0:
+        return {}
+    metrics = score_predictions(table.label[known], scores[known])
+    summary = asdict(metrics)
+    summary["confusion"] = metrics.confusion.tolist()
+    summary["intervals"] = bootstrap_intervals(
+        table.label[known],
+        scores[known].argmax(1),
+        [table.group[i] for i in known],
+        scores.shape[1],
+    )
+    return summary
+
+
+def tabulate_predictions(
+    tables: Mapping[str, ClipTable],
+    scores: Mapping[str, NDArray[np.float64]],
+    classes: Sequence[str],
+) -> pd.DataFrame:
+    """One row a clip: clip_id, split, label, predicted, and ``p_<class>`` for each class."""
+    parts = []
+    for split, of_split in scores.items():
+        table = tables[split]
+        part = pd.DataFrame(
+            {
+                "clip_id": table.clip_id,
+                "split": split,
+                "label": ["" if i == UNLABELLED else classes[i] for i in table.label],
+                "predicted": [classes[i] for i in of_split.argmax(1)],
+            }
+        )
+        for k, name in enumerate(classes):
+            part[f"p_{name}"] = of_split[:, k]
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Job:
+    """Some seeds of one head, trained side by side and written."""
+
+    task: Task
+    test: ClipTable
+    paths: Mapping[int, Path]
+    """Seed -> run folder."""
+    described: Mapping[str, Any]
+    progress: Callable[[FitProgress], None]
+
+    def run(self, stop: Event) -> None:
+        for trained in train_runs(self.task, list(self.paths), self._tell_epoch, stop):
+            write_run(*self._finish_run(trained))
+        self.progress(FitProgress(head=self.task.head, seeds=tuple(self.paths), state="done"))
+
+    def _tell_epoch(self, epoch: int, active: Sequence[TrainedRun]) -> None:
+        self.progress(
+            FitProgress(
+                head=self.task.head,
+                seeds=tuple(run.seed for run in active),
+                state="training",
+                epoch=epoch,
+                n_epochs=plan_epochs(len(self.task.train.labelled), self.task.config).n_epochs,
+                best=tuple(max(run.best[0], 0.0) for run in active),
+            )
+        )
+
+    def _finish_run(self, trained: TrainedRun) -> tuple[Run, bytes]:
+        """Score the chosen epoch on val and, this once, on test; gather what the folder holds."""
+        task, config = self.task, self.task.config
+        tables = {"val": task.val, "test": self.test}
+        grid = choose_grid(task.head, config.context)
+        head = build_head(task.head, len(task.classes), context=grid)
+        head.load_state_dict(dict(trained.state))
+        streams = choose_streams(head, grid)
+        scores = {split: score_clips(head, table, streams) for split, table in tables.items()}
+        summary = RunSummary(
+            run=self.paths[trained.seed].name,
+            head=task.head,
+            seed=trained.seed,
+            n_parameters=count_parameters(head),
+            best_epoch=trained.best_epoch,
+            val=summarise_scores(task.val, scores["val"]),
+            test=summarise_scores(self.test, scores["test"]),
+        )
+        run = Run(
+            path=self.paths[trained.seed],
+            config={
+                "format": RUN_FORMAT,
+                "version": RUN_VERSION,
+                "head": task.head,
+                "seed": trained.seed,
+                "context": grid,
+                "n_epochs": plan_epochs(len(task.train.labelled), config).n_epochs,
+                "settings": asdict(config),
+                "device": task.device,
+                "store": dict(self.described),
+                "versions": _find_versions(),
+            },
+            summary=summary,
+            history=_tabulate_history(trained),
+            predictions=tabulate_predictions(tables, scores, task.classes),
+        )
+        weights = {name: tensor.contiguous() for name, tensor in trained.state.items()}
+        return run, save(weights)
+
+
+def _one_at_a_time(progress: Callable[[FitProgress], None]) -> Callable[[FitProgress], None]:
+    """The same callback, never called from two threads at once."""
+    lock = Lock()
+
+    def tell(told: FitProgress) -> None:
+        with lock:
+            progress(told)
+
+    return tell
+
+
+def _tabulate_history(trained: TrainedRun) -> pd.DataFrame:
+    names = ("loss", "map_mec", "map_rank", "acc", "uar", "f1_macro")
+    rows = []
+    for row in trained.history:
+        val = {f"val_{n}": getattr(row.val, n) if row.val else np.nan for n in names}
+        rows.append({"epoch": row.epoch, "train_loss": row.train_loss, **val})
+    return pd.DataFrame(rows)
+
+
+def _hash_task(head: str, config: FitConfig, described: Mapping[str, Any]) -> str:
+    """What names a run beside its head and seed: its settings and the clips it learned from."""
+    settings = {**asdict(config), "context": choose_grid(head, config.context)}
+    return hash_json([settings, described["fingerprint"], described["clips_sha256"]])
+
+
+def _find_versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in ("caca-rnn", "torch", "numpy"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:  # run from a checkout that was not installed
+            versions[package] = "not installed"
+    return versions

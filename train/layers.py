@@ -1,0 +1,229 @@
+"""The layers that heads are made of, for one run or for several side by side.
+
+A parameter may carry a leading run dimension: then the layer holds S runs of equal shape, and its
+input carries the same S in front. Without it the layer is an ordinary one. Names and layouts are
+those of ``torch.nn.Linear`` and ``torch.nn.LSTM``, so weights load into either.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from train.recurrence import Steps, run_recurrence
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class Head(nn.Module):
+    """A trainable model from streams of features to class logits.
+
+    The one base class of the package: it pins the two ways to call any head, by the two streams of
+    the paper or by any streams, so that drivers need not know which head they hold.
+    """
+
+    streams: tuple[str, ...]
+    """The streams that the head reads; others may be missing."""
+
+    def forward(self, context: Tensor, face: Tensor, n_steps: Tensor) -> Tensor:
+        """Score clips by the streams of the paper.
+
+        Args:
+            context: [*runs, B, T, C] zero-padded; C is the head's context size.
+            face: [*runs, B, T, 512] zero-padded.
+            n_steps: [*runs, B] true lengths, 1..T.
+
+        Returns:
+            [*runs, B, K] Logits.
+        """
+        return self.score({"context": context, "face": face}, n_steps)
+
+    def score(self, streams: Mapping[str, Tensor], n_steps: Tensor) -> Tensor:
+        """The same by stream name; only the head's own streams are looked at."""
+        raise NotImplementedError
+
+
+class Linear(nn.Module):
+    """``torch.nn.Linear`` with an optional run dimension."""
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_out, n_in))
+        self.bias = nn.Parameter(torch.empty(n_out))
+
+    def draw_weights(self, rng: torch.Generator) -> None:
+        """Draw as PyTorch does: uniform within 1 / sqrt(inputs)."""
+        _draw_uniform(self, 1 / math.sqrt(self.weight.shape[-1]), rng)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [*runs, ..., n_in]. Returns [*runs, ..., n_out]."""
+        return _project(x, self.weight, self.bias)
+
+
+class State(NamedTuple):
+    """Where an LSTM stands after its last real step, one entry a layer."""
+
+    hidden: tuple[Tensor, ...]
+    """[*runs, B, H] each"""
+    cell: tuple[Tensor, ...]
+    """[*runs, B, H] each"""
+
+
+class Read(NamedTuple):
+    """What an LSTM made of a sequence."""
+
+    hidden: Tensor
+    """[*runs, B, T, H] Top layer at every step; past a clip's last real step it means nothing."""
+    state: State
+    attention: Tensor
+    """[*runs, B, T, U] Attention weights of each step over the memory's steps; U = 0 without."""
+
+
+class Memory(NamedTuple):
+    """What an LSTM may attend to while it reads: another's hidden states."""
+
+    hidden: Tensor
+    """[*runs, B, U, H]"""
+    mask: Tensor
+    """[*runs, B, U] True where the step is real."""
+
+
+class Lstm(nn.Module):
+    """``torch.nn.LSTM`` (two bias vectors a layer) with optional runs and optional attention.
+
+    With ``attention_size`` the first layer's input is the step's own, then the attention vector.
+    The layer that reads the vector is the one that asks for it: the query is its hidden state of
+    the step before.
+    """
+
+    def __init__(self, n_in: int, size: int, n_layers: int, *, attention_size: int = 0) -> None:
+        super().__init__()
+        if attention_size not in (0, size):
+            raise ValueError(f"dot product attention needs equal sizes: {attention_size}, {size}")
+        self.n_layers, self.size, self.attention_size = n_layers, size, attention_size
+        for layer in range(n_layers):
+            width = n_in + attention_size if layer == 0 else size
+            for name, shape in _layer_shapes(width, size).items():
+                self.register_parameter(f"{name}_l{layer}", nn.Parameter(torch.empty(*shape)))
+
+    def draw_weights(self, rng: torch.Generator) -> None:
+        """Draw as PyTorch does: uniform within 1 / sqrt(hidden size)."""
+        _draw_uniform(self, 1 / math.sqrt(self.size), rng)
+
+    def forward(
+        self,
+        x: Tensor,
+        n_steps: Tensor,
+        *,
+        first: State | None = None,
+        memory: Memory | None = None,
+    ) -> Read:
+        """Read a batch of sequences.
+
+        Args:
+            x: [*runs, B, T, n_in] zero-padded.
+            n_steps: [*runs, B] True lengths, 1..T.
+            first: The state before the first step, one entry a layer; None: zeros.
+            memory: What the first layer attends to; needed exactly with ``attention_size``.
+        """
+        if (memory is None) != (self.attention_size == 0):
+            raise ValueError("memory goes with attention_size")
+        n_runs = n_steps.dim() - 1
+        hidden, cell = [], []
+        attention: Tensor | None = None
+        x = x.transpose(-3, -2)  # [*runs, T, B, n_in]: a step's rows lie together
+        for layer in range(self.n_layers):
+            begin = (first.hidden[layer], first.cell[layer]) if first is not None else None
+            steps = self._run_layer(layer, x, begin, memory if layer == 0 else None)
+            x = steps.hidden
+            attention = steps.attention if attention is None else attention
+            hidden.append(choose_step(x.transpose(-3, -2), n_steps))
+            cell.append(choose_step(steps.cell.transpose(-3, -2), n_steps))
+        if attention is None or n_runs not in (0, 1):
+            raise ValueError("an LSTM has at least one layer and at most one run dimension")
+        return Read(
+            x.transpose(-3, -2), State(tuple(hidden), tuple(cell)), attention.transpose(-3, -2)
+        )
+
+    def _run_layer(
+        self, layer: int, x: Tensor, begin: tuple[Tensor, Tensor] | None, memory: Memory | None
+    ) -> Steps:
+        """x: [*runs, T, B, n_in]. Returns steps of [*runs, T, B, H]."""
+        w_input, w_hidden, b_input, b_hidden = (
+            self.get_parameter(f"{name}_l{layer}") for name in _layer_shapes(0, 0)
+        )
+        n_in = x.shape[-1]
+        gates = _project(x, w_input[..., :n_in], b_input + b_hidden)  # [*runs, T, B, 4H]
+        # Columns of the attention vector, if any, stand behind the input's own.
+        weight = torch.cat([w_input[..., n_in:], w_hidden], -1)
+        if begin is None:
+            zeros = x.new_zeros(*gates.shape[:-3], gates.shape[-2], self.size, dtype=weight.dtype)
+            begin = (zeros, zeros)
+        inputs = (gates, weight, *begin, *(memory if memory is not None else ()))
+        if weight.dim() == 3:
+            return run_recurrence(*inputs)
+        alone = run_recurrence(*(tensor.unsqueeze(0) for tensor in inputs))
+        return Steps(*(tensor.squeeze(0) for tensor in alone))
+
+
+def choose_step(x: Tensor, n_steps: Tensor) -> Tensor:
+    """Each clip's last real step. x: [..., B, T, H], n_steps: [..., B]. Returns [..., B, H]."""
+    index = (n_steps - 1)[..., None, None].expand(*n_steps.shape, 1, x.shape[-1])
+    return x.gather(-2, index).squeeze(-2)
+
+
+def mask_steps(n_steps: Tensor, n_padded: int) -> Tensor:
+    """[..., B] true lengths to [..., B, T]: True where the step is real."""
+    return torch.arange(n_padded, device=n_steps.device) < n_steps.unsqueeze(-1)
+
+
+def draw_weights(module: nn.Module, seed: int) -> None:
+    """Draw the weights of every layer of a module, in order, from the seed alone."""
+    rng = torch.Generator().manual_seed(seed)
+    for part in module.modules():
+        if isinstance(part, Linear | Lstm):
+            part.draw_weights(rng)
+
+
+def stack_runs(modules: Sequence[M]) -> M:
+    """One module that holds several of equal shape side by side: parameters get a run dimension."""
+    stacked = copy.deepcopy(modules[0])
+    states = [dict(module.named_parameters()) for module in modules]
+    for name, parameter in stacked.named_parameters():
+        parameter.data = torch.stack([state[name].detach() for state in states])
+    return stacked
+
+
+def read_run_state(stacked: nn.Module, run: int) -> dict[str, Tensor]:
+    """A copy of one run's weights, under the names and shapes of the unstacked module."""
+    return {name: p.detach()[run].clone() for name, p in stacked.named_parameters()}
+
+
+def _project(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x: [*runs, ..., D], weight: [*runs, N, D], bias: [*runs, N]. Returns [*runs, ..., N]."""
+    if not torch.is_autocast_enabled(x.device.type):
+        x = x.to(weight.dtype)
+    if weight.dim() == 2:
+        return nn.functional.linear(x, weight, bias)
+    out = torch.baddbmm(bias.unsqueeze(1), x.flatten(1, -2), weight.transpose(1, 2))
+    return out.view(*x.shape[:-1], -1)
+
+
+def _layer_shapes(width: int, size: int) -> dict[str, tuple[int, ...]]:
+    return {
+        "weight_ih": (4 * size, width),
+        "weight_hh": (4 * size, size),
+        "bias_ih": (4 * size,),
+        "bias_hh": (4 * size,),
+    }
+
+
+def _draw_uniform(module: nn.Module, bound: float, rng: torch.Generator) -> None:
+    with torch.no_grad():
+        for parameter in module.parameters(recurse=False):
+            parameter.uniform_(-bound, bound, generator=rng)

@@ -1,0 +1,123 @@
+"""What ``fit`` takes from stores: that they fit together, what they hold, and their features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+
+from features.contracts import SPLITS
+from features.errors import ConfigError
+from features.fingerprint import hash_json
+from features.store import Store
+from train.config import FitConfig
+from train.dataset import ClipTable, TableBuilder, number_label
+
+
+def check_stores(stores: Sequence[Store]) -> None:
+    """Raise ConfigError unless stores may be mixed: same fingerprint and classes, no clip twice."""
+    if not stores:
+        raise ConfigError("no store given. Name one with --store DIR.")
+    first = stores[0]
+    for other in stores[1:]:
+        if other.fingerprint != first.fingerprint:
+            raise ConfigError(
+                f"{other.path}: fingerprint {other.fingerprint[:12]}, expected "
+                f"{first.fingerprint[:12]} as in {first.path}: their features were made "
+                "differently. Extract both with the same settings and versions."
+            )
+        if other.classes != first.classes:
+            raise ConfigError(
+                f"{other.path}: classes {', '.join(other.classes)}; expected "
+                f"{', '.join(first.classes)} as in {first.path}. "
+                "Extract both with the same classes."
+            )
+    ids = _join_clips(stores)["clip_id"]
+    twice = sorted(set(ids[ids.duplicated()]))
+    if twice:
+        raise ConfigError(
+            f"clip {twice[0]}: stands in two of the stores, as {len(twice)} clip(s) do. "
+            "Give each clip an id of its own in the manifests and extract again."
+        )
+
+
+def describe_stores(stores: Sequence[Store]) -> dict[str, Any]:
+    """What a run's config.json tells of its stores, as plain JSON values.
+
+    ``clips_sha256`` covers each clip's id, label, split, subject and the hash of its file, in the
+    order of ids: with the fingerprint it decides every number that training sees.
+    """
+    clips = _join_clips(stores).sort_values("clip_id", kind="stable")
+    columns = ["clip_id", "label", "split", "subject", "sha256"]
+    header = stores[0].header
+    return {
+        "paths": [str(store.path) for store in stores],
+        "fingerprint": header.fingerprint,
+        "clips_sha256": hash_json(clips[columns].to_numpy().tolist()),
+        "classes": list(header.classes),
+        "splits": {
+            split: _describe_split(clips[clips["split"] == split], header.classes)
+            for split in SPLITS
+        },
+        "sources": {
+            str(source): int(n) for source, n in clips["source"].value_counts().sort_index().items()
+        },
+        "n_failed": sum(len(store.failures) for store in stores),
+        "extract_config": dict(header.config),
+        "weights": dict(header.weights),
+        "versions": dict(header.versions),
+    }
+
+
+def read_tables(
+    stores: Sequence[Store], config: FitConfig, grids: set[str]
+) -> dict[str, ClipTable]:
+    """Read all clips once: split -> its clips with their features in memory.
+
+    Args:
+        stores: Checked by ``check_stores``.
+        config: ``precision`` resolved; train rows are kept in bfloat16 where training multiplies in
+            it, everything else as stored, in float16.
+        grids: ``2x2`` and ``7x7``, those that a head reads.
+
+    Raises:
+        ShardError: A store is damaged. ConfigError: a label that the stores do not declare.
+    """
+    clips = _join_clips(stores)
+    builders = {}
+    for split in SPLITS:
+        of_split = clips[clips["split"] == split]
+        in_bfloat16 = split == "train" and config.precision == "bfloat16"
+        builders[split] = TableBuilder(
+            n_frames=int(of_split["n_frames"].sum()),
+            n_faces=int(of_split["n_faces"].sum()),
+            grids=sorted(grids),
+            dtype=torch.bfloat16 if in_bfloat16 else torch.float16,
+        )
+    for store in stores:
+        for clip in store.iter_clips(context_7x7="7x7" in grids):
+            label = number_label(clip.label, store.classes, f"{store.path}: clip {clip.clip_id}")
+            builders[clip.split].add(clip, label, faces=config.faces, max_steps=config.max_steps)
+    return {split: builder.finish() for split, builder in builders.items()}
+
+
+def _join_clips(stores: Sequence[Store]) -> pd.DataFrame:
+    return pd.concat([store.clips for store in stores], ignore_index=True)
+
+
+def _describe_split(clips: pd.DataFrame, classes: Sequence[str]) -> dict[str, Any]:
+    no_face = clips["status"] == "no-face"
+    return {
+        "n_clips": len(clips),
+        "n_labelled": int((clips["label"] != "").sum()),
+        "n_no_face": int(no_face.sum()),
+        "n_frames": int(clips["n_frames"].sum()),
+        "n_faces": int(clips["n_faces"].sum()),
+        "labels": _count_labels(clips["label"], classes),
+    }
+
+
+def _count_labels(labels: pd.Series[str], classes: Sequence[str]) -> Mapping[str, int]:
+    return {name: int((labels == name).sum()) for name in classes}
