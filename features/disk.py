@@ -59,10 +59,10 @@ def uninterrupted() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # signals reach the main thread only
         return
-    arrived: list[int] = []
+    arrived: list[signal.Signals] = []
 
     def put_off(signum: int, frame: FrameType | None) -> None:
-        arrived.append(signum)
+        arrived.append(signal.Signals(signum))
 
     previous = {s: signal.signal(s, put_off) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -70,5 +70,5 @@ def uninterrupted() -> Iterator[None]:
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
-        for signum in arrived:
-            signal.raise_signal(signum)
+        for arrival in arrived:
+            signal.raise_signal(arrival)

@@ -181,7 +181,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise WeightsError(
-            f"{path}: not a whole safetensors file ({error}). Copy it again, or run fit-face."
+            f"{path}: not a whole safetensors file ({error}). Copy it again, or give one "
+            "that fit-face wrote."
         ) from error
 
 

@@ -65,7 +65,9 @@ EXPRESSIONS: Mapping[str, Expression] = MappingProxyType(
         "angry": Expression(
             lower_brow=1.5, wide_lids=0.2, tight_lids=0.7, press=1.0, corners_down=0.3, nose=0.3
         ),
-        "surprise": Expression(inner_brow=1.1, outer_brow=1.2, wide_lids=1.2, jaw=1.0),
+        "surprise": Expression(
+            inner_brow=1.1, outer_brow=1.2, wide_lids=1.2, jaw=0.8, stretch=0.15
+        ),
         "disgust": Expression(
             nose=1.2, upper_lip=1.2, lower_brow=0.7, tight_lids=0.9, cheeks=0.5, corners_down=0.6
         ),

@@ -195,7 +195,8 @@ def _cut(picture: NDArray[np.floating], box_px: tuple[int, int, int, int]) -> Te
 def _crease(x: Plane, y: Plane, strokes: Sequence[tuple[Stroke, float, float]]) -> Plane:
     """All strokes of a unit (path, width, darkness), summed: [h, w]."""
     creases = [depth * _draw(x, y, [path], width) for path, width, depth in strokes]
-    return np.stack(creases).sum(axis=0)
+    total: Plane = np.stack(creases).sum(axis=0)
+    return total
 
 
 def _draw(x: Plane, y: Plane, strokes: Sequence[Stroke], width: float) -> Plane:

@@ -17,7 +17,6 @@ from torch.nn import functional as F
 
 from features.contracts import Faces
 from pipeline.mtcnn_networks import ONet, PNet, RNet
-from pipeline.resample import area_taps, resample
 
 _PYRAMID_FACTOR = 0.709
 _WINDOW_PX = 12
@@ -39,9 +38,9 @@ class FaceDetector:
         self.min_face_px = min_face_px
         self.thresholds = thresholds
         self.device = torch.device(device)
-        self.pnet = PNet().to(self.device)
-        self.rnet = RNet().to(self.device)
-        self.onet = ONet().to(self.device)
+        self.pnet = PNet().to(self.device).to(memory_format=torch.channels_last)
+        self.rnet = RNet().to(self.device).to(memory_format=torch.channels_last)
+        self.onet = ONet().to(self.device).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def find_faces(self, rgb: Tensor) -> Faces:
@@ -53,24 +52,26 @@ class FaceDetector:
         Returns:
             The faces, ordered by frame, then area, largest first.
         """
-        images = ((rgb.float() - 127.5) / 128).permute(0, 3, 1, 2).contiguous()  # (F, 3, H, W)
-        boxes = self._propose(images)
+        boxes = self._propose(rgb)
+        images = _normalised(rgb.permute(0, 3, 1, 2)).contiguous()  # (F, 3, H, W)
         boxes = self._refine(images, boxes)
         boxes, landmarks = self._finish(images, boxes)
         return _ordered_faces(boxes, landmarks)
 
-    def _propose(self, images: Tensor) -> Tensor:
+    def _propose(self, rgb: Tensor) -> Tensor:
         """P-Net over the pyramid. Returns square boxes [N, 6]: frame, x1, y1, x2, y2, score."""
-        height, width = images.shape[2:]
+        height, width = rgb.shape[1:3]
         found = []
-        for scale in pyramid_scales(height, width, self.min_face_px):
-            size = (int(height * scale), int(width * scale))
-            level = resample(images, area_taps(height, size[0]), area_taps(width, size[1]))
-            offsets, scores = self.pnet(level)
-            boxes = _window_boxes(offsets, scores, self.thresholds[0])
-            boxes[:, 1:5] /= scale
-            found.append(_suppress(boxes, 0.5, _iou_union))
-        proposals = torch.cat(found) if found else images.new_zeros((0, 6))
+        for number, frame in enumerate(rgb):  # one by one: a level's maps then fit a CPU's cache
+            level = frame.permute(2, 0, 1)[None]  # (1, 3, H, W) uint8
+            for scale in pyramid_scales(height, width, self.min_face_px):
+                level = _shrunk(level, (int(height * scale), int(width * scale)))
+                offsets, scores = self.pnet(_normalised(level))
+                boxes = _window_boxes(offsets, scores, self.thresholds[0])
+                boxes[:, 0] = number
+                boxes[:, 1:5] /= scale
+                found.append(_suppress(boxes, 0.5, _iou_union))
+        proposals = torch.cat(found) if found else rgb.new_zeros((0, 6), dtype=torch.float32)
         return _squared(_suppress(proposals, 0.7, _iou_union))
 
     def _refine(self, images: Tensor, boxes: Tensor) -> Tensor:
@@ -108,6 +109,23 @@ def pyramid_scales(height: int, width: int, min_face_px: int) -> list[float]:
     largest = _WINDOW_PX / min_face_px
     scales = [largest * _PYRAMID_FACTOR**i for i in range(max(n_scales, 0))]
     return [s for s in scales if int(shorter * s) >= _WINDOW_PX]
+
+
+def _shrunk(level: Tensor, size: tuple[int, int]) -> Tensor:
+    """[1, 3, H, W] uint8 -> [1, 3, *size] uint8, antialiased: each level from the one before.
+
+    The ``mtcnn`` package averages areas of the full frame for every level. The difference moves
+    boxes by a pixel or so and costs a thirtieth of the time.
+    """
+    if level.device.type == "cpu":
+        return F.interpolate(level, size=size, mode="bilinear", antialias=True)
+    scaled = F.interpolate(level.float(), size=size, mode="bilinear", antialias=True)
+    return scaled.round_().to(torch.uint8)
+
+
+def _normalised(images: Tensor) -> Tensor:
+    """0..255 -> about -1..1, as all three networks expect."""
+    return (images.float() - 127.5) / 128
 
 
 def _window_boxes(offsets: Tensor, scores: Tensor, threshold: float) -> Tensor:

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from features.context_cnn import find_context_weights_sha256
-from features.contracts import FACE_MAP_SHAPE, Clip, ClipFeatures
+from features.contracts import Clip, ClipFeatures
 from features.disk import write_atomically
 from features.errors import ClipError, ConfigError
 from features.face_cnn import SHIPPED_FACE_WEIGHTS
+from features.face_network import read_face_network
 from features.fingerprint import fingerprint, hash_file
 from features.shards import FORMAT_VERSION, ShardHeader
 from features.store import Store
@@ -75,6 +76,7 @@ def run_extract(
     config: ExtractConfig,
     *,
     options: ManifestOptions = ManifestOptions(),
+    face_weights: Path = SHIPPED_FACE_WEIGHTS,
     device: str = "auto",
     progress: Callable[[ExtractProgress], None] = lambda _: None,
 ) -> ExtractSummary:
@@ -82,6 +84,15 @@ def run_extract(
 
     A clip that cannot be used becomes a row of failures.csv and stops nothing. Ctrl-C keeps all
     clips that are done.
+
+    Args:
+        manifest: See ``read_manifest``.
+        store: Its folder; made if absent.
+        config: What decides the features.
+        options: How the manifest is read.
+        face_weights: A file that ``fit-face`` wrote or an exported program: docs/face_network.md.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        progress: Told before the first clip and after each.
 
     Raises:
         ManifestError: the manifest has problems; nothing was done.
@@ -92,7 +103,7 @@ def run_extract(
     started_s = time.monotonic()
     torch_device = choose_device(device)
     listed = _read_manifest_for(store, manifest, options)
-    header = make_header(config, listed.classes)
+    header = make_header(config, listed.classes, face_weights)
     tally = _Tally()
     with StoreWriter(store, header) as writer:
         inputs = _InputHashes(store / "inputs.json")
@@ -102,7 +113,7 @@ def run_extract(
             writer.relabel(updates)
         try:
             if todo:
-                seer = ClipSeer(config, SHIPPED_FACE_WEIGHTS, torch_device)
+                seer = ClipSeer(config, face_weights, torch_device)
                 progress(tally.told(len(todo)))
             for clip in todo:
                 seen = _see_or_fail(seer, clip, inputs)
@@ -125,11 +136,11 @@ def run_extract(
     )
 
 
-def make_header(config: ExtractConfig, classes: Sequence[str]) -> ShardHeader:
+def make_header(config: ExtractConfig, classes: Sequence[str], face_weights: Path) -> ShardHeader:
     """What all shards that these settings make have in common."""
     weights = {name: file.sha256 for name, file in MTCNN_FILES.items()}
     weights["context"] = find_context_weights_sha256(config.context_weights)
-    weights["face"] = hash_file(SHIPPED_FACE_WEIGHTS)
+    weights["face"] = hash_file(face_weights)
     settings = json.loads(json.dumps(asdict(config)))  # tuples become lists, as when read back
     versions = {n: importlib.metadata.version(n) for n in ("torch", "torchvision", "av", "h5py")}
     versions["decoder"] = decoder_version()
@@ -144,7 +155,7 @@ def make_header(config: ExtractConfig, classes: Sequence[str]) -> ShardHeader:
         config=settings,
         weights=weights,
         versions=versions,
-        face_map_shape=FACE_MAP_SHAPE if config.face_map else None,
+        face_map_shape=read_face_network(face_weights).map_shape if config.face_map else None,
     )
 
 

@@ -12,18 +12,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from features.context_cnn import ContextCNN
-from features.contracts import FACE_MAP_SHAPE, FACE_VECTOR_SIZE, Clip, ClipFeatures, Faces
+from features.contracts import FACE_VECTOR_SIZE, Clip, ClipFeatures, Faces
 from features.errors import ClipError
-from features.face_cnn import read_face_cnn
+from features.face_network import read_face_network
 from pipeline.config import ExtractConfig
 from pipeline.crops import crop_context, crop_faces
 from pipeline.decode import ChosenFrame, iter_chosen_frames
 from pipeline.detect import FaceDetector
+from pipeline.memory import keep_freed_memory
 from pipeline.track import Tracker
 
-_CHUNK_PIXELS = 8_000_000
+_CHUNK_PIXELS = 4_000_000
 """Frames are handled in chunks of about this many pixels: what bounds the memory of a clip."""
-_CHUNK_FRAMES = 32
+_CHUNK_FRAMES = 16
 _CNN_BATCH = 32
 
 
@@ -32,13 +33,14 @@ class ClipSeer:
 
     def __init__(self, config: ExtractConfig, face_weights: Path, device: torch.device) -> None:
         """Raises WeightsError where a network's weights are missing or not the expected ones."""
+        keep_freed_memory()
         self.config = config
         self.device = device
         self.detector = FaceDetector(
             min_face_px=config.min_face_px, thresholds=config.thresholds, device=device
         )
         self.context_cnn = ContextCNN(config.context_weights).to(device)
-        self.face_cnn = read_face_cnn(face_weights).to(device).to(memory_format=torch.channels_last)
+        self.face_network = read_face_network(face_weights, device)
         self.step = "read"
         """What is being done: the ``step`` of failures.csv if it goes wrong."""
 
@@ -93,9 +95,9 @@ class ClipSeer:
         pooled_7x7 = _half(torch.cat([c.pooled_7x7 for c in context]))
         pooled_2x2 = _half(torch.cat([c.pooled_2x2 for c in context]))
         vector = np.zeros((0, FACE_VECTOR_SIZE), dtype=np.float16)
-        face_map = np.zeros((0, *FACE_MAP_SHAPE), dtype=np.float16)
+        face_map = np.zeros((0, *self.face_network.map_shape), dtype=np.float16)
         if len(face_crops):
-            seen = [self.face_cnn.embed(batch) for batch in torch.split(face_crops, _CNN_BATCH)]
+            seen = [self.face_network.embed(batch) for batch in torch.split(face_crops, _CNN_BATCH)]
             vector = _half(torch.cat([s.vector for s in seen]))
             if self.config.face_map:
                 face_map = _half(torch.cat([s.map for s in seen]))

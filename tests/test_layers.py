@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 MODULES = sorted(p for d in ("features", "pipeline", "train") for p in (ROOT / d).rglob("*.py"))
 FEATURES_ORDER = (
     "errors", "contracts", "disk", "fingerprint", "weights", "context_cnn", "face_cnn",
-    "weights_table", "shards", "store_index", "store", "store_writer", "bundle",
+    "face_network", "weights_table", "shards", "store_index", "store", "store_writer", "bundle",
 )  # fmt: skip
 """A module of features imports only what stands before it."""
 

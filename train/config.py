@@ -59,7 +59,7 @@ class FitConfig:
     batch_size: int = 32
     epochs: int = 30
     """Passes over the train clips, unless ``min_steps`` asks for more."""
-    min_steps: int = 600
+    min_steps: int = 500
     """A small store is passed over more often, until this many batches were seen; 0: never."""
     patience: float = 0.35
     """A run ends once its best epoch lies this share of all epochs back; 1: never."""

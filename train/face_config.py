@@ -50,6 +50,8 @@ class FaceFitConfig:
     averaging: float = 0.998
     """The scored and kept weights are a running mean; the part of it kept at each step."""
     seed: int = 0
+    labels: str = ""
+    """Array or column with the labels, where it is not ``votes`` or ``label``."""
     precision: str = "bfloat16"
     """``bfloat16`` (autocast; about twice as fast where the processor knows it) or ``float32``."""
     augmentation: FaceAugmentation = field(default_factory=FaceAugmentation)

@@ -1,40 +1,31 @@
-"""Labelled face images: what ``fit-face`` reads, from an .npz or a CSV, as one noun."""
+"""Labelled face images: what ``fit-face`` reads, from an .npz, a CSV or a folder, as one noun."""
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image
 
-from features.contracts import FACE_CROP_PX
 from features.errors import ManifestError
+from train.face_labels import FaceLabels, count_labels, count_votes
+from train.face_pictures import (
+    PictureList,
+    list_csv_pictures,
+    list_folder_pictures,
+    read_pictures,
+)
 
-_SYNONYMS = {
-    "happy": "happiness",
-    "sad": "sadness",
-    "angry": "anger",
-    "surprised": "surprise",
-    "disgusted": "disgust",
-    "fearful": "fear",
-    "scared": "fear",
-}
-"""Other names of an emotion -> the name that the networks use."""
-_NOT_EMOTIONS = ("unknown", "nf")
-"""Votes of FER+ that name no emotion: *not clear* and *no face*."""
-_ANTIALIASED = Image.Resampling.BILINEAR
+_log = logging.getLogger(__name__)
 
-
-def canonical_emotion(name: str) -> str:
-    """The name that face CNNs use for an emotion: ``Happy`` and ``happiness`` are one."""
-    lowered = name.strip().lower()
-    return _SYNONYMS.get(lowered, lowered)
+_TOLD_PROBLEMS = 20
+"""Broken pictures that are named one by one; the rest are counted."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,7 +42,11 @@ class FaceImages:
     split: NDArray[np.str_]
     """[N] train, val or test."""
     group: NDArray[np.int64]
-    """[N] Pictures of one group are twins: copies of each other, or nearly so."""
+    """[N] Pictures of one group are twins (copies of each other, or nearly so) or one person's."""
+    split_given: bool = True
+    """False where nobody chose the splits: file names were hashed."""
+    n_broken: int = 0
+    """Pictures that could not be read and are not among the N."""
 
     def __post_init__(self) -> None:
         n = len(self.pixels)
@@ -68,37 +63,64 @@ class FaceImages:
         usable = (self.split == "train") & (self.target.sum(1) > 0)
         return np.flatnonzero(usable & ~np.isin(self.group, held_out))
 
-    def scored_rows(self, split: str, *, twins: bool = True) -> NDArray[np.intp]:
-        """Rows with a majority label. ``twins=False`` drops those with a twin in another split."""
+    def scored_rows(self, split: str = "", *, twins: bool = True) -> NDArray[np.intp]:
+        """Rows with a majority label, of one split or of all.
+
+        ``twins=False`` drops those with a twin in another split.
+        """
+        if not split:
+            return np.flatnonzero(self.label >= 0)
         others = np.unique(self.group[self.split != split])
         rows = (self.split == split) & (self.label >= 0)
         return np.flatnonzero(rows if twins else rows & ~np.isin(self.group, others))
 
+    def content_sha256(self) -> str:
+        """The hash of all that training reads of them."""
+        content = hashlib.sha256(repr((self.classes, self.pixels.shape)).encode())
+        for part in (self.pixels, self.target, self.label, self.split.astype("U5"), self.group):
+            content.update(np.ascontiguousarray(part).data)
+        return content.hexdigest()
 
-def read_face_images(path: Path) -> FaceImages:
+
+def read_face_images(path: Path, labels: str = "") -> FaceImages:
     """Read labelled face images.
 
     An .npz laid out like FER+: ``images`` uint8 [N, S, S] or [N, S, S, 3], ``split`` [N],
     ``votes`` [N, V] with ``vote_names`` [V], or ``label`` [N] (empty: none); optional ``dup_group``
-    [N]. A CSV: columns path (relative to the CSV), label, split; each picture one face crop.
+    [N]. A CSV with the columns path (relative to the CSV), label, split and optionally subject, or
+    a folder per class, with or without splits above (``list_folder_pictures``); each picture is
+    one face crop. Where a CSV or a folder has no val, a tenth of its train pictures becomes val.
+
+    Pictures that cannot be read are named in the log, counted, and left out.
+
+    Args:
+        path: The file or folder.
+        labels: The array of the .npz or the column of the CSV that holds the labels, where it is
+            not ``votes`` or ``label``.
 
     Raises:
-        ManifestError: something is missing or contradicts itself; says all that it found.
+        ManifestError: something is missing or contradicts itself, or no picture can be read.
     """
+    if path.is_dir():
+        if labels:
+            raise ManifestError(f"{path}: a folder has no labels {labels!r}; its folders name them")
+        return _read_files(path, list_folder_pictures(path))
     if not path.is_file():
-        raise ManifestError(f"{path}: no such file. Give an .npz or a CSV of labelled faces.")
-    if path.suffix == ".csv":
-        return _read_csv(path)
+        raise ManifestError(
+            f"{path}: no such file. Give an .npz, a CSV, or a folder of labelled faces."
+        )
+    if path.suffix.lower() == ".csv":
+        return _read_files(path, list_csv_pictures(path, labels or "label"))
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return _read_npz(path, dict(archive))
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
+            return _read_npz(path, dict(archive), labels)
+    except (ValueError, TypeError, OSError, zipfile.BadZipFile) as error:
         raise ManifestError(f"{path}: not a readable .npz of face images ({error}).") from error
 
 
-def _read_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> FaceImages:
-    missing = [name for name in ("images", "split") if name not in arrays]
-    if not {"votes", "vote_names"} <= arrays.keys() and "label" not in arrays:
+def _read_npz(path: Path, arrays: Mapping[str, NDArray[Any]], labels: str) -> FaceImages:
+    missing = [name for name in ("images", "split", labels) if name and name not in arrays]
+    if not labels and not {"votes", "vote_names"} <= arrays.keys() and "label" not in arrays:
         missing.append("votes with vote_names, or label")
     if missing:
         raise ManifestError(f"{path}: lacks {', '.join(missing)}; it has {', '.join(arrays)}.")
@@ -109,75 +131,47 @@ def _read_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> FaceImages:
             "[N, S, S, 3]."
         )
     pixels = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
-    if "votes" in arrays:
-        classes, target, label = _count_votes(arrays["votes"], arrays["vote_names"].tolist())
-    else:
-        classes, target, label = _count_labels(arrays["label"].tolist())
+    found = _npz_labels(arrays, labels)
     group = arrays.get("dup_group", np.arange(len(images)))
     return FaceImages(
-        classes=classes,
+        classes=found.classes,
         pixels=np.ascontiguousarray(pixels),
-        target=target,
-        label=label,
+        target=found.target,
+        label=found.label,
         split=arrays["split"].astype(np.str_),
         group=group.astype(np.int64),
     )
 
 
-def _read_csv(path: Path) -> FaceImages:
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    missing = [name for name in ("path", "label", "split") if name not in table]
-    if missing:
-        raise ManifestError(f"{path}: lacks the columns {missing}; it has {list(table)}.")
-    problems, crops = [], []
-    for line, name in enumerate(table["path"], start=2):
-        try:
-            with Image.open(path.parent / name) as picture:
-                crop = picture.convert("RGB").resize((FACE_CROP_PX, FACE_CROP_PX), _ANTIALIASED)
-        except OSError as error:
-            problems.append(f"line {line}: {name}: {error}")
-            continue
-        crops.append(np.asarray(crop).transpose(2, 0, 1))
-    if problems or not crops:
+def _npz_labels(arrays: Mapping[str, NDArray[Any]], labels: str) -> FaceLabels:
+    if labels or "votes" not in arrays:
+        return count_labels(arrays[labels or "label"].astype(np.str_).tolist())
+    return count_votes(arrays["votes"], arrays["vote_names"].tolist())
+
+
+def _read_files(path: Path, listed: PictureList) -> FaceImages:
+    read = read_pictures(listed.files)
+    if not len(read.row):
         raise ManifestError(
-            "\n".join([f"{path}: {len(crops)} pictures can be read, not:", *problems])
+            "\n".join([f"{path}: no picture can be read:", *read.problems[:_TOLD_PROBLEMS]])
         )
-    classes, target, label = _count_labels(table["label"].tolist())
+    for problem in read.problems[:_TOLD_PROBLEMS]:
+        _log.warning("left out: %s", problem)
+    if read.problems:
+        n = len(listed.files)
+        _log.warning("%s: %d of %d pictures cannot be read", path, len(read.problems), n)
+    files = [listed.files[row] for row in read.row]
+    found = count_labels([file.label for file in files])
+    numbers: dict[str, int] = {}
+    person = [numbers.setdefault(file.subject, -1 - len(numbers)) for file in files]
+    alone = np.array([not file.subject for file in files])
     return FaceImages(
-        classes=classes,
-        pixels=np.stack(crops),
-        target=target,
-        label=label,
-        split=table["split"].to_numpy(dtype=np.str_),
-        group=np.arange(len(table)),
+        classes=found.classes,
+        pixels=read.pixels,
+        target=found.target,
+        label=found.label,
+        split=np.array([file.split for file in files]),
+        group=np.where(alone, np.arange(len(files)), person),
+        split_given=listed.split_given,
+        n_broken=len(read.problems),
     )
-
-
-_Counted = tuple[tuple[str, ...], NDArray[np.float32], NDArray[np.int64]]
-
-
-def _count_votes(votes: NDArray[Any], names: Sequence[str]) -> _Counted:
-    """Votes [N, V] become targets and majority labels, as the authors of FER+ do it.
-
-    A picture that most people found unclear has no target. A vote that nobody shares is an
-    outlier and does not count as target, where another class has more (Barsoum et al. 2016).
-    """
-    counts = votes.astype(np.float32)
-    emotions = [i for i, name in enumerate(names) if name.lower() not in _NOT_EMOTIONS]
-    clear = np.isin(counts.argmax(1), emotions) & (counts.sum(1) > 0)
-    majority = counts.max(1) > counts.sum(1) / 2
-    kept = counts[:, emotions]
-    label = np.where(clear & majority, kept.argmax(1), -1)
-    shared = np.where(kept > 1, kept, 0)
-    kept = np.where(shared.sum(1, keepdims=True) > 0, shared, kept)
-    target = kept / np.maximum(kept.sum(1, keepdims=True), 1) * clear[:, None]
-    return tuple(canonical_emotion(names[i]) for i in emotions), target, label
-
-
-def _count_labels(labels: Sequence[str]) -> _Counted:
-    """One label a picture; an empty one, or a vote that names no emotion, is none."""
-    names = [canonical_emotion(label) for label in labels]
-    classes = tuple(sorted(set(names) - {"", *_NOT_EMOTIONS}))
-    label = np.array([classes.index(n) if n in classes else -1 for n in names], dtype=np.int64)
-    target = np.eye(len(classes) + 1, dtype=np.float32)[label, : len(classes)]
-    return classes, target, label

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from features.errors import ManifestError
+from features.contracts import SPLITS
+from features.errors import ConfigError, ManifestError
 from features.face_cnn import FaceCNN, read_face_cnn
 from train.face_augment import scale_faces
 from train.face_images import FaceImages, read_face_images
+from train.face_labels import canonical_emotion
 
 _BATCH = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaceChoice:
+    """Which of the labelled images are scored, and by which of their labels."""
+
+    split: str = ""
+    """train, val, test or all; empty: test where the images have that split, else all."""
+    labels: str = ""
+    """As ``labels`` of ``read_face_images``."""
+    twins: bool = True
+    """False leaves out pictures with a twin, or the same subject, in another split."""
+    only: tuple[str, ...] = ()
+    """Classes that are scored as if there were no others; empty: all that both sides know."""
+
+    def __post_init__(self) -> None:
+        if self.split not in ("", "all", *SPLITS):
+            raise ConfigError(f"split {self.split!r}: expected one of {(*SPLITS, 'all')}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,7 +46,9 @@ class FaceScores:
     confusion: NDArray[np.int64]
     """[K, K] Pictures by true class (row) and predicted class (column)."""
     left_out: tuple[str, ...] = ()
-    """Classes that only the network or only the pictures have; neither predicted nor counted."""
+    """Classes that one side lacks, or that were not asked for; neither predicted nor counted."""
+    split: str = ""
+    """The split that was scored, or ``all``; empty where the caller chose the rows."""
 
     @property
     def n(self) -> int:
@@ -42,6 +65,19 @@ class FaceScores:
         occurs = totals > 0
         return float((self.confusion.diagonal()[occurs] / totals[occurs]).mean())
 
+    def describe_confusion(self, n: int = 5) -> list[str]:
+        """A line for each of the ``n`` commonest mistakes: of which class, for which, how often."""
+        wrong = self.confusion * (1 - np.eye(len(self.classes), dtype=np.int64))
+        totals = self.confusion.sum(1)
+        order = np.argsort(-wrong, axis=None, kind="stable")[:n]
+        pairs = [divmod(int(i), len(self.classes)) for i in order]
+        return [
+            f"{self.classes[true]} taken for {self.classes[seen]}: {wrong[true, seen]} of "
+            f"{totals[true]} ({wrong[true, seen] / totals[true]:.0%})"
+            for true, seen in pairs
+            if wrong[true, seen]
+        ]
+
     def as_json(self) -> dict[str, object]:
         """For ``--json`` and the weights file's header; confusion as nested lists."""
         return {
@@ -54,34 +90,42 @@ class FaceScores:
         }
 
 
-def evaluate_face_cnn(
-    weights: Path, images: Path, *, split: str = "test", twins: bool = True
-) -> FaceScores:
+def evaluate_face_cnn(weights: Path, images: Path, choice: FaceChoice = FaceChoice()) -> FaceScores:
     """Score a weights file on labelled images, without training.
 
-    Labels are matched by name, with the usual synonyms. ``twins=False`` leaves out pictures with a
-    twin in another split.
+    Labels are matched by name, with the usual synonyms.
 
     Raises:
-        WeightsError: the weights cannot be read.
-        ManifestError: the images cannot be read, or the split has no labelled picture.
+        WeightsError: the weights cannot be read, or are not of a classifier.
+        ManifestError: the images cannot be read, or none that was chosen has a label that counts.
     """
-    pictures = read_face_images(images)
-    rows = pictures.scored_rows(split, twins=twins)
-    scores = score_faces(read_face_cnn(weights), pictures, rows)
+    net = read_face_cnn(weights)
+    pictures = read_face_images(images, choice.labels)
+    split = choice.split
+    if not split:
+        split = "test" if pictures.split_given and "test" in pictures.split else "all"
+    rows = pictures.scored_rows("" if split == "all" else split, twins=choice.twins)
+    scores = score_faces(net, pictures, rows, only=choice.only)
     if not scores.n:
         raise ManifestError(
             f"{images}: split {split!r} has no picture whose label the network knows. Labels are "
-            f"{pictures.classes}, splits {tuple(np.unique(pictures.split))}."
+            f"{pictures.classes}, splits {tuple(np.unique(pictures.split).tolist())}, classes of "
+            f"the network {net.classes}."
         )
-    return scores
+    return replace(scores, split=split)
 
 
 def score_faces(
-    net: FaceCNN, images: FaceImages, rows: NDArray[np.intp], *, precision: str = "float32"
+    net: FaceCNN,
+    images: FaceImages,
+    rows: NDArray[np.intp],
+    *,
+    only: Sequence[str] = (),
+    precision: str = "float32",
 ) -> FaceScores:
     """Score a network in eval mode on ``rows`` of the images, which have a label."""
-    shared = tuple(name for name in net.classes if name in images.classes)
+    asked = {canonical_emotion(name) for name in only or net.classes}
+    shared = tuple(name for name in net.classes if name in images.classes and name in asked)
     columns = [net.classes.index(name) for name in shared]
     number = np.full(len(images.classes), -1)
     number[[images.classes.index(name) for name in shared]] = np.arange(len(shared))
@@ -90,8 +134,8 @@ def score_faces(
     confusion = np.zeros((len(shared), len(shared)), dtype=np.int64)
     if shared:
         np.add.at(confusion, (number[images.label[rows]], logits.argmax(1)), 1)
-    only_one = set(net.classes) ^ set(images.classes)
-    return FaceScores(classes=shared, confusion=confusion, left_out=tuple(sorted(only_one)))
+    left_out = (set(net.classes) | set(images.classes)) - set(shared)
+    return FaceScores(classes=shared, confusion=confusion, left_out=tuple(sorted(left_out)))
 
 
 @torch.inference_mode()

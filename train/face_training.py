@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
+import pickle
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +24,8 @@ from train.face_augment import augment_faces
 from train.face_config import FaceFitConfig
 from train.face_images import FaceImages
 from train.face_scores import FaceScores, score_faces
+
+_log = logging.getLogger(__name__)
 
 _FIRE_INDEX = (3, 4, 6, 7, 9, 10, 11, 12)
 """Where torchvision's squeezenet1_1 keeps fire modules 2 to 9 in its ``features``."""
@@ -107,8 +111,7 @@ class FaceTraining:
         self.best: dict[str, Tensor] = {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)  # torch's layers offer no other way to seed them
-            self.net = FaceCNN(images.classes)
-        self.mean = FaceCNN(images.classes)
+            self.net, self.mean = FaceCNN(images.classes), FaceCNN(images.classes)
         draw = self._draw(0)
         some = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.seed))
         sample = torch.from_numpy(images.pixels[rows[some[:_CALIBRATION_PICTURES].numpy()]])
@@ -178,9 +181,17 @@ class FaceTraining:
         """Go on from a checkpoint of the same config and images; ignore any other."""
         if not checkpoint.is_file():
             return
-        state: dict[str, Any] = torch.load(checkpoint, map_location=self.device, weights_only=True)
-        if state["identity"] != identity:
+        try:
+            state: dict[str, Any] = torch.load(
+                checkpoint, map_location=self.device, weights_only=True
+            )
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            _log.warning("%s: not readable, training starts anew (%s)", checkpoint, error)
             return
+        if state.get("identity") != identity:
+            _log.warning("%s: of other settings or images, training starts anew", checkpoint)
+            return
+        _log.info("%s: going on after epoch %d", checkpoint, len(state["history"]))
         self.history = [FaceFitEpoch(**row) for row in state["history"]]
         self.net.load_state_dict(state["net"])
         self.mean.load_state_dict(state["mean"])

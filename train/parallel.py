@@ -8,7 +8,6 @@ lets go of the interpreter while it computes, so Python's threads serve, and fea
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -21,10 +20,13 @@ MOST_WORKERS = 8
 
 
 def count_workers(device: str) -> int:
-    """How many trainings to run at once: one a core, but one on a GPU, which they would share."""
+    """How many trainings to run at once: one a core, but one on a GPU, which they would share.
+
+    Cores are those that torch means to use: OMP_NUM_THREADS limits them.
+    """
     if not device.startswith("cpu"):
         return 1
-    return min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+    return min(torch.get_num_threads(), MOST_WORKERS)
 
 
 def split_seeds(seeds: Sequence[int], n_heads: int, n_workers: int) -> list[list[int]]:
@@ -42,7 +44,7 @@ def run_jobs(jobs: Sequence[Callable[[Event], None]], n_workers: int) -> None:
     """
     stop = Event()
     n_workers = min(n_workers, len(jobs))
-    with _torch_threads(count_workers("cpu") // n_workers):
+    with _torch_threads(torch.get_num_threads() // n_workers):
         pool = ThreadPoolExecutor(n_workers)
         try:
             futures = [pool.submit(job, stop) for job in jobs]

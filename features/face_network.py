@@ -1,0 +1,169 @@
+"""Any network that sees faces for stage one: a file of fit-face, or another's exported program."""
+
+from __future__ import annotations
+
+import io
+import warnings
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export.passes import move_to_device_pass
+
+from features.contracts import FACE_CROP_PX, FACE_MAP_SHAPE, FACE_VECTOR_SIZE
+from features.errors import WeightsError
+from features.face_cnn import SHIPPED_FACE_WEIGHTS, FaceEmbedding, read_face_cnn
+
+_CHECKED_BATCH = 32
+"""Faces that a program must take at once; stage one never gives it more."""
+_HALF_MAX = 65504.0
+"""Largest float16: what a store can keep."""
+_TOLERANCE = 1e-2
+"""Share of a vector's length by which one face may change with the faces beside it."""
+_FAILED = (RuntimeError, AssertionError, TypeError, ValueError, KeyError)
+"""What torch raises about a program that it cannot load or run."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FaceNetwork:
+    """A frozen network on one device that gives a vector and a map for each face crop."""
+
+    path: Path
+    """Its file; ``hash_file(path)`` is what enters the fingerprint."""
+    map_shape: tuple[int, int, int]
+    """(512, h, w) of one face's map."""
+    program: Callable[[Tensor], tuple[Tensor, Tensor]]
+    """[B, 3, 128, 128] float32, 0..255 -> [B, 512] and [B, 512, h, w]."""
+
+    def embed(self, rgb: Tensor) -> FaceEmbedding:
+        """rgb: [B, 3, 128, 128], 0..255, uint8 or float, B may be 0, on the network's device.
+
+        Raises:
+            ValueError: another shape.
+        """
+        if rgb.shape[1:] != (3, FACE_CROP_PX, FACE_CROP_PX):
+            raise ValueError(f"rgb is {tuple(rgb.shape)}, not [B, 3, {FACE_CROP_PX}, ...]")
+        if not len(rgb):  # programs are not asked to know what to do with no face
+            return FaceEmbedding(
+                vector=rgb.new_zeros((0, FACE_VECTOR_SIZE), dtype=torch.float32),
+                map=rgb.new_zeros((0, *self.map_shape), dtype=torch.float32),
+            )
+        vector, feature_map = self.program(rgb.float())
+        return FaceEmbedding(vector=vector.float(), map=feature_map.float())
+
+
+def read_face_network(
+    path: Path = SHIPPED_FACE_WEIGHTS, device: torch.device | str = "cpu"
+) -> FaceNetwork:
+    """Read a network from a file: weights of ``fit-face``, or a program of any other network.
+
+    A program is what ``torch.export.save`` writes, or TorchScript. It runs on a few made-up faces
+    before it is accepted: docs/face_network.md says what it has to do. Loading a program can run
+    code that its author put there: only load one from someone you trust.
+
+    Args:
+        path: What the file holds is told by its content, not its name.
+        device: Where it shall run.
+
+    Raises:
+        WeightsError: missing, damaged, of an unknown kind, or it does not give what it must.
+    """
+    device = torch.device(device)
+    if not zipfile.is_zipfile(path):
+        net = read_face_cnn(path).to(device).to(memory_format=torch.channels_last)
+        return FaceNetwork(path=path, map_shape=FACE_MAP_SHAPE, program=net.embed)
+    try:
+        program = _load_program(path, device)
+    except (*_FAILED, OSError, zipfile.BadZipFile) as error:
+        raise WeightsError(
+            f"{path}: this program cannot be loaded here ({_first_line(error)}). Export it with "
+            f"the installed torch {torch.__version__}."
+        ) from error
+    return FaceNetwork(path=path, map_shape=_check_program(path, program, device), program=program)
+
+
+def _load_program(path: Path, device: torch.device) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    with zipfile.ZipFile(path) as archive:
+        parts = {name.partition("/")[2] for name in archive.namelist()}
+    if "archive_format" in parts:
+        exported = torch.export.load(io.BytesIO(path.read_bytes()))  # a name must end in .pt2
+        if device.type != "cpu":
+            exported = move_to_device_pass(exported, str(device))
+        return exported.module()
+    if "constants.pkl" in parts:
+        with warnings.catch_warnings():
+            # Deprecated in favour of torch.export, yet what many published networks come as.
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            script: nn.Module = torch.jit.load(  # type: ignore[no-untyped-call]
+                str(path), map_location=device
+            )
+        return script.eval()
+    raise WeightsError(
+        f"{path}: neither weights of fit-face nor an exported program nor TorchScript. "
+        "Save a program with torch.export.save; torch.save writes no program."
+    )
+
+
+@torch.inference_mode()
+def _check_program(
+    path: Path, program: Callable[[Tensor], tuple[Tensor, Tensor]], device: torch.device
+) -> tuple[int, int, int]:
+    """The shape of its maps. Raises WeightsError where the program breaks a rule."""
+    draw = torch.Generator().manual_seed(0)
+    size = (_CHECKED_BATCH, 3, FACE_CROP_PX, FACE_CROP_PX)
+    faces = (torch.rand(size, generator=draw) * 255).to(device)
+    together, alone = (_run(path, program, batch) for batch in (faces, faces[:1]))
+    for seen in (together, alone):
+        for name, values in zip(("vector", "map"), seen, strict=True):
+            if not (values.abs() <= _HALF_MAX).all():
+                raise WeightsError(
+                    f"{path}: its {name} has values that are not finite, or above {_HALF_MAX:.0f}, "
+                    "which float16 cannot keep. Scale its output."
+                )
+    for name, many, one in zip(("vector", "map"), together, alone, strict=True):
+        change = float((many[:1].float() - one.float()).norm())
+        if many.shape[1:] != one.shape[1:] or change > _TOLERANCE * float(one.float().norm()):
+            raise WeightsError(
+                f"{path}: the {name} of a face changes with the faces beside it. Call eval() "
+                "before the export."
+            )
+    _, height, width = together.map.shape[1:]
+    return (FACE_VECTOR_SIZE, height, width)
+
+
+def _run(
+    path: Path, program: Callable[[Tensor], tuple[Tensor, Tensor]], faces: Tensor
+) -> FaceEmbedding:
+    """Raises WeightsError where the program fails on a batch, or gives other shapes."""
+    n = len(faces)
+    try:
+        seen = program(faces)
+    except _FAILED as error:
+        raise WeightsError(
+            f"{path}: it fails on a float32 batch of {n} faces [{n}, 3, {FACE_CROP_PX}, "
+            f"{FACE_CROP_PX}] ({_first_line(error)}). Export it with a batch of any size."
+        ) from error
+    found = [tuple(x.shape) for x in seen if isinstance(x, Tensor)] if _is_pair(seen) else []
+    if len(found) != 2 or found[0] != (n, FACE_VECTOR_SIZE) or not _is_map(found[1], n):
+        shapes = found or type(seen).__name__
+        raise WeightsError(
+            f"{path}: for {n} faces it gives {shapes}, expected two tensors, a vector "
+            f"[{n}, {FACE_VECTOR_SIZE}] and a map [{n}, {FACE_VECTOR_SIZE}, h, w]."
+        )
+    return FaceEmbedding(*seen)
+
+
+def _is_pair(seen: object) -> bool:
+    return isinstance(seen, tuple | list) and len(seen) == 2
+
+
+def _is_map(shape: tuple[int, ...], n: int) -> bool:
+    return len(shape) == 4 and shape[:2] == (n, FACE_VECTOR_SIZE) and min(shape[2:]) > 0
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,205 @@
+"""Face pictures as files: those a CSV names, or those that lie in a folder per class."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from features.contracts import FACE_CROP_PX
+from features.errors import ManifestError
+
+_SPLIT_FOLDERS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+_VAL_TENTHS, _TEST_TENTHS = 1, 1
+"""Tenths of the file names that become val and test where no splits are given."""
+_BROKEN = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+"""What Pillow raises about a file that it cannot read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureFile:
+    """One labelled picture on disk; each is one face crop."""
+
+    path: Path
+    where: str
+    """For messages: the line of the CSV, or nothing."""
+    label: str
+    """As it was given; may be empty."""
+    split: str
+    subject: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PictureList:
+    """The labelled pictures of a CSV or a folder, before any is opened."""
+
+    files: tuple[PictureFile, ...]
+    split_given: bool
+    """False where the splits come from the hashes of file names alone."""
+
+
+def list_csv_pictures(path: Path, label_column: str = "label") -> PictureList:
+    """The rows of a CSV: path (relative to the CSV), label, split, and optionally subject.
+
+    Raises:
+        ManifestError: it cannot be read, or lacks a column.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{path}: not a readable CSV ({error}).") from error
+    missing = [name for name in ("path", label_column, "split") if name not in table]
+    if missing:
+        raise ManifestError(f"{path}: lacks the columns {missing}; it has {list(table)}.")
+    subjects = table["subject"] if "subject" in table else [""] * len(table)
+    rows = zip(table["path"], table[label_column], table["split"], subjects, strict=True)
+    files = [
+        PictureFile(
+            path=path.parent / name,
+            where=f"line {line}: ",
+            label=label,
+            split=_SPLIT_FOLDERS.get(split.strip().lower(), split),
+            subject=subject,
+        )
+        for line, (name, label, split, subject) in enumerate(rows, start=2)
+    ]
+    wrong = sorted({file.split for file in files} - set(_SPLIT_FOLDERS.values()))
+    if wrong:
+        raise ManifestError(f"{path}: splits {wrong}, expected train, val or test.")
+    return PictureList(files=_with_val(files), split_given=True)
+
+
+def list_folder_pictures(folder: Path) -> PictureList:
+    """A folder per class, or a folder per split that holds a folder per class::
+
+        faces/happy/0001.png              faces/train/happy/0001.png
+        faces/sad/0002.png                faces/test/sad/0002.png
+
+    Without splits the hash of the file name decides: eight tenths train, one val, one test.
+
+    Raises:
+        ManifestError: no picture is there, or folders of splits and of classes stand side by side.
+    """
+    inside = _subfolders(folder)
+    as_splits = [_SPLIT_FOLDERS.get(sub.name.lower()) for sub in inside]
+    if any(as_splits) and not all(as_splits):
+        raise ManifestError(
+            f"{folder}: folders of splits beside others: {[sub.name for sub in inside]}. Give a "
+            "folder per class, or train, val and test with a folder per class in each."
+        )
+    files = []
+    for sub, split in zip(inside, as_splits, strict=True):
+        for of_class in _subfolders(sub) if split else [sub]:
+            files += [
+                PictureFile(
+                    path=path,
+                    where="",
+                    label=of_class.name,
+                    split=split or _split_by_name(path.name, _TEST_TENTHS),
+                )
+                for path in sorted(of_class.iterdir())
+                if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
+            ]
+    if not files:
+        raise ManifestError(
+            f"{folder}: no picture ({', '.join(_SUFFIXES)}) in a folder per class. Found: "
+            f"{[sub.name for sub in inside]}."
+        )
+    split_given = any(as_splits)
+    return PictureList(
+        files=_with_val(files) if split_given else tuple(files), split_given=split_given
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ReadPictures:
+    """What came of opening some pictures."""
+
+    pixels: NDArray[np.uint8]
+    """[N, 3, 128, 128] RGB, of the pictures that could be read."""
+    row: NDArray[np.intp]
+    """[N] Which of the files each is."""
+    problems: tuple[str, ...]
+    """One for each picture that is missing or broken, with its path."""
+
+
+def read_pictures(files: Sequence[PictureFile]) -> ReadPictures:
+    """Open each picture, turn it upright, and scale it to a face crop.
+
+    One that is not square is made so by replicated edges, as a box that leaves its frame.
+    """
+    pixels = np.empty((len(files), 3, FACE_CROP_PX, FACE_CROP_PX), dtype=np.uint8)
+    rows: list[int] = []
+    problems: list[str] = []
+    for row, file in enumerate(files):
+        try:
+            pixels[len(rows)] = _read_crop(file.path)
+        except _BROKEN as error:
+            reason = "no such file" if isinstance(error, FileNotFoundError) else error
+            problems.append(f"{file.where}{file.path}: {reason}")
+            continue
+        rows.append(row)
+    return ReadPictures(
+        pixels=pixels[: len(rows)],
+        row=np.array(rows, dtype=np.intp),
+        problems=tuple(problems),
+    )
+
+
+def _read_crop(path: Path) -> NDArray[np.uint8]:
+    """[3, 128, 128]"""
+    with Image.open(path) as picture:
+        upright = ImageOps.exif_transpose(picture).convert("RGB")
+    if upright.width != upright.height:
+        side = max(upright.size)
+        width, height = side - upright.width, side - upright.height
+        around = ((height // 2, height - height // 2), (width // 2, width - width // 2), (0, 0))
+        upright = Image.fromarray(np.pad(np.asarray(upright), around, mode="edge"))
+    crop = upright.resize((FACE_CROP_PX, FACE_CROP_PX), Image.Resampling.BILINEAR)
+    return np.asarray(crop).transpose(2, 0, 1)
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
+
+
+def _with_val(files: Sequence[PictureFile]) -> tuple[PictureFile, ...]:
+    """Where no picture is in val, a tenth of train becomes val, by person or by file name."""
+    if any(file.split == "val" for file in files):
+        return tuple(files)
+    return tuple(
+        PictureFile(
+            path=file.path,
+            where=file.where,
+            label=file.label,
+            split=_split_by_name(file.subject or file.path.name, 0),
+            subject=file.subject,
+        )
+        if file.split == "train"
+        else file
+        for file in files
+    )
+
+
+def _split_by_name(name: str, test_tenths: int) -> str:
+    """The same name gives the same split on every machine and in every folder."""
+    tenth = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % 10
+    if tenth < _VAL_TENTHS:
+        return "val"
+    return "test" if tenth < _VAL_TENTHS + test_tenths else "train"

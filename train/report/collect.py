@@ -1,0 +1,119 @@
+"""Run folders into results: runs of one head, one setting and one store belong together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.errors import RunError
+from train.config import HEAD_NAMES
+from train.report.paper import TITLES
+from train.runs import Run, find_runs, read_run
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HeadResult:
+    """All runs of one head with the same settings on the same clips, ordered by seed."""
+
+    name: str
+    """The head's name; with a number behind it where the head stands with several settings."""
+    runs: tuple[Run, ...]
+
+    @property
+    def head(self) -> str:
+        return self.runs[0].summary.head
+
+    @property
+    def title(self) -> str:
+        return TITLES.get(self.head, self.head) + self.name.removeprefix(self.head)
+
+    @property
+    def context(self) -> str:
+        """Pooling grid of the context features, ``2x2`` or ``7x7``."""
+        return str(self.runs[0].config["context"])
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        settings: Mapping[str, Any] = self.runs[0].config["settings"]
+        return settings
+
+    @property
+    def select(self) -> str:
+        """The val metric that chose each run's epoch, and the median run."""
+        return str(self.settings["select"])
+
+    @property
+    def median_run(self) -> Run:
+        """The run with the median of the chosen val metric; of an even number the lower one."""
+        ranked = sorted(self.runs, key=lambda r: (r.summary.val[self.select], r.summary.val["acc"]))
+        return ranked[(len(ranked) - 1) // 2]
+
+    def val_values(self, metric: str) -> NDArray[np.float64]:
+        """[seeds] One val metric of every run."""
+        return np.array([run.summary.val[metric] for run in self.runs], dtype=np.float64)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StoreResults:
+    """All that was trained on one set of clips and features. Never mixed with another's."""
+
+    store: Mapping[str, Any]
+    """What the runs' config.json tells of it."""
+    heads: tuple[HeadResult, ...]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.store["classes"])
+
+    def find(self, names: Iterable[str], *, context: str | None = None) -> list[HeadResult]:
+        """Results of some heads, in the order of ``heads``; by pooling grid, if one is given."""
+        wanted = set(names)
+        return [
+            result
+            for result in self.heads
+            if result.head in wanted and context in (None, result.context)
+        ]
+
+
+def collect_results(runs: Path) -> list[StoreResults]:
+    """Read every run in a folder and sort it into its store, head and settings.
+
+    Raises:
+        RunError: No run in the folder, or one that cannot be read.
+    """
+    read = [read_run(path) for path in find_runs(runs)]
+    if not read:
+        raise RunError(f"{runs}: no run folder here. Train some with: cli.py fit --runs {runs}")
+    by_store: dict[str, list[Run]] = {}
+    for run in read:
+        store = run.config["store"]
+        by_store.setdefault(f"{store['fingerprint']} {store['clips_sha256']}", []).append(run)
+    return [
+        StoreResults(store=of_store[0].config["store"], heads=_group_heads(of_store))
+        for _, of_store in sorted(by_store.items())
+    ]
+
+
+def _group_heads(runs: Sequence[Run]) -> tuple[HeadResult, ...]:
+    groups: dict[tuple[int, str, str, str], list[Run]] = {}
+    for run in runs:
+        head = run.summary.head
+        place = HEAD_NAMES.index(head) if head in HEAD_NAMES else len(HEAD_NAMES)
+        settings = json.dumps(run.config["settings"], sort_keys=True)
+        groups.setdefault((place, head, run.config["context"], settings), []).append(run)
+    results: list[HeadResult] = []
+    for (_, head, _, _), of_group in sorted(groups.items()):
+        n_before = sum(result.head == head for result in results)
+        results.append(
+            HeadResult(
+                name=head if n_before == 0 else f"{head}-{n_before + 1}",
+                runs=tuple(sorted(of_group, key=lambda run: run.summary.seed)),
+            )
+        )
+    return tuple(results)

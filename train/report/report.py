@@ -1,0 +1,204 @@
+"""The driver of ``report``: run folders to report.md, report.html, tables/ and figures/."""
+
+from __future__ import annotations
+
+import base64
+import shlex
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from features.disk import write_atomically
+from train.config import PRESETS
+from train.report.collect import HeadResult, StoreResults, collect_results
+from train.report.figures import draw_confusion, draw_histories, draw_scores
+from train.report.paper import PAPER_NOTE
+from train.report.tables import (
+    compare_streams,
+    tabulate_coverage,
+    tabulate_labels,
+    tabulate_runs,
+    tabulate_settings,
+    tabulate_table_1,
+    tabulate_table_2,
+    tabulate_test,
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Picture:
+    """A figure as the pages show it."""
+
+    title: str
+    name: str
+    """File name without ending, in figures/."""
+    data_uri: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Chapter:
+    """All that the report says about one store."""
+
+    store: dict[str, Any]
+    sources: str
+    """Where the clips come from, with counts."""
+    rules: tuple[str, ...]
+    """How epoch and run were chosen, a sentence for each metric in use."""
+    comparison: str
+    commands: tuple[str, ...]
+    versions: str
+    tables: dict[str, pd.DataFrame]
+    pictures: dict[str, Picture]
+    confusions: tuple[Picture, ...]
+
+
+def run_report(runs: Path, out: Path) -> Path:
+    """Write the report of all runs in a folder; an older report there is overwritten.
+
+    Args:
+        runs: Folder of run folders.
+        out: Folder for report.md, report.html (one file, nothing else needed), tables/*.csv, and
+            figures/*.png and *.svg.
+
+    Returns:
+        Path of report.html.
+
+    Raises:
+        RunError: No runs there, or one that cannot be read.
+    """
+    results = collect_results(runs)
+    for folder in (out / "tables", out / "figures"):
+        folder.mkdir(parents=True, exist_ok=True)
+    chapters = []
+    for number, of_store in enumerate(results, 1):
+        prefix = "" if len(results) == 1 else f"store{number}-"
+        chapters.append(_make_chapter(of_store, runs, out, prefix))
+    report_command = _join_command("report", "--runs", str(runs), "--out", str(out))
+    values = {"chapters": chapters, "paper_note": PAPER_NOTE, "report_command": report_command}
+    for name in ("report.md", "report.html"):
+        write_atomically(out / name, _render(f"{name}.jinja", values))
+    return out / "report.html"
+
+
+def _make_chapter(results: StoreResults, runs: Path, out: Path, prefix: str) -> Chapter:
+    tables = {
+        "table1": tabulate_table_1(results),
+        "table2": tabulate_table_2(results),
+        "median_runs": tabulate_test(results),
+        "coverage": tabulate_coverage(results),
+        "labels": tabulate_labels(results),
+        "settings": tabulate_settings(results.heads),
+        "runs": tabulate_runs(results),
+    }
+    for name, table in tables.items():
+        if len(table):
+            table.to_csv(out / "tables" / f"{prefix}{name}.csv", index=False, lineterminator="\n")
+
+    figures = out / "figures"
+    draw_scores(results, figures / f"{prefix}scores")
+    draw_histories(results, figures / f"{prefix}histories")
+    for result in results.heads:
+        draw_confusion(result, results.classes, figures / f"{prefix}confusion-{result.name}")
+    return Chapter(
+        store=dict(results.store),
+        sources=_list_sources(results.store["sources"]),
+        rules=tuple(sorted({_tell_rule(result.select) for result in results.heads})),
+        comparison=compare_streams(results),
+        commands=_list_commands(results, runs),
+        versions=_list_versions(results),
+        tables=tables,
+        pictures={
+            "scores": _read_picture(figures, f"{prefix}scores", "Val scores by head and seed"),
+            "histories": _read_picture(figures, f"{prefix}histories", "Loss of the median runs"),
+        },
+        confusions=tuple(
+            _read_picture(figures, f"{prefix}confusion-{result.name}", result.title)
+            for result in results.heads
+        ),
+    )
+
+
+def _tell_rule(select: str) -> str:
+    return (
+        f"Each run keeps the epoch with the highest {select} on val (ties: higher accuracy, then "
+        f"lower loss, then the earlier epoch). Of a head's seeds the run with the median {select} "
+        "on val is the one reported (of an even number, the lower of the two in the middle). "
+        "Test is scored once a run, with the epoch that val chose, and takes part in no choice."
+    )
+
+
+def _list_sources(sources: dict[str, int]) -> str:
+    named = [f"{name or 'no source given'} ({n} clips)" for name, n in sources.items()]
+    return ", ".join(named) or "no clips"
+
+
+def _list_versions(results: StoreResults) -> str:
+    """Versions of every library that made features or runs, each once."""
+    used: dict[str, set[str]] = {}
+    for versions in (
+        results.store["versions"],
+        *(run.config["versions"] for result in results.heads for run in result.runs),
+    ):
+        for name, version in versions.items():
+            used.setdefault(name, set()).add(str(version))
+    return ", ".join(f"{name} {' and '.join(sorted(used[name]))}" for name in sorted(used))
+
+
+def _list_commands(results: StoreResults, runs: Path) -> tuple[str, ...]:
+    """The fit commands that train these heads again, one for each group of equal settings."""
+    groups: dict[tuple[str, ...], list[HeadResult]] = {}
+    for result in results.heads:
+        preset = "submitted" if result.head == "caca" and result.context == "7x7" else "table1"
+        usual = asdict(PRESETS[preset].config)
+        changed = [f"{k}={v}" for k, v in result.settings.items() if usual.get(k) != v]
+        n_seeds = str(1 + max(run.summary.seed for run in result.runs))
+        key = (preset, n_seeds, *changed)
+        groups.setdefault(key, []).append(result)
+    commands = []
+    for (preset, n_seeds, *settings), heads in groups.items():
+        words = ["fit"]
+        for path in results.store["paths"]:
+            words += ["--store", path]
+        words += ["--runs", str(runs), "--preset", preset, "--seeds", n_seeds]
+        names = [result.head for result in heads]
+        if set(names) != set(PRESETS[preset].heads):
+            for name in sorted(set(names), key=names.index):
+                words += ["--head", name]
+        for setting in settings:
+            words += ["--set", setting]
+        commands.append(_join_command(*words))
+    return tuple(commands)
+
+
+def _join_command(*words: str) -> str:
+    return "python cli.py " + shlex.join(words)
+
+
+def _read_picture(figures: Path, name: str, title: str) -> Picture:
+    data = base64.b64encode((figures / f"{name}.svg").read_bytes()).decode()
+    return Picture(title=title, name=name, data_uri=f"data:image/svg+xml;base64,{data}")
+
+
+def _render(template: str, values: dict[str, Any]) -> str:
+    environment = jinja2.Environment(
+        autoescape=template.endswith(".html.jinja"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["pipes"] = _format_pipes
+    text = (files("train.report") / template).read_text(encoding="utf-8")
+    return environment.from_string(text).render(values)
+
+
+def _format_pipes(table: pd.DataFrame) -> str:
+    """A Markdown table; columns of numbers are aligned to the right."""
+    cells = [[str(value).replace("|", "\\|") for value in row] for row in table.to_numpy()]
+    titles = [str(name) for name in table.columns]
+    rule = ["---"] + ["---:"] * (len(titles) - 1)
+    return "\n".join("| " + " | ".join(row) + " |" for row in [titles, rule, *cells])

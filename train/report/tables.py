@@ -1,0 +1,205 @@
+"""The tables of the report, as data frames of texts, ready to print or to write as CSV.
+
+Shares are in percent with two digits, as the paper prints them; "median (lowest-highest)" is over
+seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from features.contracts import SPLITS
+from train.report.collect import HeadResult, StoreResults
+from train.report.paper import TABLE_1, TABLE_2, PaperScore
+
+NONE = "–"
+
+
+def tabulate_table_1(results: StoreResults) -> pd.DataFrame:
+    """Table I: every head on val beside the paper; one row a head and setting.
+
+    A head that is not in Table I, or reads other context features than it, has no paper's figures.
+    """
+    rows = []
+    for result in results.heads:
+        paper = TABLE_1.get(result.head) if result.context == "2x2" else None
+        median = result.median_run.summary
+        rows.append(
+            {
+                "Model": result.title,
+                "Head": result.name,
+                "Parameters": f"{median.n_parameters:,}",
+                "Parameters (paper)": paper.parameters if paper else NONE,
+                "Seeds": str(len(result.runs)),
+                "map_mec": _format_spread(result.val_values("map_mec")),
+                "acc": _format_spread(result.val_values("acc")),
+                "uar": _format_spread(result.val_values("uar")),
+                "Never predicted": f"{median.val['n_never_predicted']} of {len(results.classes)}",
+                "mAP (paper)": f"{paper.val.map_mec:.2f}" if paper else NONE,
+                "ACC (paper)": f"{paper.val.acc:.2f}" if paper else NONE,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def tabulate_table_2(results: StoreResults) -> pd.DataFrame:
+    """Table II: the submitted networks on val and test, median run; empty without such runs."""
+    rows = []
+    for row in TABLE_2:
+        ours = results.find([row.head], context="7x7" if row.head == "caca" else None)
+        for result in ours:
+            summary = result.median_run.summary
+            rows.append(
+                {
+                    "Method": result.title,
+                    **_format_scores("val", summary.val, row.val),
+                    **_format_scores("test", summary.test, row.test),
+                }
+            )
+        if not ours and row.head == "":
+            rows.append(
+                {
+                    "Method": row.title,
+                    **_format_scores("val", {}, row.val),
+                    **_format_scores("test", {}, row.test),
+                }
+            )
+    return pd.DataFrame(rows if len(rows) > 1 else [])
+
+
+def tabulate_test(results: StoreResults) -> pd.DataFrame:
+    """The median run of each head on val and test, with 95% intervals; a row a head and split."""
+    rows = []
+    for result in results.heads:
+        summary = result.median_run.summary
+        for split, scores in (("val", summary.val), ("test", summary.test)):
+            if not scores:
+                continue
+            rows.append(
+                {
+                    "Model": result.title,
+                    "Seed": str(summary.seed),
+                    "Epoch": str(summary.best_epoch),
+                    "Split": split,
+                    "Clips": str(scores["n_clips"]),
+                    **{m: _format_interval(scores, m) for m in ("map_mec", "acc", "uar")},
+                    "map_rank": _percent(scores["map_rank"]),
+                    "f1_macro": _percent(scores["f1_macro"]),
+                    "Never predicted": str(scores["n_never_predicted"]),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def tabulate_runs(results: StoreResults) -> pd.DataFrame:
+    """Every run, with its seed; the one that is reported is marked."""
+    return pd.DataFrame(
+        [
+            {
+                "Run": run.path.name,
+                "Seed": str(run.summary.seed),
+                "Epoch": f"{run.summary.best_epoch} of {run.config['n_epochs']}",
+                "val map_mec": _percent(run.summary.val["map_mec"]),
+                "val acc": _percent(run.summary.val["acc"]),
+                "test map_mec": _percent(run.summary.test.get("map_mec")),
+                "test acc": _percent(run.summary.test.get("acc")),
+                "Reported": "median" if run is result.median_run else "",
+            }
+            for result in results.heads
+            for run in result.runs
+        ]
+    )
+
+
+def tabulate_coverage(results: StoreResults) -> pd.DataFrame:
+    """What the store holds, by split: clips, labels, clips without a face, frames, faces."""
+    names = {
+        "n_clips": "Clips",
+        "n_labelled": "With a label",
+        "n_no_face": "Without a face",
+        "n_frames": "Frames",
+        "n_faces": "Faces",
+    }
+    splits = results.store["splits"]
+    rows = [{"Split": s, **{title: splits[s][key] for key, title in names.items()}} for s in SPLITS]
+    table = pd.DataFrame(rows)
+    total = {"Split": "all", **table.drop(columns="Split").sum().to_dict()}
+    return pd.concat([table, pd.DataFrame([total])], ignore_index=True)
+
+
+def tabulate_labels(results: StoreResults) -> pd.DataFrame:
+    """Clips of each class in each split."""
+    splits = results.store["splits"]
+    return pd.DataFrame(
+        [
+            {"Class": name, **{split: splits[split]["labels"][name] for split in SPLITS}}
+            for name in results.classes
+        ]
+    )
+
+
+def tabulate_settings(heads: Sequence[HeadResult]) -> pd.DataFrame:
+    """The settings of each head, a column a head; equal columns are joined into one."""
+    columns: dict[str, Mapping[str, Any]] = {}
+    for result in heads:
+        settings = {**result.settings, "context": result.context}
+        same = [name for name, other in columns.items() if other == settings]
+        if same:
+            columns[f"{same[0]}, {result.name}"] = columns.pop(same[0])
+        else:
+            columns[result.name] = settings
+    names = next(iter(columns.values()))
+    return pd.DataFrame(
+        [
+            {"Setting": name, **{heads: str(s.get(name, NONE)) for heads, s in columns.items()}}
+            for name in names
+        ]
+    )
+
+
+def compare_streams(results: StoreResults) -> str:
+    """A sentence: do heads that read both streams beat each stream alone, by the median?"""
+    medians = {
+        result.name: float(np.median(result.val_values("map_mec")))
+        for result in results.find(TABLE_1, context="2x2")
+    }
+    if not {"face", "context"} <= medians.keys():
+        return ""
+    single = max(("face", "context"), key=lambda name: medians[name])
+    fused = [name for name in medians if name not in ("face", "context")]
+    if not fused:
+        return ""
+    above = [name for name in fused if medians[name] > medians[single]]
+    named = f": {', '.join(above)}" if above else ""
+    return (
+        f"The better single stream is {single} with {100 * medians[single]:.2f}% map_mec; "
+        f"{len(above)} of {len(fused)} heads that read both streams are above it{named}."
+    )
+
+
+def _format_scores(split: str, ours: Mapping[str, Any], paper: PaperScore) -> dict[str, str]:
+    return {
+        f"{split} map_mec": _percent(ours.get("map_mec")),
+        f"{split} acc": _percent(ours.get("acc")),
+        f"{split} mAP (paper)": f"{paper.map_mec:.2f}",
+        f"{split} ACC (paper)": f"{paper.acc:.2f}",
+    }
+
+
+def _format_spread(values: Sequence[float] | np.ndarray[Any, np.dtype[np.float64]]) -> str:
+    middle, low, high = np.median(values), np.min(values), np.max(values)
+    spread = f" ({100 * low:.2f}–{100 * high:.2f})" if len(values) > 1 else ""
+    return f"{100 * middle:.2f}{spread}"
+
+
+def _format_interval(scores: Mapping[str, Any], metric: str) -> str:
+    low, high = scores["intervals"][metric]
+    return f"{100 * scores[metric]:.2f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _percent(value: float | None) -> str:
+    return NONE if value is None else f"{100 * value:.2f}"
