@@ -72,19 +72,25 @@ def cli(verbose: bool) -> None:
     Example:
         cli.py demo
     """
-    from rich.console import Console
-    from rich.logging import RichHandler
-
     level = logging.DEBUG if verbose else logging.INFO
-    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    handler: logging.Handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    if sys.stderr.isatty():  # keeps a progress bar in one piece
+        from rich.console import Console
+        from rich.logging import RichHandler
+
+        handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for package in ("features", "pipeline", "train"):
         logging.getLogger(package).setLevel(level)
 
 
 @cli.command()
 @click.option("--dir", "folder", type=_PATH, default=Path("demo"), show_default=True)
-@click.option("--seeds", default=5, show_default=True, help="Runs per head.")
+@click.option(
+    "--seeds", type=click.IntRange(1), default=5, show_default=True, help="Runs per head."
+)
 def demo(folder: Path, seeds: int) -> None:
     """Run the whole job on the built-in demo set; ends with the path of report.html.
 
@@ -145,21 +151,19 @@ def manifest_check(csv: Path, classes: str | None, allow_subject_overlap: bool) 
     Example:
         cli.py manifest check data_manifest.csv
     """
-    from pipeline.manifest import find_missing_files, read_manifest
+    from pipeline.manifest import read_manifest
 
     listed = read_manifest(
-        csv, classes=_split(classes), allow_subject_overlap=allow_subject_overlap
+        csv,
+        classes=_split(classes),
+        allow_subject_overlap=allow_subject_overlap,
+        files_must_exist=True,
     )
-    missing = find_missing_files(listed.clips)
-    for problem in missing:
-        click.echo(f"{csv}: {problem}")
     by_split = {s: sum(c.split == s for c in listed.clips) for s in ("train", "val", "test")}
     counts = ", ".join(f"{n} {split}" for split, n in by_split.items())
     assumed = " (taken from the labels; --classes declares them)" if listed.classes_assumed else ""
     click.echo(f"{csv}: {len(listed.clips)} clips: {counts}")
     click.echo(f"classes: {', '.join(listed.classes)}{assumed}")
-    if missing:
-        sys.exit(1)
 
 
 @cli.command()
@@ -380,7 +384,10 @@ def bundle_info(file: Path, as_json: bool) -> None:
 @click.option("--runs", type=_PATH, required=True, help="Folder of the runs, made if absent.")
 @click.option("--preset", type=click.Choice(["table1", "submitted"]), required=True)
 @click.option("--head", "heads", multiple=True, help="Only this head; may be given again.")
-@click.option("--seeds", default=5, show_default=True, help="Runs per head.")
+@click.option(
+    "--seeds", type=click.IntRange(1), default=5, show_default=True, help="Runs per head."
+)
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change a setting.")
 @_as_json
 def fit(
@@ -389,6 +396,7 @@ def fit(
     preset: str,
     heads: Sequence[str],
     seeds: int,
+    device: str,
     settings: Sequence[str],
     as_json: bool,
 ) -> None:
@@ -402,12 +410,10 @@ def fit(
     from train.config import PRESETS, parse_settings
     from train.fit import run_fit
 
-    if seeds < 1:
-        raise click.BadParameter(f"{seeds}: expected 1 or more", param_hint="--seeds")
     config = parse_settings(settings, PRESETS[preset].config)
     heads = heads or PRESETS[preset].heads
     with _fit_progress(heads, seeds) as show:
-        summaries = run_fit(stores, runs, heads, range(seeds), config, progress=show)
+        summaries = run_fit(stores, runs, heads, range(seeds), config, device=device, progress=show)
     if as_json:
         click.echo(json.dumps({"runs": [asdict(summary) for summary in summaries]}))
         return

@@ -1,4 +1,4 @@
-"""The nouns that stages hand to each other: Clip, Frames, Faces, ClipFeatures. Numpy only."""
+"""The nouns that stages hand to each other: Clip, Faces, ClipFeatures. Numpy only."""
 
 from __future__ import annotations
 
@@ -58,23 +58,6 @@ class Clip:
             raise ValueError(f"clip {self.clip_id}: split {self.split!r} is not one of {SPLITS}")
         if self.start_s is not None and self.end_s is not None and self.start_s >= self.end_s:
             raise ValueError(f"clip {self.clip_id}: start_s {self.start_s} >= end_s {self.end_s}")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Frames:
-    """Some frames of one clip, in time order, all of one size, upright (rotation applied)."""
-
-    pts_s: NDArray[np.float64]
-    """[F] Presentation time of each frame, seconds from the clip's start."""
-    phase: NDArray[np.int16]
-    """[F] Which phase of the clock chose the frame, 0..P-1."""
-    rgb: NDArray[np.uint8]
-    """[F, H, W, 3]"""
-
-    def __post_init__(self) -> None:
-        n = len(self.pts_s)
-        if self.phase.shape != (n,) or self.rgb.ndim != 4 or len(self.rgb) != n:
-            raise ValueError(f"Frames: {n} times, {self.phase.shape} phases, {self.rgb.shape} rgb")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -94,8 +95,8 @@ class ShardWriter:
         self.partial = partial_path(path)
         self.columns: dict[str, list[Any]] = {c: [] for c in (*_TEXT_COLUMNS, *_NUMBER_COLUMNS)}
         self.frame_offset, self.face_offset = [0], [0]
-        self.partial.unlink(missing_ok=True)
-        self._file = h5py.File(self.partial, "w", libver="v110")
+        self._disk = _CarefulFile(self.partial)
+        self._file = h5py.File(self._disk, "w", libver="v110")
         self._write_header(header)
         face_columns = dict(_FACE_COLUMNS)
         if header.face_map_shape is not None:
@@ -125,6 +126,7 @@ class ShardWriter:
             _extend(self._file[f"frame/{name}"], rows)
         for name, rows in faces.items():
             _extend(self._file[f"face/{name}"], rows)
+        self._disk.check()
         for name, value in _clip_row(clip).items():
             self.columns[name].append(value)
         self.frame_offset.append(self.frame_offset[-1] + clip.n_frames)
@@ -139,14 +141,15 @@ class ShardWriter:
         self._file["clip/frame_offset"] = np.array(self.frame_offset, dtype=np.int64)
         self._file["clip/face_offset"] = np.array(self.face_offset, dtype=np.int64)
         self._file.close()
+        self._disk.close()
+        self._disk.check()
         publish(self.partial, self.path)
 
     def abandon(self) -> None:
         """Remove the unfinished file. Never raises for want of disk space."""
-        try:
-            self._file.close()
-        except (OSError, RuntimeError):  # HDF5 may not be able to flush; the file goes anyway
-            self._file.id.close()
+        self._disk.discard()
+        self._file.close()
+        self._disk.close()
         self.partial.unlink(missing_ok=True)
 
     def _write_header(self, header: ShardHeader) -> None:
@@ -157,6 +160,67 @@ class ShardWriter:
         attributes["classes"] = json.dumps(list(header.classes), ensure_ascii=False)
         for name in ("config", "weights", "versions"):
             attributes[name] = json.dumps(dict(getattr(header, name)), sort_keys=True)
+
+
+class _CarefulFile(io.RawIOBase):
+    """A file under HDF5 that remembers a failed write instead of raising it inside HDF5.
+
+    HDF5 cannot close a file that it could not write, and may end the process. So the first error is
+    kept, later writes are dropped, and ``check`` raises it where Python can deal with it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._raw = path.open("w+b", buffering=0)
+        self._error: OSError | None = None
+        self._discarding = False
+
+    def check(self) -> None:
+        """Raise the first failure, if there was one."""
+        if self._error is not None:
+            raise self._error
+
+    def discard(self) -> None:
+        """Write nothing from now on."""
+        self._discarding = True
+
+    def write(self, data: Any) -> int:
+        n_bytes = len(data)
+        if self._error is None and not self._discarding:
+            try:
+                left = memoryview(data).cast("B")
+                while left:
+                    left = left[self._raw.write(left) :]
+            except OSError as error:
+                self._error = error
+        return n_bytes
+
+    def truncate(self, size: int | None = None) -> int:
+        if self._error is None and not self._discarding:
+            try:
+                return self._raw.truncate(size)
+            except OSError as error:
+                self._error = error
+        return size or 0
+
+    def readinto(self, buffer: Any) -> int:
+        n_bytes = self._raw.readinto(buffer) or 0
+        view = memoryview(buffer).cast("B")
+        view[n_bytes:] = bytes(len(view) - n_bytes)  # what was dropped reads as zeros
+        return len(view)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._raw.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._raw.tell()
+
+    def flush(self) -> None:
+        """Unbuffered: nothing to do."""
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
 
 
 def read_shard_index(path: Path) -> ShardIndex:
@@ -385,6 +449,7 @@ def _create(file: h5py.File, name: str, dtype: np.dtype[Any], shape: tuple[int, 
         maxshape=(None, *shape),
         chunks=(max(1, min(4096, _CHUNK_BYTES // row_bytes)), *shape),
         dtype=dtype,
+        fletcher32=True,
         **hdf5plugin.Zstd(clevel=3),
     )
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from features.contracts import SPLITS, ClipFeatures
+from features.contracts import ClipFeatures
 from features.errors import ShardError
 from features.fingerprint import hash_file
 from features.shards import (
@@ -88,16 +88,6 @@ class Store:
             records.append(record)
         columns = (*_CLIP_COLUMNS, "n_frames", "n_faces", "shard")
         return pd.DataFrame(records, columns=list(columns)).rename(columns={"id": "clip_id"})
-
-    @property
-    def n_phases(self) -> dict[str, int]:
-        """Split -> phases of the clock that every clip of the split has."""
-        table = self.clips
-        return {
-            split: int(table.loc[table["split"] == split, "n_phases"].min())
-            for split in SPLITS
-            if (table["split"] == split).any()
-        }
 
     @property
     def failures(self) -> pd.DataFrame:

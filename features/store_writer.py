@@ -9,10 +9,17 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from features.contracts import ClipFeatures
+from features.contracts import SPLITS, ClipFeatures
 from features.disk import uninterrupted
-from features.errors import ConfigError
-from features.shards import ShardHeader, ShardWriter, read_shard_index, rewrite_clip_columns
+from features.errors import ConfigError, ShardError
+from features.fingerprint import hash_file
+from features.shards import (
+    ShardHeader,
+    ShardWriter,
+    find_shard_problems,
+    read_shard_index,
+    rewrite_clip_columns,
+)
 from features.store import Store
 from features.store_index import (
     ShardEntry,
@@ -76,6 +83,10 @@ class StoreWriter:
 
     def add(self, clip: ClipFeatures) -> None:
         """Append a clip; finishes the shard when it is full. Raises OSError (a full disk)."""
+        if clip.label and clip.label not in self.header.classes:
+            raise ValueError(f"clip {clip.clip_id}: label {clip.label!r} is not a declared class")
+        if clip.split not in SPLITS:
+            raise ValueError(f"clip {clip.clip_id}: split {clip.split!r} is not one of {SPLITS}")
         with uninterrupted():
             if self._writer is None:
                 self._writer = ShardWriter(self._next_path(), self.header)
@@ -99,12 +110,17 @@ class StoreWriter:
     def relabel(self, updates: Mapping[str, Mapping[str, str]]) -> None:
         """Change text columns of clips (id -> column -> value) without touching their features.
 
-        Raises OSError (a full disk); the shard at hand then keeps its old labels.
+        Raises OSError (a full disk), ShardError (a damaged shard); it then keeps its old labels.
         """
         for number, shard in enumerate(self._shards):
             file = self.path / shard.name
             here = set(read_shard_index(file).columns["id"]) & updates.keys()
             if here:
+                if hash_file(file) != shard.sha256:
+                    raise ShardError(
+                        f"{file}: damaged (SHA-256 differs from store.json), so its labels are not "
+                        "changed. Delete the file and run extract: its clips are extracted again."
+                    )
                 # Not listed while it changes: after a crash in between it is hashed again.
                 others = [other for other in self._shards if other is not shard]
                 write_store_index(self.path, self.header, others)
@@ -120,7 +136,7 @@ class StoreWriter:
             known = {shard.name: shard for shard in read_store_index(self.path)[1]}
         for name in find_shard_files(self.path):
             # A shard that exists is complete, listed or not: the crash came before the listing.
-            entry = known.get(name) or describe_shard(self.path, self.path / name)
+            entry = known.get(name) or self._adopt(self.path / name)
             found = read_shard_index(self.path / name).header
             if found.fingerprint != self.header.fingerprint:
                 raise ConfigError(
@@ -135,6 +151,12 @@ class StoreWriter:
                 )
             self._shards.append(entry)
         write_store_index(self.path, self.header, self._shards)
+
+    def _adopt(self, file: Path) -> ShardEntry:
+        problems = find_shard_problems(file)
+        if problems:
+            raise ShardError(f"{file}: {problems[0]}. Delete the file and run extract again.")
+        return describe_shard(self.path, file)
 
     def _explain(self, found: ShardHeader) -> str:
         """Which setting, weights or library make two fingerprints differ."""

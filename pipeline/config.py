@@ -22,9 +22,16 @@ class ExtractConfig:
     face_map: bool = False
     """Keep the face CNN's 512-channel map too; conv2d3d needs it."""
 
+    precision: str = "float32"
+    """What the networks compute in; features are kept as float16."""
+    algorithm: int = 1
+    """Raised by a release whose code makes other features of the same settings; not to be set."""
+
     def __post_init__(self) -> None:
         if not 1 <= self.phases <= 60:
             raise ConfigError(f"phases = {self.phases}: expected 1..60")
+        if self.precision != "float32":
+            raise ConfigError(f"precision = {self.precision!r}: expected float32")
         if self.min_face_px < 12:
             raise ConfigError(
                 f"min_face_px = {self.min_face_px}: expected at least 12, the window of P-Net"

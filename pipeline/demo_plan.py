@@ -30,9 +30,11 @@ class _Slot:
     face: str
     """``clear``, ``faint`` (a weak expression) or ``mixed`` (half way to a neighbour's)."""
     scene: str = "own"
-    """``own``, ``wall``, or ``wrong``: another class's for every fourth class, a wall for others."""
+    """``own``, ``wall``, or ``wrong``: another class's for one class in some, a wall for others."""
     scene_step: int = 0
     """How far round the circle a wrong scene's class is."""
+    one_in: int = 1
+    """For which share of the classes a wrong scene is drawn."""
     special: str = ""
     """``still``, ``second-face`` or ``no-face``; the last two only for some classes."""
 
@@ -44,13 +46,13 @@ _SLOTS = (
     _Slot(split="train", face="faint", special="no-face"),
     _Slot(split="train", face="clear", scene="wall"),
     _Slot(split="train", face="clear", scene="wall", special="second-face"),
-    _Slot(split="train", face="clear", scene="wrong", scene_step=4),
+    _Slot(split="train", face="clear", scene="wrong", scene_step=4, one_in=2),
     _Slot(split="val", face="mixed"),
     _Slot(split="val", face="faint"),
-    _Slot(split="val", face="clear", scene="wrong", scene_step=3),
+    _Slot(split="val", face="clear", scene="wrong", scene_step=3, one_in=4),
     _Slot(split="test", face="faint", special="no-face"),
     _Slot(split="test", face="mixed"),
-    _Slot(split="test", face="clear", scene="wrong", scene_step=5),
+    _Slot(split="test", face="clear", scene="wrong", scene_step=5, one_in=4),
 )
 
 _NO_FACE = {("train", "surprise"), ("test", "disgust")}
@@ -151,7 +153,7 @@ def _plan_clip(label: str, number: int, slot: _Slot) -> DemoClip:
 
 def _choose_mood(label: str, slot: _Slot) -> str:
     place = _CIRCLE.index(label)
-    misled = slot.scene == "wrong" and (place + slot.scene_step) % 4 == 0
+    misled = slot.scene == "wrong" and (place + slot.scene_step) % slot.one_in == 0
     if slot.scene == "own" or misled:
         return _CIRCLE[(place + slot.scene_step) % len(_CIRCLE)]
     return ANYWHERE
@@ -190,7 +192,7 @@ def _mix(label: str, face: str, dice: Random) -> Expression:
 
 def _cast(expression: Expression, dice: Random) -> Actor:
     light = dice.uniform(0.88, 1.08)
-    scale = dice.uniform(0.54, 0.78)
+    scale = dice.uniform(0.58, 0.74)
     # At most 185 rows of the photograph below the face: the cut-out has few more.
     y = max(1 - dice.uniform(150, 185) / 240 * scale, 0.42)
     return Actor(
@@ -198,14 +200,14 @@ def _cast(expression: Expression, dice: Random) -> Actor:
         onset_s=dice.uniform(0.05, 0.6),
         rise_s=dice.uniform(0.3, 0.7),
         blink_s=dice.uniform(0.2, 2.0),
-        x=dice.uniform(0.38, 0.62),
+        x=dice.uniform(0.43, 0.57),
         y=y,
         scale=scale,
         width=dice.uniform(0.92, 1.06),
-        tilt_deg=dice.uniform(-11, 11),
+        tilt_deg=dice.uniform(-7, 7),
         sway=dice.uniform(0.004, 0.02),
         sway_s=dice.uniform(1.2, 3.0),
-        flipped=dice.random() < 0.5,
+        flipped=dice.random() < 0.25,
         tone=(light * dice.uniform(0.96, 1.04), light, light * dice.uniform(0.95, 1.03)),
     )
 

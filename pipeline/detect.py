@@ -1,8 +1,8 @@
 """Finds faces: the MTCNN cascade in torch, batched over the frames of a chunk.
 
-The ``mtcnn`` package's own engine is the reference for every step: pyramid by exact area
-averaging, patches by plain bilinear sampling, and its suppression, in which a box falls to any
-better box that overlaps it, even to one that has itself fallen.
+The ``mtcnn`` package's own engine is the reference: patches by plain bilinear sampling, and its
+suppression, in which a box falls to any better box that overlaps it, even to one that has itself
+fallen. Only the pyramid is made in another way: see ``_shrunk``.
 """
 
 from __future__ import annotations

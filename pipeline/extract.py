@@ -16,13 +16,19 @@ import torch
 from features.context_cnn import find_context_weights_sha256
 from features.contracts import Clip, ClipFeatures
 from features.disk import write_atomically
-from features.errors import ClipError, ConfigError
+from features.errors import ClipError, ConfigError, WeightsError
 from features.face_cnn import SHIPPED_FACE_WEIGHTS
 from features.face_network import read_face_network
 from features.fingerprint import fingerprint, hash_file
 from features.shards import FORMAT_VERSION, ShardHeader
 from features.store import Store
-from features.store_index import Failure, read_store_index, write_failures
+from features.store_index import (
+    FAILURE_COLUMNS,
+    Failure,
+    read_failures,
+    read_store_index,
+    write_failures,
+)
 from features.store_writer import StoreWriter
 from features.weights import MTCNN_FILES
 from pipeline.config import ExtractConfig
@@ -111,23 +117,28 @@ def run_extract(
         if updates:
             _log.info("%d clips have new labels in the manifest; their features stay", len(updates))
             writer.relabel(updates)
+        failures = _Failures(store)
+        failures.forget({clip.clip_id for clip in listed.clips} - {clip.clip_id for clip in todo})
         try:
             if todo:
                 seer = ClipSeer(config, face_weights, torch_device)
                 progress(tally.told(len(todo)))
             for clip in todo:
                 seen = _see_or_fail(seer, clip, inputs)
-                if isinstance(seen, ClipFeatures):
+                if isinstance(seen, Failure):
+                    failures.add(seen)
+                else:
                     writer.add(seen)
+                    failures.forget({seen.clip_id})
                 tally.count(seen)
                 progress(tally.told(len(todo)))
         finally:
-            write_failures(store, tally.failures)
+            failures.write()
             inputs.write()
     return ExtractSummary(
         clips_done=tally.n_done,
         clips_skipped=len(listed.clips) - len(todo),
-        clips_failed=len(tally.failures),
+        clips_failed=tally.n_failed,
         frames=tally.n_frames,
         faces=tally.n_faces,
         wall_s=round(time.monotonic() - started_s, 3),
@@ -138,6 +149,8 @@ def run_extract(
 
 def make_header(config: ExtractConfig, classes: Sequence[str], face_weights: Path) -> ShardHeader:
     """What all shards that these settings make have in common."""
+    if not face_weights.is_file():
+        raise WeightsError(f"{face_weights}: no such file, expected weights of a face network")
     weights = {name: file.sha256 for name, file in MTCNN_FILES.items()}
     weights["context"] = find_context_weights_sha256(config.context_weights)
     weights["face"] = hash_file(face_weights)
@@ -178,12 +191,11 @@ class _Tally:
     """Counts of one run."""
 
     def __init__(self) -> None:
-        self.n_done = self.n_frames = self.n_faces = 0
-        self.failures: list[Failure] = []
+        self.n_done = self.n_failed = self.n_frames = self.n_faces = 0
 
     def count(self, seen: ClipFeatures | Failure) -> None:
         if isinstance(seen, Failure):
-            self.failures.append(seen)
+            self.n_failed += 1
             _log.warning("clip %s: %s: %s", seen.clip_id, seen.step, seen.reason)
         else:
             self.n_done += 1
@@ -194,9 +206,31 @@ class _Tally:
         return ExtractProgress(
             n_clips=n_clips,
             n_done=self.n_done,
-            n_failed=len(self.failures),
+            n_failed=self.n_failed,
             n_frames=self.n_frames,
         )
+
+
+class _Failures:
+    """failures.csv while clips are tried: a row goes when its clip is done, not before."""
+
+    def __init__(self, store: Path) -> None:
+        self._store = store
+        rows = read_failures(store)[list(FAILURE_COLUMNS)].itertuples(index=False)
+        self._rows = {
+            row[0]: Failure(**dict(zip(FAILURE_COLUMNS, row, strict=True))) for row in rows
+        }
+
+    def add(self, failure: Failure) -> None:
+        self._rows[failure.clip_id] = failure
+        self.write()  # at once: a kill must not lose it
+
+    def forget(self, clip_ids: set[str]) -> None:
+        for clip_id in clip_ids:
+            self._rows.pop(clip_id, None)
+
+    def write(self) -> None:
+        write_failures(self._store, list(self._rows.values()))
 
 
 class _InputHashes:
@@ -251,13 +285,20 @@ def _plan(
         row = done.pop(clip.clip_id, None)
         if row is None or not _is_current(row, clip, config, inputs):
             todo.append(clip)
+        if row is None:
             continue
+        # Also of a clip that is extracted again: should that fail, its old rows must not stand in
+        # the wrong split.
         wanted = {name: getattr(clip, name) for name in _LABEL_COLUMNS[:-1]}
         wanted["extra"] = json.dumps(dict(clip.extra), sort_keys=True, ensure_ascii=False)
         if any(row[name] != wanted[name] for name in _LABEL_COLUMNS):
             updates[clip.clip_id] = wanted
     if done:
-        _log.info("%d clips of the store are not in this manifest; they stay", len(done))
+        _log.warning(
+            "%d clips of the store are not in this manifest; they stay in the store (a new --store "
+            "folder leaves them out)",
+            len(done),
+        )
     return todo, updates
 
 
@@ -283,7 +324,10 @@ def _see_or_fail(seer: ClipSeer, clip: Clip, inputs: _InputHashes) -> ClipFeatur
         return seer.see(clip, inputs.sha256(clip.path) if clip.path.is_file() else "")
     except ClipError as error:
         reason = str(error)
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror or type(error).__name__})"
     except Exception as error:  # the one broad except: whatever one clip does, the others go on
         _log.debug("clip %s", clip.clip_id, exc_info=True)
         reason = f"unexpected {type(error).__name__}: {error}"
+    reason = reason.replace(str(clip.path), clip.path.name)  # reasons travel in bundles
     return Failure(clip_id=clip.clip_id, path=str(clip.path), step=seer.step, reason=reason)

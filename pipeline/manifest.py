@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from features.contracts import MEC_CLASSES, SPLITS, Clip
-from features.errors import ManifestError
+from features.errors import ConfigError, ManifestError
 
 REQUIRED_COLUMNS = ("clip_id", "path", "label", "split")
 KNOWN_COLUMNS = (*REQUIRED_COLUMNS, "subject", "start_s", "end_s", "source")
@@ -45,24 +45,28 @@ def read_manifest(
     *,
     classes: Sequence[str] | None = None,
     allow_subject_overlap: bool = False,
+    files_must_exist: bool = False,
 ) -> Manifest:
     """Read a manifest, or say all that is wrong with it.
-
-    A clip whose file is missing is no problem here: it becomes a row of failures.csv. See
-    ``find_missing_files``.
 
     Args:
         path: The CSV, UTF-8; its relative paths start at its folder.
         classes: Class names in order. Where absent: MEC's eight if any label is one of them or no
             clip is labelled, else all labels of the file, sorted.
         allow_subject_overlap: Let a subject stand in two splits.
+        files_must_exist: Count a clip without a file as a problem; ``extract`` makes it a row of
+            failures.csv instead.
 
     Raises:
         ManifestError: with every problem, a line each.
+        ConfigError: ``classes`` are fewer than two, or one is empty or stands twice.
     """
+    if classes is not None and (len(set(classes)) < max(2, len(classes)) or not all(classes)):
+        raise ConfigError(f"classes {', '.join(classes)}: expected two or more different names")
     rows, problems = _read_rows(path)
     labels = {row["label"] for _, row in rows if row["label"]}
-    assumed = classes is None and bool(labels) and labels.isdisjoint(MEC_CLASSES)
+    lowered = {label.lower() for label in labels}
+    assumed = classes is None and bool(labels) and lowered.isdisjoint(MEC_CLASSES)
     declared = tuple(classes) if classes else tuple(sorted(labels)) if assumed else MEC_CLASSES
     problems += _check_ids(rows)
     problems += _check_labels(rows, declared)
@@ -74,6 +78,8 @@ def read_manifest(
             clips.append(clip)
     if not allow_subject_overlap:
         problems += _check_subjects(rows)
+    if files_must_exist:
+        problems += find_missing_files(clips)
     if not rows and not problems:
         problems.append(Problem(line=2, message="no clip follows the header"))
     if problems:

@@ -34,6 +34,9 @@ class ClipSeer:
     def __init__(self, config: ExtractConfig, face_weights: Path, device: torch.device) -> None:
         """Raises WeightsError where a network's weights are missing or not the expected ones."""
         keep_freed_memory()
+        if device.type == "cuda":  # TF32 is not the float32 that the fingerprint speaks of
+            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cuda.matmul.allow_tf32 = False
         self.config = config
         self.device = device
         self.detector = FaceDetector(

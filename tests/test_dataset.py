@@ -182,12 +182,12 @@ def test_a_clip_without_a_label_takes_no_part_in_scoring() -> None:
 )
 def test_a_train_split_that_teaches_nothing_is_refused(labels: list[str], message: str) -> None:
     table = make_table([clip_features(f"c{i}", label=label) for i, label in enumerate(labels)])
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ShardError, match=message):
         check_train_table(table, CLASSES)
 
 
 def test_a_val_split_without_labels_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no epoch can be chosen"):
+    with pytest.raises(ShardError, match="no epoch can be chosen"):
         check_val_table(make_table([clip_features(label="")]))
 
 

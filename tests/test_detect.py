@@ -20,7 +20,6 @@ from pipeline.detect import (
     _suppress,
     pyramid_scales,
 )
-from pipeline.resample import area_taps, resample
 
 ASTRONAUT_BOX = (182, 64, 265, 171)
 """By the ``mtcnn`` package 1.0.0, its own engine and default settings, on the whole picture."""
@@ -138,48 +137,6 @@ def test_every_scale_of_the_pyramid_holds_a_window(height: int, width: int, leas
     assert all(int(min(height, width) * scale) >= 12 for scale in scales)
     assert scales == sorted(scales, reverse=True)
     assert not scales or scales[0] == pytest.approx(12 / least)
-
-
-@given(st.integers(1, 300), st.integers(1, 300))
-def test_area_weights_are_a_mean_of_pixels_that_are_there(n_in: int, n_out: int) -> None:
-    taps = area_taps(n_in, n_out)
-    assert taps.index.shape == taps.weight.shape
-    assert taps.index.shape[1] == n_out
-    np.testing.assert_allclose(taps.weight.sum(axis=0), 1, atol=1e-5)
-    assert taps.weight.min() >= 0
-    assert taps.index.min() >= 0
-    assert taps.index.max() < n_in
-
-
-@given(st.integers(1, 200), st.integers(1, 200))
-def test_each_pixel_counts_by_its_share_of_the_area(n_in: int, n_out: int) -> None:
-    taps = area_taps(n_in, n_out)
-    found = np.zeros((n_out, n_in))
-    np.add.at(found, (np.arange(n_out), taps.index), taps.weight)
-    edges_in, edges_out = np.arange(n_in + 1) / n_in, np.arange(n_out + 1) / n_out
-    top = np.minimum(edges_out[1:, None], edges_in[None, 1:])
-    covered = np.clip(top - np.maximum(edges_out[:-1, None], edges_in[None, :-1]), 0, None)
-    np.testing.assert_allclose(found, covered * n_out, atol=1e-5)
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 5), st.integers(1, 5))
-def test_a_whole_factor_is_the_mean_of_blocks(
-    rows: int, columns: int, down: int, right: int
-) -> None:
-    rng = np.random.default_rng(0)
-    image = torch.from_numpy(rng.normal(size=(2, 3, rows * down, columns * right))).float()
-    found = resample(image, area_taps(rows * down, rows), area_taps(columns * right, columns))
-    torch.testing.assert_close(found, torch.nn.functional.avg_pool2d(image, (down, right)))
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 60), st.integers(1, 60))
-def test_an_even_grey_stays_it(height: int, width: int, rows: int, columns: int) -> None:
-    image = torch.full((1, 1, height, width), 0.7)
-    found = resample(image, area_taps(height, rows), area_taps(width, columns))
-    assert found.shape == (1, 1, rows, columns)
-    torch.testing.assert_close(found, torch.full_like(found, 0.7))
 
 
 def overlap_of(a: list[float], b: list[float], *, of_smaller: bool) -> float:

@@ -152,6 +152,30 @@ def test_broken_clips_become_rows_and_only_they_are_done_again(
     assert open_store(tmp_path / "s").failures.empty
 
 
+def test_failures_of_another_manifest_stay_until_their_clips_are_done(
+    footage: Path, tmp_path: Path
+) -> None:
+    broken = {"clip_id": "gone", "path": "gone.mp4", "label": "", "split": "test"}
+    run_extract(write_manifest(tmp_path, [broken]), tmp_path / "s", CONFIG)
+    good = {"clip_id": "a", "path": str(footage / "face0.mp4"), "label": "", "split": "test"}
+    run_extract(write_manifest(tmp_path, [good]), tmp_path / "s", CONFIG)
+    assert open_store(tmp_path / "s").failures["clip_id"].tolist() == ["gone"]
+
+
+def test_a_clip_that_cannot_be_extracted_again_still_gets_its_new_label(
+    footage: Path, tmp_path: Path
+) -> None:
+    video = tmp_path / "v.mp4"
+    video.write_bytes((footage / "face0.mp4").read_bytes())
+    row = {"clip_id": "a", "path": "v.mp4", "label": "happy", "split": "train"}
+    run_extract(write_manifest(tmp_path, [row]), tmp_path / "s", CONFIG)
+    video.unlink()
+    row |= {"label": "angry", "split": "val"}
+    assert run_extract(write_manifest(tmp_path, [row]), tmp_path / "s", CONFIG).clips_failed == 1
+    clip = open_store(tmp_path / "s").read_clip(0)
+    assert (clip.label, clip.split) == ("angry", "val")
+
+
 def test_an_unexpected_error_in_one_clip_stops_no_other(
     footage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

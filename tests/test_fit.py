@@ -18,9 +18,10 @@ from features.store_writer import write_store
 from tests.builders import clip_features
 from train.config import PRESETS, FitConfig, parse_settings
 from train.fit import FitProgress, run_fit
-from train.heads import build_head
+from train.heads import HEADS, build_head, find_grids
 from train.metrics import score_predictions
 from train.runs import RUN_FILES, find_runs, read_run
+from train.stores import check_stores, read_tables
 
 CLASSES = ("happy", "sad", "angry")
 QUICK = FitConfig(epochs=3, min_steps=0, batch_size=4, precision="float32")
@@ -236,6 +237,52 @@ def test_without_labels_in_test_there_are_predictions_but_no_metrics(tmp_path: P
     assert summary.test == {}
     predictions = read_run(tmp_path / "runs" / summary.run).predictions
     assert predictions.loc[predictions["split"] == "test", "label"].tolist() == ["", ""]
+
+
+def test_a_store_without_test_clips_gives_no_test_metrics(tmp_path: Path) -> None:
+    clips = [
+        clip_features(f"c{i}", label=CLASSES[i % 3], split=split)
+        for i, split in enumerate(["train"] * 4 + ["val"] * 3)
+    ]
+    path = write_store(tmp_path / "store", clips, classes=CLASSES, fingerprint="test")
+    (summary,) = run_fit([path], tmp_path / "runs", ["face"], [0], QUICK)
+    assert summary.test == {}
+    predictions = read_run(tmp_path / "runs" / summary.run).predictions
+    assert predictions["split"].tolist() == ["val"] * 3
+
+
+def test_subjects_in_two_splits_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clips = [
+        clip_features(f"{split}{i}", split=split, subject=subject)
+        for split in ("train", "val")
+        for i, subject in enumerate(["ann", "bo", "", split])
+    ]
+    check_stores([open_store(write_store(tmp_path, clips, classes=CLASSES, fingerprint="test"))])
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "2 subject(s) stand in more than one split: ann, bo." in record.getMessage()
+
+
+def test_features_that_exceed_the_memory_are_refused_before_they_are_read(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 9999999 kB\nMemFree: 1 kB\nMemAvailable: 1000 kB\n")
+    monkeypatch.setattr("train.stores._MEMINFO", meminfo)
+    with pytest.raises(ConfigError, match=r"0\.0 GB are available\. Set context=2x2, or"):
+        read_tables([open_store(store)], QUICK, {"7x7"})
+    tables = read_tables([open_store(store)], QUICK, find_grids(["face"], "7x7"))
+    assert set(tables["train"].features) == {"face"}
+    meminfo.unlink()
+    assert len(read_tables([open_store(store)], QUICK, {"7x7"})["train"]) == 15
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_context_grid_is_read_for_heads_that_read_context(head: str) -> None:
+    reads_context = "context" in build_head(head, 3, context="2x2").streams
+    assert find_grids([head], "7x7") == ({"7x7"} if reads_context else set())
 
 
 def test_an_interrupt_leaves_no_half_run_and_training_goes_on_later(

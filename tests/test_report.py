@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -171,6 +172,28 @@ def test_both_pages_tell_rule_coverage_and_where_the_papers_figures_are_from(
             "av 1.0, torch 2.0",
         ):
             assert told in text, f"{name}: {told}"
+
+
+def test_single_streams_of_another_setting_do_not_count_as_fused(tmp_path: Path) -> None:
+    for lr, n_right in ((1e-4, 4), (1e-2, 6)):
+        for head in ("face", "context"):
+            write_fake_run(tmp_path / "runs", head, 0, n_right, lr=lr)
+    write_fake_run(tmp_path / "runs", "parallel", 0, 5)
+    run_report(tmp_path / "runs", tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert text.count("The better single stream") == 1
+    assert "1 of 1 heads that read both streams are above it: parallel." in text
+
+
+def test_files_of_an_earlier_report_go_and_others_stay(tmp_path: Path) -> None:
+    write_fake_run(tmp_path / "runs", "face", 0, 6)
+    write_fake_run(tmp_path / "runs", "face", 0, 6, fingerprint="a" * 64)
+    run_report(tmp_path / "runs", tmp_path / "out")
+    (tmp_path / "out/tables/mine.csv").touch()
+    shutil.rmtree(next((tmp_path / "runs").glob("face-aaaa*")))
+    run_report(tmp_path / "runs", tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("store*"))
+    assert (tmp_path / "out/tables/mine.csv").is_file()
 
 
 def test_the_html_page_needs_no_other_file(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -21,6 +23,7 @@ from features.store import open_store, verify_store
 from features.store_writer import StoreWriter, write_store
 from tests.builders import clip_features, small_store
 
+ROOT = Path(__file__).parent.parent
 HEADER = ShardHeader(fingerprint="test", classes=MEC_CLASSES, config={}, weights={}, versions={})
 ARRAYS = (
     "pts_s", "phase", "context_2x2", "context_7x7", "face_frame", "box_px", "score",
@@ -114,15 +117,14 @@ def test_verify_notices_a_truncated_shard(tmp_path: Path) -> None:
     assert "bytes, expected" in verify_store(path)[0]
 
 
-def test_verify_notices_offsets_that_contradict_the_arrays(tmp_path: Path) -> None:
+def test_a_shard_that_contradicts_itself_is_not_taken_in(tmp_path: Path) -> None:
     path = small_store(tmp_path / "s")
     shard = path / "shards" / "0000.h5"
     with h5py.File(shard, "r+") as file:
         file["clip/face_offset"][-1] += 1
     (path / "store.json").unlink()
-    with StoreWriter(path, HEADER):  # lists the shard as it is now
+    with pytest.raises(ShardError, match="/face/"), StoreWriter(path, HEADER):
         pass
-    assert "/face/" in verify_store(path)[0]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "caca-rnn-store", "version": 1}'])
@@ -193,6 +195,51 @@ def test_a_full_disk_loses_the_shard_at_hand_and_no_other(
     assert len(open_store(path)) == 6
     assert verify_store(path) == []
     assert list((path / "shards").glob(".*")) == []
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from features.shards import ShardHeader
+from features.store_writer import StoreWriter
+from features.contracts import MEC_CLASSES
+from tests.builders import clip_features
+header = ShardHeader(fingerprint="test", classes=MEC_CLASSES, config={}, weights={}, versions={})
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+try:
+    with StoreWriter(Path(sys.argv[1]), header) as writer:
+        for i in range(200):
+            writer.add(clip_features(f"new{i}", n_frames=40))
+except OSError as error:
+    sys.exit(f"refused: {error.strerror}")
+"""
+
+
+def test_hdf5_survives_a_disk_that_takes_no_more(tmp_path: Path) -> None:
+    path = small_store(tmp_path / "s")
+    command = [sys.executable, "-c", FULL_DISK, str(path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (1, "refused: File too large\n")
+    assert len(open_store(path)) == 6
+    assert verify_store(path) == []
+    assert list((path / "shards").glob(".*")) == []
+
+
+def test_a_damaged_shard_is_not_relabelled(tmp_path: Path) -> None:
+    path = small_store(tmp_path / "s")
+    shard = path / "shards" / "0000.h5"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with StoreWriter(path, HEADER) as writer, pytest.raises(ShardError, match="damaged"):
+        writer.relabel({"c1": {"label": "neutral"}})
+    assert "damaged" in verify_store(path)[0]
+
+
+@pytest.mark.parametrize("wrong", [{"label": "joyful"}, {"split": "dev"}])
+def test_an_undeclared_label_or_split_is_not_written(tmp_path: Path, wrong: dict[str, str]) -> None:
+    with StoreWriter(tmp_path / "s", HEADER) as writer, pytest.raises(ValueError, match="not "):
+        writer.add(clip_features("a", **wrong))
 
 
 def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:

@@ -180,24 +180,24 @@ def number_label(label: str, classes: Sequence[str], where: str) -> int:
 
 
 def check_train_table(table: ClipTable, classes: Sequence[str]) -> None:
-    """Raise ConfigError unless the clips with a label show two classes at least."""
+    """Raise ShardError unless the clips with a label show two classes at least."""
     found = np.unique(table.label[table.labelled])
     if len(found) == 0:
-        raise ConfigError(
+        raise ShardError(
             "split train: no clip with a label. Give clips of the manifest the split train, and a "
             "label, and run extract."
         )
     if len(found) == 1:
-        raise ConfigError(
+        raise ShardError(
             f"split train: every clip is {classes[found[0]]!r}, so there is nothing to tell apart. "
             "Add clips of another class to the manifest and run extract."
         )
 
 
 def check_val_table(table: ClipTable) -> None:
-    """Raise ConfigError unless a clip has a label: without one no epoch can be chosen."""
+    """Raise ShardError unless a clip has a label: without one no epoch can be chosen."""
     if len(table.labelled) == 0:
-        raise ConfigError(
+        raise ShardError(
             "split val: no clip with a label, so no epoch can be chosen. Give some clips of the "
             "manifest the split val, and a label, and run extract."
         )

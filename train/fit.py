@@ -19,7 +19,7 @@ from features.fingerprint import hash_json
 from features.store import open_store
 from train.config import FitConfig, check_heads
 from train.dataset import UNLABELLED, ClipTable, check_train_table, check_val_table
-from train.heads import build_head, choose_grid, count_parameters
+from train.heads import build_head, choose_grid, count_parameters, find_grids
 from train.metrics import bootstrap_intervals, score_predictions
 from train.parallel import count_workers, run_jobs, split_seeds
 from train.runs import (
@@ -89,8 +89,8 @@ def run_fit(
         metrics.json of every run asked for, by head, then seed.
 
     Raises:
-        ConfigError: Stores that do not fit together, an empty split, a single class, no such head.
-        ShardError: A store cannot be read.
+        ConfigError: Stores that do not fit together, too little memory for them, no such head.
+        ShardError: A store cannot be read, or has no labelled train or val clip, or a single class.
         RunError: A run folder lacks a file, or a loss is not a number.
     """
     check_heads(heads)
@@ -112,7 +112,7 @@ def run_fit(
         if len(there) < len(seeds):
             missing[head] = [seed for seed in seeds if seed not in there]
     if missing:
-        tables = read_tables(opened, config, {choose_grid(h, config.context) for h in missing})
+        tables = read_tables(opened, config, find_grids(missing, config.context))
         check_train_table(tables["train"], opened[0].classes)
         check_val_table(tables["val"])
         n_workers, tell = count_workers(device), _one_at_a_time(progress)
@@ -164,6 +164,8 @@ def tabulate_predictions(
     parts = []
     for split, of_split in scores.items():
         table = tables[split]
+        if len(table) == 0:
+            continue
         part = pd.DataFrame(
             {
                 "clip_id": table.clip_id,

@@ -5,7 +5,7 @@ Layers and sizes follow Table I's parameter counts to the digit (see docs/models
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -86,6 +86,8 @@ class HeadSpec:
     """(context size, number of classes) to a head whose weights are not drawn yet."""
     context_grid: str
     """The pooling of the context features that the head was published with."""
+    reads_context: bool = True
+    """False for a head that needs no context features at all."""
 
 
 def _cascade(*streams: str, n_layers: tuple[int, int]) -> Callable[[int, int], Head]:
@@ -105,6 +107,7 @@ HEADS: Mapping[str, HeadSpec] = MappingProxyType(
         "face": HeadSpec(
             build=lambda _, k: SingleRnn("face", FACE_VECTOR_SIZE, FACE_VECTOR_SIZE, k),
             context_grid="2x2",
+            reads_context=False,
         ),
         "context": HeadSpec(
             build=lambda c, k: SingleRnn("context", c, SIZE, k), context_grid="2x2"
@@ -122,6 +125,11 @@ HEADS: Mapping[str, HeadSpec] = MappingProxyType(
 def choose_grid(name: str, context: str = "own") -> str:
     """The pooling grid a head reads: what the setting says, or what it was published with."""
     return HEADS[name].context_grid if context == "own" else context
+
+
+def find_grids(names: Iterable[str], context: str = "own") -> set[str]:
+    """The pooling grids of context features that some heads need; empty if none reads any."""
+    return {choose_grid(name, context) for name in names if HEADS[name].reads_context}
 
 
 def build_head(name: str, n_classes: int, *, context: str = "own", seed: int = 0) -> Head:

@@ -29,6 +29,8 @@ class Head(nn.Module):
 
     streams: tuple[str, ...]
     """The streams that the head reads; others may be missing."""
+    classify: Linear
+    """The last layer: its rows are the classes."""
 
     def forward(self, context: Tensor, face: Tensor, n_steps: Tensor) -> Tensor:
         """Score clips by the streams of the paper.

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
-from features.contracts import SPLITS
+from features.contracts import FACE_VECTOR_SIZE, SPLITS
 from features.errors import ConfigError
 from features.fingerprint import hash_json
 from features.store import Store
 from train.config import FitConfig
 from train.dataset import ClipTable, TableBuilder, number_label
+from train.heads import CONTEXT_SIZES
+
+_MEMINFO = Path("/proc/meminfo")
+_BYTES_PER_VALUE = 2  # of float16 and bfloat16 alike
+_NAMED_SUBJECTS = 5
+
+_log = logging.getLogger(__name__)
 
 
 def check_stores(stores: Sequence[Store]) -> None:
-    """Raise ConfigError unless stores may be mixed: same fingerprint and classes, no clip twice."""
+    """Raise ConfigError unless stores may be mixed: same fingerprint and classes, no clip twice.
+
+    Subjects that stand in two splits are logged as a warning: scores on such splits flatter.
+    """
     if not stores:
         raise ConfigError("no store given. Name one with --store DIR.")
     first = stores[0]
@@ -34,7 +46,9 @@ def check_stores(stores: Sequence[Store]) -> None:
                 f"{', '.join(first.classes)} as in {first.path}. "
                 "Extract both with the same classes."
             )
-    ids = _join_clips(stores)["clip_id"]
+    clips = _join_clips(stores)
+    _warn_of_shared_subjects(clips)
+    ids = clips["clip_id"]
     twice = sorted(set(ids[ids.duplicated()]))
     if twice:
         raise ConfigError(
@@ -72,7 +86,7 @@ def describe_stores(stores: Sequence[Store]) -> dict[str, Any]:
 
 
 def read_tables(
-    stores: Sequence[Store], config: FitConfig, grids: set[str]
+    stores: Sequence[Store], config: FitConfig, grids: Collection[str]
 ) -> dict[str, ClipTable]:
     """Read all clips once: split -> its clips with their features in memory.
 
@@ -80,12 +94,14 @@ def read_tables(
         stores: Checked by ``check_stores``.
         config: ``precision`` resolved; train rows are kept in bfloat16 where training multiplies in
             it, everything else as stored, in float16.
-        grids: ``2x2`` and ``7x7``, those that a head reads.
+        grids: ``2x2`` and ``7x7``, those that a head reads; empty if none reads context.
 
     Raises:
-        ShardError: A store is damaged. ConfigError: a label that the stores do not declare.
+        ShardError: A store is damaged.
+        ConfigError: A label that the stores do not declare, or the features exceed the memory.
     """
     clips = _join_clips(stores)
+    _check_memory(clips, grids)
     builders = {}
     for split in SPLITS:
         of_split = clips[clips["split"] == split]
@@ -105,6 +121,52 @@ def read_tables(
 
 def _join_clips(stores: Sequence[Store]) -> pd.DataFrame:
     return pd.concat([store.clips for store in stores], ignore_index=True)
+
+
+def _warn_of_shared_subjects(clips: pd.DataFrame) -> None:
+    known = clips[clips["subject"] != ""]
+    n_splits = known.groupby("subject")["split"].nunique()
+    shared = sorted(n_splits.index[n_splits > 1])
+    if shared:
+        more = ", ..." if len(shared) > _NAMED_SUBJECTS else ""
+        _log.warning(
+            "%d subject(s) stand in more than one split: %s%s. Scores on val and test then count "
+            "people that training saw; give each subject one split in the manifests.",
+            len(shared),
+            ", ".join(shared[:_NAMED_SUBJECTS]),
+            more,
+        )
+
+
+def _check_memory(clips: pd.DataFrame, grids: Collection[str]) -> None:
+    """Raise ConfigError where the feature matrices need more memory than the machine has free."""
+    available = _read_available_bytes()
+    values_per_frame = sum(CONTEXT_SIZES[grid] for grid in grids)
+    n_values = (
+        int(clips["n_frames"].sum()) * values_per_frame
+        + int(clips["n_faces"].sum()) * FACE_VECTOR_SIZE
+    )
+    needed = n_values * _BYTES_PER_VALUE
+    if available is None or needed <= available:
+        return
+    remedy = (
+        "Set context=2x2, or give a smaller store" if "7x7" in grids else "Give a smaller store"
+    )
+    raise ConfigError(
+        f"the features of {len(clips)} clips need {needed / 1e9:.1f} GB of memory, and "
+        f"{available / 1e9:.1f} GB are available. {remedy}."
+    )
+
+
+def _read_available_bytes() -> int | None:
+    """Memory that new matrices can take, page cache included; None where Linux does not tell."""
+    if not _MEMINFO.is_file():
+        return None
+    for line in _MEMINFO.read_text(encoding="ascii").splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) * 1024  # told in KiB
+    return None
 
 
 def _describe_split(clips: pd.DataFrame, classes: Sequence[str]) -> dict[str, Any]:

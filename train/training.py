@@ -190,8 +190,11 @@ def score_clips(
         device: Where the head stands.
 
     Returns:
-        [*runs, N, K] Probabilities, in the table's order.
+        [*runs, N, K] Probabilities, in the table's order; N is 0 for a table without clips.
     """
+    if len(table) == 0:
+        n_classes = head.classify.bias.shape[-1]
+        return np.empty((n_runs, 0, n_classes) if n_runs else (0, n_classes))
     by_length = np.argsort([len(phases[0].context) for phases in table.phases], kind="stable")
     parts = []
     with torch.no_grad():

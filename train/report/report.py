@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import shlex
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -27,6 +28,12 @@ from train.report.tables import (
     tabulate_table_2,
     tabulate_test,
 )
+
+_OWN_FILES = re.compile(
+    r"(store\d+-)?(table1|table2|median_runs|coverage|labels|settings|runs)\.csv"
+    r"|(store\d+-)?(scores|histories|confusion-.+)\.(png|svg)"
+)
+"""Names that a report gives to its tables and figures."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,7 +64,7 @@ class Chapter:
 
 
 def run_report(runs: Path, out: Path) -> Path:
-    """Write the report of all runs in a folder; an older report there is overwritten.
+    """Write the report of all runs in a folder; an older report there is replaced.
 
     Args:
         runs: Folder of run folders.
@@ -73,6 +80,9 @@ def run_report(runs: Path, out: Path) -> Path:
     results = collect_results(runs)
     for folder in (out / "tables", out / "figures"):
         folder.mkdir(parents=True, exist_ok=True)
+        for file in folder.iterdir():
+            if _OWN_FILES.fullmatch(file.name):
+                file.unlink()
     chapters = []
     for number, of_store in enumerate(results, 1):
         prefix = "" if len(results) == 1 else f"store{number}-"

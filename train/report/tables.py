@@ -6,6 +6,7 @@ seeds.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ from train.report.collect import HeadResult, StoreResults
 from train.report.paper import TABLE_1, TABLE_2, PaperScore
 
 NONE = "–"
+
+_SINGLE_STREAMS = frozenset({"face", "context"})
+"""Heads of Table I that read one stream."""
 
 
 def tabulate_table_1(results: StoreResults) -> pd.DataFrame:
@@ -162,17 +166,26 @@ def tabulate_settings(heads: Sequence[HeadResult]) -> pd.DataFrame:
 
 
 def compare_streams(results: StoreResults) -> str:
-    """A sentence: do heads that read both streams beat each stream alone, by the median?"""
-    medians = {
-        result.name: float(np.median(result.val_values("map_mec")))
-        for result in results.find(TABLE_1, context="2x2")
-    }
-    if not {"face", "context"} <= medians.keys():
+    """Do heads that read both streams beat each stream alone, by the median?
+
+    Returns:
+        A sentence for each group of equal settings that has both single streams and another head.
+    """
+    groups: dict[str, list[HeadResult]] = {}
+    for result in results.find(TABLE_1, context="2x2"):
+        # The grid is 2x2 whichever way the setting asked for it.
+        settings = {k: v for k, v in result.settings.items() if k != "context"}
+        groups.setdefault(json.dumps(settings, sort_keys=True), []).append(result)
+    return " ".join(filter(None, map(_compare_streams_of, groups.values())))
+
+
+def _compare_streams_of(group: Sequence[HeadResult]) -> str:
+    medians = {result.name: float(np.median(result.val_values("map_mec"))) for result in group}
+    alone = [result.name for result in group if result.head in _SINGLE_STREAMS]
+    fused = [result.name for result in group if result.head not in _SINGLE_STREAMS]
+    if not fused or {result.head for result in group if result.name in alone} != _SINGLE_STREAMS:
         return ""
-    single = max(("face", "context"), key=lambda name: medians[name])
-    fused = [name for name in medians if name not in ("face", "context")]
-    if not fused:
-        return ""
+    single = max(alone, key=lambda name: medians[name])
     above = [name for name in fused if medians[name] > medians[single]]
     named = f": {', '.join(above)}" if above else ""
     return (
