@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from skimage.draw import polygon2mask
 from skimage.filters import gaussian
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import functional as F
 
 from pipeline.demo_expressions import Expression
 from pipeline.demo_scenes import read_picture
@@ -169,9 +169,7 @@ class FaceRig:
         grid_x = (from_x - left + 0.5) / (right - left) * 2 - 1
         grid_y = (from_y - top + 0.5) / (bottom - top) * 2 - 1
         grid = torch.from_numpy(np.stack([grid_x, grid_y], axis=-1).astype(np.float32))
-        sampled = functional.grid_sample(
-            skin[None], grid[None], padding_mode="border", align_corners=False
-        )
+        sampled = F.grid_sample(skin[None], grid[None], padding_mode="border", align_corners=False)
         pixels: Plane = sampled[0].numpy()
         return pixels
 
@@ -189,7 +187,7 @@ def _cut(picture: NDArray[np.floating], box_px: tuple[int, int, int, int]) -> Te
     part = picture[top:bottom, left:right].astype(np.float32)
     pixels = torch.from_numpy(part).permute(2, 0, 1)[None]
     size = [round((bottom - top) * OVERSAMPLING), round((right - left) * OVERSAMPLING)]
-    return functional.interpolate(pixels, size, mode="bicubic", align_corners=False)[0]
+    return F.interpolate(pixels, size, mode="bicubic", align_corners=False)[0]
 
 
 def _crease(x: Plane, y: Plane, strokes: Sequence[tuple[Stroke, float, float]]) -> Plane:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from skimage.io import imread
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import functional as F
 
 from features.errors import ConfigError
 
@@ -128,7 +128,7 @@ def read_scene(picture: str) -> Tensor:
     scene = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     factor = _SHORT_SIDE_PX / min(pixels.shape[:2])
     size = [round(side * factor) for side in pixels.shape[:2]]
-    return functional.interpolate(scene, size, mode="bilinear", antialias=True)[0]
+    return F.interpolate(scene, size, mode="bilinear", antialias=True)[0]
 
 
 def view_scene(scene: Tensor, view: SceneView, size_px: tuple[int, int], progress: float) -> Tensor:
@@ -154,7 +154,7 @@ def view_scene(scene: Tensor, view: SceneView, size_px: tuple[int, int], progres
     if view.flipped:
         xs = xs.flip(0)
     grid = torch.stack(torch.meshgrid(ys, xs, indexing="ij")[::-1], dim=-1)[None]
-    seen = functional.grid_sample(scene[None], grid, align_corners=False)[0]
+    seen = F.grid_sample(scene[None], grid, align_corners=False)[0]
     return seen * light_of(view)[:, None, None]
 
 

@@ -18,6 +18,7 @@ from features.contracts import Clip
 from features.errors import ClipError
 from pipeline.decode import ChosenFrame, decoder_version, iter_chosen_frames
 from tests.videos import (
+    ONE_THREAD,
     frame_number,
     grey_frames,
     keep_first,
@@ -123,7 +124,9 @@ def test_times_of_a_part_count_from_its_start(tmp_path: Path) -> None:
 
 
 OPEN_GOP = {"preset": "medium", "qp": "4", "g": "10", "bf": "4", "x264-params": "open-gop=1"}
-HEVC_OPEN_GOP = {"x265-params": "log-level=none:qp=4:keyint=10:bframes=4:open-gop=1"}
+HEVC_OPEN_GOP = {
+    "x265-params": f"{ONE_THREAD}:qp=4:keyint=10:bframes=4:open-gop=1",
+}
 KINDS: dict[str, tuple[str, dict[str, Any], str]] = {
     "H.264 in mp4": ("a.mp4", {}, "h264"),
     "H.264 with frames out of order in mp4": ("a.mp4", {"options": OPEN_GOP}, "h264"),

@@ -14,10 +14,15 @@ from numpy.typing import NDArray
 
 GREY_STEP = 5
 """Grey levels from one frame to the next, so that a level off by one is still the right frame."""
+ONE_THREAD = "log-level=none:pools=none:frame-threads=1:wpp=0"
+"""For x265, whose thread pools do not always survive many short encodings in one process."""
 _CLOCK_HZ = 1000
 _FINE = {
     "libx264": {"preset": "ultrafast", "qp": "0"},
-    "libx265": {"preset": "ultrafast", "x265-params": "log-level=none:qp=4"},
+    "libx265": {
+        "preset": "ultrafast",
+        "x265-params": f"{ONE_THREAD}:qp=4",
+    },
     "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8", "crf": "4", "b": "0"},
     "mpeg4": {"qmin": "1", "qmax": "2"},
 }
