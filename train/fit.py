@@ -17,9 +17,9 @@ from safetensors.torch import save
 
 from features.fingerprint import hash_json
 from features.store import open_store
-from train.config import FitConfig, check_heads
+from train.config import FitConfig, check_heads, choose_settings
 from train.dataset import UNLABELLED, ClipTable, check_train_table, check_val_table
-from train.heads import build_head, choose_grid, count_parameters, find_grids
+from train.heads import choose_grid, count_parameters, find_matrices
 from train.metrics import bootstrap_intervals, score_predictions
 from train.parallel import count_workers, run_jobs, split_seeds
 from train.runs import (
@@ -32,12 +32,11 @@ from train.runs import (
     read_summary,
     write_run,
 )
-from train.stores import check_stores, describe_stores, read_tables
+from train.stores import check_stores, check_streams, describe_stores, find_shapes, read_tables
 from train.training import (
     Task,
     TrainedRun,
     choose_precision,
-    choose_streams,
     plan_epochs,
     score_clips,
     train_runs,
@@ -97,6 +96,8 @@ def run_fit(
     opened = [open_store(path) for path in stores]
     check_stores(opened)
     config = replace(config, precision=choose_precision(config.precision, device))
+    shapes = find_shapes(opened)
+    check_streams(heads, config, shapes)
     described = describe_stores(opened)
 
     paths = {
@@ -112,7 +113,7 @@ def run_fit(
         if len(there) < len(seeds):
             missing[head] = [seed for seed in seeds if seed not in there]
     if missing:
-        tables = read_tables(opened, config, find_grids(missing, config.context))
+        tables = read_tables(opened, config, find_matrices(missing, config))
         check_train_table(tables["train"], opened[0].classes)
         check_val_table(tables["val"])
         n_workers, tell = count_workers(device), _one_at_a_time(progress)
@@ -124,6 +125,7 @@ def run_fit(
                     train=tables["train"],
                     val=tables["val"],
                     config=config,
+                    shapes=shapes,
                     device=device,
                 ),
                 test=tables["test"],
@@ -212,11 +214,9 @@ class _Job:
         """Score the chosen epoch on val and, this once, on test; gather what the folder holds."""
         task, config = self.task, self.task.config
         tables = {"val": task.val, "test": self.test}
-        grid = choose_grid(task.head, config.context)
-        head = build_head(task.head, len(task.classes), context=grid)
+        head = task.build_head()
         head.load_state_dict(dict(trained.state))
-        streams = choose_streams(head, grid)
-        scores = {split: score_clips(head, table, streams) for split, table in tables.items()}
+        scores = {split: score_clips(head, table, task.streams) for split, table in tables.items()}
         summary = RunSummary(
             run=self.paths[trained.seed].name,
             head=task.head,
@@ -233,9 +233,13 @@ class _Job:
                 "version": RUN_VERSION,
                 "head": task.head,
                 "seed": trained.seed,
-                "context": grid,
+                "context": choose_grid(task.head, config.context),
+                "streams": {
+                    name: {"matrix": matrix, "shape": list(task.shapes[matrix])}
+                    for name, matrix in task.streams.items()
+                },
                 "n_epochs": plan_epochs(len(task.train.labelled), config).n_epochs,
-                "settings": asdict(config),
+                "settings": choose_settings(task.head, config),
                 "device": task.device,
                 "store": dict(self.described),
                 "versions": _find_versions(),
@@ -270,7 +274,7 @@ def _tabulate_history(trained: TrainedRun) -> pd.DataFrame:
 
 def _hash_task(head: str, config: FitConfig, described: Mapping[str, Any]) -> str:
     """What names a run beside its head and seed: its settings and the clips it learned from."""
-    settings = {**asdict(config), "context": choose_grid(head, config.context)}
+    settings = {**choose_settings(head, config), "context": choose_grid(head, config.context)}
     return hash_json([settings, described["fingerprint"], described["clips_sha256"]])
 
 
