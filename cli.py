@@ -112,7 +112,7 @@ def demo(folder: Path, seeds: int) -> None:
         manifest = render_demo_set(folder, progress=show)
     store, runs = folder / "store", folder / "runs"
     with _extract_progress() as show_extract:
-        summary = run_extract(manifest, store, ExtractConfig(), progress=show_extract)
+        summary = run_extract(manifest, store, ExtractConfig(face_map=True), progress=show_extract)
     _tell(summary)
     for preset in PRESETS.values():
         with _fit_progress(preset.heads, seeds) as show_fit:
@@ -418,13 +418,13 @@ def fit(
         cli.py fit --store store --runs runs --head caca-a --set lr=3e-4
         cli.py fit --store store --runs runs --head cascade --streams context,face,audio
     """
-    from train.config import PRESETS, parse_settings
+    from train.config import PRESETS, expand_heads, parse_settings
     from train.fit import run_fit
 
     named = [] if streams is None else [f"streams={streams}"]
     config = parse_settings([*settings, *named], PRESETS[preset].config)
     heads = heads or PRESETS[preset].heads
-    with _fit_progress(heads, seeds) as show:
+    with _fit_progress(expand_heads(heads, config), seeds) as show:
         summaries = run_fit(stores, runs, heads, range(seeds), config, device=device, progress=show)
     if as_json:
         click.echo(json.dumps({"runs": [asdict(summary) for summary in summaries]}))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -171,9 +171,33 @@ def test_a_face_head_learns_what_faces_say_and_a_context_head_does_not(
 def test_the_submitted_preset_trains_on_25088_context_values(store: Path, tmp_path: Path) -> None:
     preset = PRESETS["submitted"]
     config = parse_settings(["epochs=1", "min_steps=0"], preset.config)
-    (summary,) = run_fit([store], tmp_path, preset.heads, [0], config)
+    (summary,) = run_fit([store], tmp_path, ["caca"], [0], config)
     weights = load_file(read_run(tmp_path / summary.run).weights_path)
     assert weights["encode.context.weight"].shape == (128, 25088)
+
+
+def test_a_head_asking_for_maps_that_the_store_lacks_is_refused_with_the_remedy(
+    store: Path, tmp_path: Path
+) -> None:
+    message = "head conv2d3d reads face maps, .* Run extract with --face-map into a new store"
+    with pytest.raises(ConfigError, match=message):
+        run_fit([store], tmp_path, PRESETS["submitted"].heads, [0], QUICK)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_head_asking_for_a_stream_that_the_store_lacks_is_told_what_it_has(
+    store: Path, tmp_path: Path
+) -> None:
+    config = replace(QUICK, streams="audio,face")
+    with pytest.raises(ConfigError, match="stream 'audio', .* It has: context, face\\."):
+        run_fit([store], tmp_path, ["cascade"], [0], config)
+
+
+def test_settings_of_other_heads_do_not_rename_a_run(store: Path, runs: Path) -> None:
+    before = find_runs(runs)
+    config = replace(QUICK, streams="face,context", members="face,context")
+    run_fit([store], runs, ["face", "caca-a"], [0, 1], config)
+    assert find_runs(runs) == before
 
 
 def test_patience_ends_a_run_and_the_others_go_on(store: Path, tmp_path: Path) -> None:
@@ -312,7 +336,7 @@ def test_a_damaged_run_folder_is_named(store: Path, tmp_path: Path) -> None:
     ("setting", "message"),
     [
         pytest.param("lr", "expected KEY=VALUE", id="no value"),
-        pytest.param("rate=1", "Known settings: faces, context, streams, lr", id="unknown key"),
+        pytest.param("rate=1", "Known settings: faces, context, streams, members, lr", id="unknown key"),
         pytest.param("lr=fast", "expected a number, for example 0.0001", id="wrong type"),
         pytest.param("epochs=0", "out of range. The default is 30", id="out of range"),
         pytest.param("faces=some", "expected all, largest, track", id="not a choice"),

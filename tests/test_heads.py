@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from train.cascade import Cascade
-from train.config import HEAD_NAMES, TABLE_1_HEADS
+from train.config import ENSEMBLE, HEAD_NAMES, TABLE_1_HEADS
 from train.heads import HEADS, build_head, count_parameters
 from train.layers import Conv, Linear, Lstm, draw_weights, read_run_state, stack_runs
 
@@ -86,13 +86,13 @@ def test_sizes_come_from_the_store() -> None:
 
 
 def test_every_name_that_can_be_asked_for_can_be_built() -> None:
-    assert tuple(HEADS) == HEAD_NAMES
+    assert (*HEADS, ENSEMBLE) == HEAD_NAMES
     assert set(TABLE_1_HEADS) == set(TABLE_1_PARAMETERS)
     with pytest.raises(ValueError, match="no head 'cacao'"):
         build_head("cacao", N_CLASSES)
 
 
-@pytest.mark.parametrize("name", HEAD_NAMES)
+@pytest.mark.parametrize("name", HEADS)
 def test_more_padding_gives_the_same_logits(name: str) -> None:
     head = build_head(name, N_CLASSES, context="2x2")
     streams, n_steps = make_inputs([3, 1, 5])
@@ -101,7 +101,7 @@ def test_more_padding_gives_the_same_logits(name: str) -> None:
     torch.testing.assert_close(padded, logits, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", HEAD_NAMES)
+@pytest.mark.parametrize("name", HEADS)
 def test_a_clip_is_scored_the_same_alone_as_in_a_batch(name: str) -> None:
     head = build_head(name, N_CLASSES, context="2x2")
     streams, n_steps = make_inputs([3, 5])
@@ -109,7 +109,7 @@ def test_a_clip_is_scored_the_same_alone_as_in_a_batch(name: str) -> None:
     torch.testing.assert_close(alone, head.score(streams, n_steps)[:1], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", HEAD_NAMES)
+@pytest.mark.parametrize("name", HEADS)
 def test_runs_side_by_side_give_the_logits_and_gradients_of_single_runs(name: str) -> None:
     heads = [build_head(name, N_CLASSES, context="2x2", seed=seed) for seed in (1, 2)]
     stacked = stack_runs(heads)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Event, Lock
@@ -12,15 +12,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from safetensors.torch import save
 
 from features.fingerprint import hash_json
 from features.store import open_store
-from train.config import FitConfig, check_heads, choose_settings
-from train.dataset import UNLABELLED, ClipTable, check_train_table, check_val_table
+from train.config import (
+    ENSEMBLE,
+    FitConfig,
+    check_heads,
+    choose_settings,
+    expand_heads,
+    split_names,
+)
+from train.dataset import ClipTable, check_train_table, check_val_table
+from train.ensemble import make_ensemble
 from train.heads import choose_grid, count_parameters, find_matrices
-from train.metrics import bootstrap_intervals, score_predictions
 from train.parallel import count_workers, run_jobs, split_seeds
 from train.runs import (
     RUN_FORMAT,
@@ -29,10 +35,19 @@ from train.runs import (
     RunSummary,
     is_run,
     name_run,
+    read_run,
     read_summary,
     write_run,
 )
-from train.stores import check_stores, check_streams, describe_stores, find_shapes, read_tables
+from train.stores import (
+    check_stores,
+    check_streams,
+    describe_stores,
+    find_shapes,
+    list_clips,
+    read_tables,
+)
+from train.summaries import summarise_scores, tabulate_predictions
 from train.training import (
     Task,
     TrainedRun,
@@ -78,7 +93,7 @@ def run_fit(
     Args:
         stores: Folders; all of one fingerprint and of the same classes.
         runs: Folder of run folders; made where it is missing.
-        heads: Names of ``train.config.HEAD_NAMES``.
+        heads: Names of ``train.config.HEAD_NAMES``; an ensemble's members are added to them.
         seeds: One run each.
         config: Settings that all heads share.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
@@ -93,17 +108,21 @@ def run_fit(
         RunError: A run folder lacks a file, or a loss is not a number.
     """
     check_heads(heads)
+    heads = expand_heads(heads, config)
+    networks = [head for head in heads if head != ENSEMBLE]
     opened = [open_store(path) for path in stores]
     check_stores(opened)
     config = replace(config, precision=choose_precision(config.precision, device))
     shapes = find_shapes(opened)
-    check_streams(heads, config, shapes)
+    check_streams(networks, config, shapes)
     described = describe_stores(opened)
 
+    keys = {head: _hash_task(head, config, described) for head in networks}
+    if ENSEMBLE in heads:
+        members = split_names("members", config.members)
+        keys[ENSEMBLE] = hash_json([[member, keys[member]] for member in members])
     paths = {
-        (head, seed): runs / name_run(head, _hash_task(head, config, described), seed)
-        for head in heads
-        for seed in seeds
+        (head, seed): runs / name_run(head, keys[head], seed) for head in heads for seed in seeds
     }
     missing: dict[str, list[int]] = {}
     for head in heads:
@@ -112,6 +131,7 @@ def run_fit(
             progress(FitProgress(head=head, seeds=there, state="skipped"))
         if len(there) < len(seeds):
             missing[head] = [seed for seed in seeds if seed not in there]
+    ensembles = missing.pop(ENSEMBLE, [])
     if missing:
         tables = read_tables(opened, config, find_matrices(missing, config))
         check_train_table(tables["train"], opened[0].classes)
@@ -137,49 +157,14 @@ def run_fit(
             for group in split_seeds(left, len(missing), n_workers)
         ]
         run_jobs([job.run for job in jobs], n_workers)
+    if ensembles:
+        clips, settings = list_clips(opened), choose_settings(ENSEMBLE, config)
+        for seed in ensembles:
+            of_seed = [read_run(paths[member, seed]) for member in members]
+            run = make_ensemble(paths[ENSEMBLE, seed], of_seed, clips, settings)
+            write_run(*run)
+        progress(FitProgress(head=ENSEMBLE, seeds=tuple(ensembles), state="done"))
     return [read_summary(path) for path in paths.values()]
-
-
-def summarise_scores(table: ClipTable, scores: NDArray[np.float64]) -> dict[str, Any]:
-    """The metrics of one split as metrics.json holds them; empty where no clip has a label."""
-    known = table.labelled
-    if len(known) == 0:
-        return {}
-    metrics = score_predictions(table.label[known], scores[known])
-    summary = asdict(metrics)
-    summary["confusion"] = metrics.confusion.tolist()
-    summary["intervals"] = bootstrap_intervals(
-        table.label[known],
-        scores[known].argmax(1),
-        [table.group[i] for i in known],
-        scores.shape[1],
-    )
-    return summary
-
-
-def tabulate_predictions(
-    tables: Mapping[str, ClipTable],
-    scores: Mapping[str, NDArray[np.float64]],
-    classes: Sequence[str],
-) -> pd.DataFrame:
-    """One row a clip: clip_id, split, label, predicted, and ``p_<class>`` for each class."""
-    parts = []
-    for split, of_split in scores.items():
-        table = tables[split]
-        if len(table) == 0:
-            continue
-        part = pd.DataFrame(
-            {
-                "clip_id": table.clip_id,
-                "split": split,
-                "label": ["" if i == UNLABELLED else classes[i] for i in table.label],
-                "predicted": [classes[i] for i in of_split.argmax(1)],
-            }
-        )
-        for k, name in enumerate(classes):
-            part[f"p_{name}"] = of_split[:, k]
-        parts.append(part)
-    return pd.concat(parts, ignore_index=True)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -126,6 +127,28 @@ def check_streams(heads: Iterable[str], config: FitConfig, shapes: Shapes) -> No
                     f"head {head} reads the stream {matrix!r}, which the store does not have. It "
                     f"has: context, {', '.join(n for n in shapes if n not in _CONTEXT)}."
                 )
+
+
+def list_clips(stores: Sequence[Store]) -> dict[str, ClipTable]:
+    """The clips of each split without any feature: enough to score predictions of them."""
+    clips = _join_clips(stores).sort_values("clip_id", kind="stable")
+    tables = {}
+    for split in SPLITS:
+        of_split = clips[clips["split"] == split]
+        tables[split] = ClipTable(
+            clip_id=tuple(of_split["clip_id"]),
+            label=np.array(
+                [
+                    number_label(label, stores[0].classes, f"clip {clip_id}")
+                    for clip_id, label in zip(of_split["clip_id"], of_split["label"], strict=True)
+                ],
+                np.intp,
+            ),
+            group=tuple(of_split["subject"].where(of_split["subject"] != "", of_split["clip_id"])),
+            phases=(),
+            features={},
+        )
+    return tables
 
 
 def read_tables(
