@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def decoder_version() -> str:
     return f"PyAV {av.__version__}, libavcodec {libavcodec}"
 
 
-def iter_chosen_frames(clip: Clip, n_phases: int) -> Iterator[ChosenFrame]:
+def iter_chosen_frames(clip: Clip, n_phases: int) -> Generator[ChosenFrame]:
     """Decode a clip and yield the frames on screen at the ticks of the clock (IV-C).
 
     The clock has 5 * ``n_phases`` ticks a second; tick k has phase k mod ``n_phases``. It starts at

@@ -1,0 +1,219 @@
+"""Decodes the next clips in background threads while the networks look at this one."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+from features.contracts import Clip
+from pipeline.decode import ChosenFrame
+
+_CLIPS_AHEAD_PER_THREAD = 4
+"""How far threads run ahead where clips are short, broken or small: not over a whole manifest."""
+
+Prepared = TypeVar("Prepared")
+
+
+class Prefetcher(Generic[Prepared]):
+    """Yields each clip with an iterator of its frames, in the clips' order, whatever the timing.
+
+    ::
+
+        with Prefetcher(clips, prepare, decode, n_threads=2, max_bytes=256 << 20) as ahead:
+            for clip, frames in ahead:
+                sha256 = frames.prepared  # what prepare(clip) returned, or raises what it raised
+                for frame in frames:  # what decode(clip) yields, then raises what it raised
+                    ...
+
+    Frames that wait to be taken are at most ``max_bytes``, half of them for the clips after the
+    one that is being read; beyond it go one frame that each thread holds in its hand, and the
+    frame that is being waited for, however large. What one clip raises reaches nobody else. Going
+    on to the next clip drops the frames that are left of this one. Leaving the ``with`` stops
+    every thread at its next frame and waits for it.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        prepare: Callable[[Clip], Prepared],
+        decode: Callable[[Clip], Generator[ChosenFrame]],
+        *,
+        n_threads: int,
+        max_bytes: int,
+    ) -> None:
+        """Starts to decode at once.
+
+        Args:
+            clips: In the order in which they will be yielded.
+            prepare: Run once for each clip in one of the threads, before or while it is decoded.
+            decode: Run once for each clip; its generator is used and closed in one thread.
+            n_threads: At least 1.
+            max_bytes: Bound on the frames that wait, a number that no clip changes.
+        """
+        self._clips = clips
+        self._prepare = prepare
+        self._decode = decode
+        self._n_ahead = _CLIPS_AHEAD_PER_THREAD * n_threads
+        self._buffer = _Buffer(max_bytes)
+        self._pool = ThreadPoolExecutor(n_threads, thread_name_prefix="decode")
+        self._started: deque[FramesAhead[Prepared]] = deque()
+        self._n_started = 0
+        self._start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stops all threads; frames that nobody took are dropped."""
+        self._buffer.close()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __iter__(self) -> Iterator[tuple[Clip, FramesAhead[Prepared]]]:
+        while self._started:
+            frames = self._started.popleft()
+            self._buffer.read_from(frames.number)
+            self._start()
+            yield frames.clip, frames
+
+    def _start(self) -> None:
+        """Tasks are taken in the order in which they come: no clip waits for a later one."""
+        while self._n_started < len(self._clips) and len(self._started) < self._n_ahead:
+            clip = self._clips[self._n_started]
+            frames = FramesAhead(
+                clip,
+                self._n_started,
+                self._buffer,
+                self._pool.submit(self._prepare, clip),
+                self._pool.submit(self._fill, clip, self._n_started),
+            )
+            self._started.append(frames)
+            self._n_started += 1
+
+    def _fill(self, clip: Clip, number: int) -> None:
+        if not self._buffer.wants(number):
+            return
+        with contextlib.closing(self._decode(clip)) as frames:
+            for frame in frames:
+                if not self._buffer.put(number, frame):
+                    return
+
+
+class FramesAhead(Generic[Prepared]):
+    """The frames of one clip: an iterator over what its decoder yields."""
+
+    def __init__(
+        self,
+        clip: Clip,
+        number: int,
+        buffer: _Buffer,
+        preparation: Future[Prepared],
+        decoding: Future[None],
+    ) -> None:
+        """Made by Prefetcher alone."""
+        self.clip = clip
+        self.number = number
+        self._buffer = buffer
+        self._preparation = preparation
+        self._decoding = decoding
+        decoding.add_done_callback(lambda _: buffer.wake())
+
+    @property
+    def prepared(self) -> Prepared:
+        """What ``prepare`` returned for the clip; waits for it. Raises what it raised."""
+        return self._preparation.result()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> ChosenFrame:
+        """Raises ValueError once the next clip is read or the Prefetcher is closed."""
+        frame = self._buffer.take(self.number, self._decoding)
+        if frame is None:
+            self._decoding.result()  # raises what ended the clip, if anything did
+            raise StopIteration
+        return frame
+
+
+class _Buffer:
+    """The frames that wait, of all clips; what every thread waits at."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._changed = threading.Condition()
+        self._frames: dict[int, deque[ChosenFrame]] = defaultdict(deque)
+        self._n_bytes: dict[int, int] = defaultdict(int)
+        """Of the frames that wait, by clip."""
+        self._reading = 0
+        """Number of the clip that is being read: no earlier one is wanted."""
+        self._closed = False
+
+    def wants(self, number: int) -> bool:
+        """Whether anybody may still read this clip."""
+        return not self._closed and number >= self._reading
+
+    def put(self, number: int, frame: ChosenFrame) -> bool:
+        """Adds a frame once there is room. Returns False if nobody will read it."""
+        n_bytes = frame.rgb.nbytes
+        with self._changed:
+            self._changed.wait_for(lambda: not self.wants(number) or self._fits(number, n_bytes))
+            if not self.wants(number):
+                return False
+            self._frames[number].append(frame)
+            self._n_bytes[number] += n_bytes
+            self._changed.notify_all()
+            return True
+
+    def take(self, number: int, decoding: Future[None]) -> ChosenFrame | None:
+        """The clip's next frame; None if there is none left and its decoder has ended."""
+        with self._changed:
+            if not self._closed and number == self._reading:
+                self._changed.wait_for(lambda: self._frames[number] or decoding.done())
+            if self._closed or number != self._reading:
+                raise ValueError("these frames were dropped: another clip is being read")
+            if not self._frames[number]:
+                return None
+            frame = self._frames[number].popleft()
+            self._n_bytes[number] -= frame.rgb.nbytes
+            self._changed.notify_all()
+            return frame
+
+    def read_from(self, number: int) -> None:
+        """From now on this clip is read; what is left of earlier ones is dropped."""
+        with self._changed:
+            for earlier in range(self._reading, number):
+                self._frames.pop(earlier, None)
+                self._n_bytes.pop(earlier, None)
+            self._reading = number
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._frames.clear()
+            self._changed.notify_all()
+
+    def wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _fits(self, number: int, n_bytes: int) -> bool:
+        if number == self._reading and not self._frames[number]:
+            return True  # it is or will be waited for: whatever the others hold, and its size
+        total = sum(self._n_bytes.values())
+        if total + n_bytes > self._max_bytes:
+            return False
+        ahead = total - self._n_bytes[self._reading]
+        return number == self._reading or ahead + n_bytes <= self._max_bytes // 2
