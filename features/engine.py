@@ -11,11 +11,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from features.errors import ConfigError
+
 PRECISIONS: tuple[str, ...] = ("float32", "bfloat16")
 """What networks multiply in; sums, inputs and outputs are float32."""
 
 Network = Callable[[Tensor], tuple[Tensor, ...]]
 """One input, a batch first; float32 outputs. May be called from several threads at once."""
+
+
+def choose_device(device: str) -> torch.device:
+    """``auto`` is a CUDA device where there is one. Raises ConfigError for one that is not."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"--device {device}: expected auto, cpu, cuda or cuda:N") from None
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"--device {device}: torch sees {torch.cuda.device_count()} CUDA devices; use cpu"
+        )
+    return chosen
 
 
 def choose_precision(precision: str, device: torch.device) -> str:

@@ -52,7 +52,8 @@ class StoreWriter:
         self.header = header
         (path / "shards").mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(path / ".lock")
-        self._writer: ShardWriter | None = None
+        self._writers: dict[int, ShardWriter] = {}
+        """Lane -> the shard at hand."""
         self._shards: list[ShardEntry] = []
 
     def __enter__(self) -> Self:
@@ -73,7 +74,8 @@ class StoreWriter:
                 self._abandon()
             else:
                 with uninterrupted():
-                    self._finish_shard()
+                    for lane in list(self._writers):
+                        self._finish_shard(lane)
         finally:
             self._lock.release()
 
@@ -83,22 +85,53 @@ class StoreWriter:
 
     def add(self, clip: ClipFeatures) -> None:
         """Append a clip; finishes the shard when it is full. Raises OSError (a full disk)."""
-        if clip.label and clip.label not in self.header.classes:
-            raise ValueError(f"clip {clip.clip_id}: label {clip.label!r} is not a declared class")
-        if clip.split not in SPLITS:
-            raise ValueError(f"clip {clip.clip_id}: split {clip.split!r} is not one of {SPLITS}")
-        with uninterrupted():
-            if self._writer is None:
-                self._writer = ShardWriter(self._next_path(), self.header)
-            self._writer.append(clip)
-            if self._writer.frame_offset[-1] >= SHARD_FRAMES:
-                self._finish_shard()
+        self.drop_clip()
+        self.add_rows(clip)
+        self.close_clip(clip)
 
-    def _finish_shard(self) -> None:
-        """Give the shard at hand its final name and list it. Does nothing without one."""
-        if self._writer is None:
+    def add_rows(self, part: ClipFeatures, lane: int = 0) -> None:
+        """Write rows of the clip at hand; ``close_clip`` or ``drop_clip`` ends it.
+
+        So a clip of any length passes through in pieces, and clips that are made at the same time
+        do so side by side.
+
+        Args:
+            part: Frames that follow those before.
+            lane: Each lane has a shard and a clip at hand of its own.
+
+        Raises:
+            OSError: a full disk.
+        """
+        if part.label and part.label not in self.header.classes:
+            raise ValueError(f"clip {part.clip_id}: label {part.label!r} is not a declared class")
+        if part.split not in SPLITS:
+            raise ValueError(f"clip {part.clip_id}: split {part.split!r} is not one of {SPLITS}")
+        with uninterrupted():
+            if lane not in self._writers:
+                self._writers[lane] = ShardWriter(self._next_path(), self.header)
+            self._writers[lane].add_rows(part)
+
+    def close_clip(self, clip: ClipFeatures, lane: int = 0) -> None:
+        """End the clip at hand; finishes the shard when it is full. Raises OSError.
+
+        clip: any part of it, for all that is not rows. At least one part was added.
+        """
+        with uninterrupted():
+            self._writers[lane].close_clip(clip)
+            if self._writers[lane].frame_offset[-1] >= SHARD_FRAMES:
+                self._finish_shard(lane)
+
+    def drop_clip(self, lane: int = 0) -> None:
+        """Forget the rows of the clip at hand."""
+        if lane in self._writers:
+            self._writers[lane].drop_clip()
+
+    def _finish_shard(self, lane: int) -> None:
+        """Give the shard at hand its final name and list it; without clips it goes."""
+        writer = self._writers.pop(lane)
+        if len(writer.frame_offset) == 1:  # only rows of a clip that has not ended
+            writer.abandon()
             return
-        writer, self._writer = self._writer, None
         try:
             writer.finish()
         except OSError:
@@ -173,13 +206,13 @@ class StoreWriter:
         return "; ".join(f"{n}: {theirs.get(n)} there, {ours.get(n)} here" for n in names)
 
     def _abandon(self) -> None:
-        if self._writer is not None:
-            self._writer.abandon()
-            self._writer = None
+        while self._writers:
+            self._writers.popitem()[1].abandon()
 
     def _next_path(self) -> Path:
-        numbers = [int(Path(name).stem) for name in find_shard_files(self.path)]
-        return self.path / "shards" / f"{max(numbers, default=-1) + 1:04d}.h5"
+        names = [*find_shard_files(self.path), *(w.path for w in self._writers.values())]
+        number = max((int(Path(name).stem) for name in names), default=-1) + 1
+        return self.path / "shards" / f"{number:04d}.h5"
 
 
 def _list_optional(header: ShardHeader) -> str:
