@@ -178,7 +178,7 @@ def main(
     else:
         ours = extract_faces([c for c in clips if c.clip_id in wanted], wanted, detect)
 
-    tallies: dict[str, Tally] = {}
+    tallies = {name: Tally() for name in (*(m.stem for m in manifests), "all")}
     missed, extra, n_absent = [], [], 0
     for frame in frames:
         found = ours.get((frame["clip_id"], frame["pts_s"]))
@@ -191,7 +191,7 @@ def main(
         )
         where = f"{frame['clip_id']} {frame['pts_s']:.3f} s"
         for name in (source[frame["clip_id"]], "all"):
-            lost, added = tallies.setdefault(name, Tally()).count(theirs, found, SURE)
+            lost, added = tallies[name].count(theirs, found, SURE)
         missed += [f"{where}: {describe(theirs, i, found)}" for i in lost]
         extra += [f"{where}: {describe(found, i, theirs)}" for i in added]
     print(f"reference: {told['package']}; {len(frames) - n_absent} frames", end="")

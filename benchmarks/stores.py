@@ -10,6 +10,7 @@ by matched face (reduced precision against float32). A row that is all zero in b
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import click
@@ -24,7 +25,8 @@ from features.store import Store, open_store
 
 def cosines(a: NDArray[np.generic], b: NDArray[np.generic]) -> NDArray[np.float64]:
     """[N, ...], [N, ...] -> [N] cosine of each row with its counterpart."""
-    x, y = (rows.reshape(len(rows), -1).astype(np.float64) for rows in (a, b))
+    width = math.prod(a.shape[1:])
+    x, y = (rows.reshape(len(rows), width).astype(np.float64) for rows in (a, b))
     norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
     both_zero = ~x.any(axis=1) & ~y.any(axis=1)
     return np.where(both_zero, 1.0, (x * y).sum(axis=1) / np.maximum(norms, 1e-30))
