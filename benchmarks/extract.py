@@ -11,13 +11,15 @@ Ours is the whole of ``run_extract``, face CNN and store included, from the firs
 the networks, which happens once per command, is told apart, and imports are not counted. The peer
 computes no face features and stores nothing. The floor is decoding alone: PyAV decodes all frames
 of the clips and converts none. Times are wall time per sampled frame, the median over rounds; CPU
-time counts all threads (those that wait actively too). Our steps may overlap: their sum can exceed
-the wall time.
+time counts all threads. Our steps may overlap: their sum can exceed the wall time. The peer gives
+its detector a clip as one batch, cut where it has more than --peer-batch megapixels (8: four frames
+of 1920x1080); 32 was 5% slower, 2, which is a frame of 1920x1080, a fifth faster.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -33,11 +35,11 @@ from ours import Measured, read_cpu_s, run_ours
 from features.contracts import Clip
 
 
-def run_peer(clips: list[Clip]) -> Measured:
+def run_peer(clips: list[Clip], batch_pixels: int) -> Measured:
     """In the peer's process."""
     peer = load_peer()
     cpu_s, started_s = read_cpu_s(), time.perf_counter()
-    times = peer.run(clips)
+    times = peer.run(clips, batch_pixels)
     return Measured(
         n_frames=times.n_frames,
         n_faces=times.n_faces,
@@ -49,6 +51,9 @@ def run_peer(clips: list[Clip]) -> Measured:
 
 @cache
 def load_peer() -> Any:
+    # As cli.py does for ours. Threads that wait actively gain a little on an idle machine, and make
+    # torch several times slower beside other work: set OMP_WAIT_POLICY=ACTIVE to see.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from peer import Peer
 
     return Peer()
@@ -75,7 +80,11 @@ def run_our_decoding(clips: list[Clip]) -> Measured:
 
 
 def measure(
-    groups: list[list[Clip]], rounds: int, detect: str, tell: Callable[[str], None]
+    groups: list[list[Clip]],
+    rounds: int,
+    detect: str,
+    batch_pixels: int,
+    tell: Callable[[str], None],
 ) -> dict[str, list[Measured]]:
     """What each side needs, summed over the groups, for each round."""
     spawn = multiprocessing.get_context("spawn")
@@ -85,14 +94,14 @@ def measure(
         ProcessPoolExecutor(1, mp_context=spawn) as our,
     ):
         # Once over a group that is not counted: imports, memory, kernels, the files' pages.
-        peers.submit(run_peer, groups[0][:2]).result()
+        peers.submit(run_peer, groups[0][:2], batch_pixels).result()
         our.submit(run_ours, groups[0][:2], detect).result()
         for round_ in range(rounds):
             sums = {name: Measured() for name in found}
             for number, clips in enumerate(groups):
                 turns = [
                     ("floor", lambda c=clips: peers.submit(run_floor, c).result()),
-                    ("peer", lambda c=clips: peers.submit(run_peer, c).result()),
+                    ("peer", lambda c=clips: peers.submit(run_peer, c, batch_pixels).result()),
                     ("decoding", lambda c=clips: our.submit(run_our_decoding, c).result()),
                     ("ours", lambda c=clips: our.submit(run_ours, c, detect).result()),
                 ]
@@ -125,13 +134,25 @@ def print_side(title: str, rounds: list[Measured]) -> None:
 @click.option("--clips", "n_clips", default=24, show_default=True, help="Clips, of all together.")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--group", default=12, show_default=True, help="Clips in each side's turn.")
+@click.option(
+    "--peer-batch", default=8.0, show_default=True, help="Megapixels of the peer's batches."
+)
 @click.option("--detect", type=click.Choice(["exact", "tracked"]), default="exact")
-def main(manifests: tuple[Path, ...], n_clips: int, rounds: int, group: int, detect: str) -> None:
+def main(
+    manifests: tuple[Path, ...],
+    n_clips: int,
+    rounds: int,
+    group: int,
+    peer_batch: float,
+    detect: str,
+) -> None:
     """Milliseconds per sampled frame of stage one and of the peer pipeline."""
     clips = mix_clips(read_clips(manifests), n_clips)
     groups = [clips[start : start + group] for start in range(0, len(clips), group)]
     print(f"{len(clips)} clips of {', '.join(m.name for m in manifests)}, --detect {detect}")
-    found = measure(groups, rounds, detect, lambda text: click.echo(text, err=True))
+    found = measure(
+        groups, rounds, detect, int(peer_batch * 1e6), lambda text: click.echo(text, err=True)
+    )
     ours, peer, floor = found["ours"], found["peer"], found["floor"]
     print_side("peer", peer)
     print_side("ours", ours)

