@@ -228,7 +228,8 @@ def extract(
     """
     from features.weights import SHIPPED_FACE_WEIGHTS
     from pipeline.config import ExtractConfig
-    from pipeline.extract import ManifestOptions, run_extract
+    from pipeline.extract import run_extract
+    from pipeline.plan import ManifestOptions
 
     given = {name: value for name, value in settings.items() if value is not None}
     options = ManifestOptions(classes=_split(classes), allow_subject_overlap=allow_subject_overlap)

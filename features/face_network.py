@@ -16,7 +16,8 @@ from torch.export.passes import move_to_device_pass
 from features.contracts import FACE_CROP_PX, FACE_MAP_SHAPE, FACE_VECTOR_SIZE
 from features.engine import choose_batch, compile_network, run_padded
 from features.errors import WeightsError
-from features.face_cnn import SHIPPED_FACE_WEIGHTS, FaceCNN, FaceEmbedding, read_face_cnn
+from features.face_cnn import FaceCNN, FaceEmbedding, read_face_cnn
+from features.weights import SHIPPED_FACE_WEIGHTS
 
 _CHECKED_BATCH = 32
 """Faces that a program must take at once; stage one never gives it more."""

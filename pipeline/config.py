@@ -39,9 +39,7 @@ class ExtractConfig:
         if self.detect not in DETECT_MODES:
             raise ConfigError(f"detect = {self.detect!r}: expected {' or '.join(DETECT_MODES)}")
         if self.precision not in ("auto", "float32", "bfloat16"):
-            raise ConfigError(
-                f"precision = {self.precision!r}: expected auto, float32 or bfloat16"
-            )
+            raise ConfigError(f"precision = {self.precision!r}: expected auto, float32 or bfloat16")
         if not all(0 <= threshold <= 1 for threshold in self.thresholds):
             raise ConfigError(f"thresholds = {self.thresholds}: each must lie in 0..1")
         self._read_min_face()

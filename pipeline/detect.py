@@ -42,7 +42,7 @@ class FaceDetector:
         precision: str = "float32",
         n_threads: int = 1,
     ) -> None:
-        """thresholds: least score after each network; the others as ``compile_network`` has them."""
+        """thresholds: least score after each network; for the others see ``compile_network``."""
         self.thresholds = thresholds
         self.device = torch.device(device)
         self.pnet, self.rnet, self.onet = (
@@ -88,13 +88,15 @@ class FaceDetector:
         """P-Net over the pyramid. Returns a table of square boxes."""
         height, width = rgb.shape[1:3]
         scales = pyramid_scales(height, width, min_face_px)
-        found = [np.zeros((0, 7), dtype=np.float32)]
+        found: list[Boxes] = [np.zeros((0, 7), dtype=np.float32)]
         # One frame at a time on a CPU: a level's maps then fit its cache.
-        for first, frames in enumerate([rgb] if rgb.is_cuda else rgb.split(1)):
-            level = frames
+        n_at_once = max(len(rgb), 1) if rgb.is_cuda else 1
+        for first in range(0, len(rgb), n_at_once):
+            level = rgb[first : first + n_at_once]
             for number, scale in enumerate(scales):
                 level = _shrunk(level, (int(height * scale), int(width * scale)))
-                windows = _choose_windows(*self.pnet(level), self.thresholds[0])
+                offsets, scores = self.pnet(level)
+                windows = _choose_windows(offsets, scores, self.thresholds[0])
                 windows[:, 0] += first
                 windows[:, 1:5] /= scale
                 found.append(np.insert(windows, 6, number, axis=1))
@@ -208,7 +210,7 @@ def _iou_union(boxes: Boxes) -> NDArray[np.float32]:
 def _iou_min(boxes: Boxes) -> NDArray[np.float32]:
     """[N, 4] -> [N, N] intersection over the smaller box."""
     inter, area = _intersections(boxes)
-    result: NDArray[np.float32] = inter / np.minimum(area[:, None], area[None])
+    result: NDArray[np.float32] = inter / np.minimum(area[:, None], area)
     return result
 
 

@@ -23,7 +23,7 @@ from pipeline.config import ExtractConfig
 from pipeline.decode import decoder_version
 from pipeline.failures import FailureLog
 from pipeline.inputs import Inputs
-from pipeline.plan import ManifestOptions, plan_extract, read_manifest_for
+from pipeline.plan import DEFAULT_OPTIONS, ManifestOptions, plan_extract, read_manifest_for
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def run_extract(
     store: Path,
     config: ExtractConfig,
     *,
-    options: ManifestOptions = ManifestOptions(),
+    options: ManifestOptions = DEFAULT_OPTIONS,
     face_weights: Path = SHIPPED_FACE_WEIGHTS,
     device: str = "auto",
     workers: int = 1,
@@ -150,7 +150,7 @@ def run_extract(
 
 
 def choose_precision(config: ExtractConfig, store: Path, device: str) -> ExtractConfig:
-    """Resolve ``auto``: what the store was made with if it exists, else what the device does best."""
+    """Resolve ``auto``: what the store there was made with, else what the device does best."""
     if config.precision != "auto":
         return config
     if (store / "store.json").is_file():

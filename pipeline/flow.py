@@ -2,7 +2,7 @@
 
 ::
 
-    decoders, ahead --chunks of a clip--> look --frames of all clips--> embed --> in the clips' order
+    decoders --chunks of a clip--> look --frames of many clips--> embed --> in the clips' order
 
 A chunk is of one clip, so what is found in it is a function of that clip alone. The CNNs get their
 batches across clips; what a row gives does not depend on its batch.
@@ -100,9 +100,7 @@ class Flow:
         """Step -> seconds spent in it by all threads together."""
         return dict(self._step_s)
 
-    def iter_features(
-        self, clips: Sequence[Clip]
-    ) -> Generator[tuple[Clip, SeenFrame] | ClipEnd]:
+    def iter_features(self, clips: Sequence[Clip]) -> Generator[tuple[Clip, SeenFrame] | ClipEnd]:
         """Yield each clip's frames in order, then its end, clip after clip.
 
         A clip that goes wrong has an end with a failure; nothing that it raises comes out here.

@@ -39,9 +39,7 @@ class Inputs:
         known = self._known.get(str(file.resolve()))
         if known and (known.n_bytes, known.mtime_ns) == (state.st_size, state.st_mtime_ns):
             return known
-        return InputFile(
-            n_bytes=state.st_size, mtime_ns=state.st_mtime_ns, sha256=hash_file(file)
-        )
+        return InputFile(n_bytes=state.st_size, mtime_ns=state.st_mtime_ns, sha256=hash_file(file))
 
     def remember(self, file: Path, found: InputFile) -> None:
         """Keep what ``look_up`` returned."""

@@ -1,4 +1,4 @@
-"""Gathers the frames of a clip into parts that a store takes: a clip of any length passes through."""
+"""Gathers the frames of a clip into parts for the store: a clip of any length passes through."""
 
 from __future__ import annotations
 

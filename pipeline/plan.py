@@ -30,6 +30,9 @@ class ManifestOptions:
     allow_subject_overlap: bool = False
 
 
+DEFAULT_OPTIONS = ManifestOptions()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """The work of one run."""

@@ -63,7 +63,10 @@ def find_faces_tracked(detector: FaceDetector, rgb: Tensor, min_face_px: int) ->
         boxes = [_moved_boxes(found[int(j)], i) for i, j in zip(at, before, strict=True)]
         faces = detector.settle(rgb, np.concatenate(boxes))
         found.update({int(i): _of_frame(faces, int(i)) for i in at})
-        lost = [len(found[int(i)].frame) < len(found[int(j)].frame) for i, j in zip(at, before, strict=True)]
+        lost = [
+            len(found[int(i)].frame) < len(found[int(j)].frame)
+            for i, j in zip(at, before, strict=True)
+        ]
         if any(lost):
             look_anew(at[lost])
     return _joined([found[i] for i in range(len(rgb))])
@@ -91,9 +94,7 @@ def _make_thumbs(rgb: Tensor) -> NDArray[np.float32]:
     return thumbs
 
 
-def _by_distance(
-    frames: NDArray[np.intp], middle: NDArray[np.intp]
-) -> Iterator[NDArray[np.intp]]:
+def _by_distance(frames: NDArray[np.intp], middle: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
     """The frames in groups, nearest to their middle first."""
     distance = np.abs(frames - middle[frames])
     for d in np.unique(distance):

@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -136,7 +137,7 @@ def choose_size(device: torch.device, n_threads: int) -> FlowSize:
 
 def _iter_processes(works: Sequence[Work]) -> Generator[tuple[int, Item]]:
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-    running: dict[Connection, int] = {}
+    running: dict[Connection, int] = {}  # the end of its pipe -> its number
     processes = []
     try:
         for number, work in enumerate(works):
@@ -147,8 +148,8 @@ def _iter_processes(works: Sequence[Work]) -> Generator[tuple[int, Item]]:
             processes.append(process)
             running[receiver] = number
         while running:
-            for receiver in wait(list(running)):
-                yield from _receive(receiver, running)  # type: ignore[arg-type]
+            for ready in wait(list(running)):
+                yield from _receive(cast(Connection, ready), running)
     finally:
         for process in processes:
             process.terminate()

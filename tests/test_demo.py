@@ -92,7 +92,7 @@ def test_the_detector_finds_the_face_in_every_expression(rig: FaceRig) -> None:
     pictures = torch.stack([grey * (1 - face[3:]) + face[:3] * face[3:] for face in faces])
     frames = (pictures * 255).to(torch.uint8).permute(0, 2, 3, 1)[:, :320]
 
-    found = FaceDetector(min_face_px=60).find_faces(frames)
+    found = FaceDetector().find_faces(frames, 60)
 
     assert found.frame.tolist() == list(range(8))
     assert found.score.min() > 0.95

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,16 +21,19 @@ import torch
 
 import features.shards
 import features.store_writer
-import pipeline.extract
+import pipeline.parts
+import pipeline.work
 from features.contracts import ClipFeatures
-from features.errors import ConfigError, ManifestError
+from features.errors import ConfigError, ManifestError, WorkerError
 from features.store import Store, open_store, verify_store
 from pipeline.config import ExtractConfig
-from pipeline.extract import ExtractProgress, ManifestOptions, run_extract
+from pipeline.decode import ChosenFrame
+from pipeline.extract import ExtractProgress, run_extract
+from pipeline.plan import ManifestOptions
 from tests.builders import write_face_video
 
 ROOT = Path(__file__).parent.parent
-CONFIG = ExtractConfig(min_face_px=40, phases=2)
+CONFIG = ExtractConfig(min_face="40", phases=2)
 
 
 @pytest.fixture(autouse=True)
@@ -179,14 +185,14 @@ def test_a_clip_that_cannot_be_extracted_again_still_gets_its_new_label(
 def test_an_unexpected_error_in_one_clip_stops_no_other(
     footage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    see = pipeline.extract.ClipSeer.see
+    decode = pipeline.work.iter_chosen_frames
 
-    def see_but_for_one(self: object, clip: object, sha256: str) -> object:
-        if clip.clip_id == "face1":  # type: ignore[attr-defined]
+    def decode_but_for_one(path: Path, *args: Any, **named: Any) -> Generator[ChosenFrame]:
+        if path.stem == "face1":
             raise RuntimeError("CUDA error")
-        return see(self, clip, sha256)  # type: ignore[arg-type]
+        return decode(path, *args, **named)
 
-    monkeypatch.setattr(pipeline.extract.ClipSeer, "see", see_but_for_one)
+    monkeypatch.setattr(pipeline.work, "iter_chosen_frames", decode_but_for_one)
     summary = run_extract(footage / "m.csv", tmp_path / "s", CONFIG)
     assert (summary.clips_done, summary.clips_failed) == (3, 1)
     reason = open_store(tmp_path / "s").failures.loc[0, "reason"]
@@ -194,7 +200,7 @@ def test_an_unexpected_error_in_one_clip_stops_no_other(
 
 
 def test_other_settings_are_refused_before_anything_is_done(extracted: Path, footage: Path) -> None:
-    with pytest.raises(ConfigError, match="min_face_px: 40 there, 20 here"):
+    with pytest.raises(ConfigError, match="min_face: 40 there, 20 here"):
         run_extract(footage / "m.csv", extracted, ExtractConfig(phases=2))
 
 
@@ -263,7 +269,7 @@ def test_a_stopped_extract_resumes_to_the_same_store(
         assert process.returncode == -signal.SIGKILL
     else:
         assert process.returncode == 130
-        assert 1 <= len(open_store(store)) < 20
+        assert len(open_store(store)) < 20
         assert verify_store(store) == []
     resumed = run_extract(many, store, CONFIG)
     assert resumed.clips_failed == 0
@@ -287,19 +293,91 @@ def test_a_full_disk_is_said_and_finished_shards_stay(
     many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(features.store_writer, "SHARD_FRAMES", 8)
-    append = features.shards.ShardWriter.append
-    n_appended = 0
+    add_rows = features.shards.ShardWriter.add_rows
+    n_added = 0
 
-    def append_until_full(self: features.shards.ShardWriter, clip: ClipFeatures) -> None:
-        nonlocal n_appended
-        n_appended += 1
-        if n_appended > 5:
+    def add_until_full(self: features.shards.ShardWriter, part: ClipFeatures) -> None:
+        nonlocal n_added
+        n_added += 1
+        if n_added > 5:
             raise OSError(errno.ENOSPC, "No space left on device")
-        append(self, clip)
+        add_rows(self, part)
 
-    monkeypatch.setattr(features.shards.ShardWriter, "append", append_until_full)
+    monkeypatch.setattr(features.shards.ShardWriter, "add_rows", add_until_full)
     with pytest.raises(OSError, match="No space left"):
         run_extract(many, tmp_path / "s", CONFIG)
     monkeypatch.undo()
     assert len(open_store(tmp_path / "s")) == 4
     assert verify_store(tmp_path / "s") == []
+
+
+@pytest.mark.parametrize("change", ["workers", "threads"])
+def test_how_the_work_is_dealt_out_changes_no_feature(
+    many: Path, uninterrupted: Path, tmp_path: Path, change: str
+) -> None:
+    if change == "threads":
+        torch.set_num_threads(3)
+    n_workers = 2 if change == "workers" else 1
+    told: list[ExtractProgress] = []
+    summary = run_extract(many, tmp_path / "s", CONFIG, workers=n_workers, progress=told.append)
+    assert (summary.clips_done, summary.clips_failed) == (20, 0)
+    assert [t.n_done for t in told] == list(range(21))
+    assert_same_arrays(open_store(tmp_path / "s"), open_store(uninterrupted))
+    assert verify_store(tmp_path / "s") == []
+
+
+def test_a_worker_that_dies_is_said_and_what_was_done_is_kept(many: Path, tmp_path: Path) -> None:
+    def kill_workers_after_three(told: ExtractProgress) -> None:
+        if told.n_done == 3:
+            for process in multiprocessing.active_children():
+                process.kill()
+
+    with pytest.raises(WorkerError, match="run the same again"):
+        run_extract(many, tmp_path / "s", CONFIG, workers=2, progress=kill_workers_after_three)
+    assert 3 <= len(open_store(tmp_path / "s")) < 20
+    assert verify_store(tmp_path / "s") == []
+    summary = run_extract(many, tmp_path / "s", CONFIG)
+    assert summary.clips_done + summary.clips_skipped == 20
+
+
+def test_a_finished_store_is_found_so_without_loading_torch(
+    many: Path, uninterrupted: Path
+) -> None:
+    code = """
+import sys
+from pathlib import Path
+from pipeline.config import ExtractConfig
+from pipeline.extract import run_extract
+summary = run_extract(Path(sys.argv[1]), Path(sys.argv[2]), ExtractConfig(min_face="40", phases=2))
+assert (summary.clips_done, summary.clips_skipped) == (0, 20)
+sys.exit("torch" in sys.modules)
+"""
+    command = [sys.executable, "-c", code, str(many), str(uninterrupted)]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+
+
+def test_a_long_clip_passes_through_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_face_video(tmp_path / "long.mp4", n_frames=40)
+    row = {"clip_id": "a", "path": "long.mp4", "label": "sad", "split": "train"}
+    manifest = write_manifest(tmp_path, [row])
+    config = ExtractConfig(min_face="40")
+    run_extract(manifest, tmp_path / "whole", config)
+    monkeypatch.setattr(pipeline.parts, "PART_FRAMES", 7)
+    run_extract(manifest, tmp_path / "parts", config)
+    assert open_store(tmp_path / "parts").read_clip(0).n_frames == 40
+    assert_same_arrays(open_store(tmp_path / "parts"), open_store(tmp_path / "whole"))
+
+
+def test_tracked_and_exact_do_not_mix(extracted: Path, footage: Path) -> None:
+    with pytest.raises(ConfigError, match="detect: exact there, tracked here"):
+        run_extract(footage / "m.csv", extracted, replace(CONFIG, detect="tracked"))
+
+
+def test_the_precision_of_a_store_is_taken_up(footage: Path, tmp_path: Path) -> None:
+    rows = [{"clip_id": "a", "path": str(footage / "face0.mp4"), "label": "sad", "split": "val"}]
+    manifest = write_manifest(tmp_path, rows)
+    run_extract(manifest, tmp_path / "s", replace(CONFIG, precision="float32"))
+    assert run_extract(manifest, tmp_path / "s", CONFIG).clips_skipped == 1
+    assert open_store(tmp_path / "s").header.config["precision"] == "float32"

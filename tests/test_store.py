@@ -6,6 +6,7 @@ import errno
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -189,7 +190,7 @@ def test_a_full_disk_loses_the_shard_at_hand_and_no_other(
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(features.shards, "_extend", fail)
+    monkeypatch.setattr(features.shards, "_put", fail)
     with pytest.raises(OSError, match="No space"), StoreWriter(path, HEADER) as writer:
         writer.add(clip_features("new"))
     assert len(open_store(path)) == 6
@@ -282,14 +283,14 @@ def test_face_maps_are_kept_where_asked_and_missed_where_not(tmp_path: Path) -> 
 def test_a_clip_that_fails_while_being_added_leaves_no_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    extend = features.shards._extend
+    put = features.shards._put
 
-    def fail_at_faces(dataset: h5py.Dataset, rows: np.ndarray) -> None:
-        if dataset.name == "/face/vector" and len(dataset) > 0:
+    def fail_at_faces(dataset: h5py.Dataset, first: int, rows: np.ndarray) -> None:
+        if dataset.name == "/face/vector" and first > 0:
             raise ValueError("broken")
-        extend(dataset, rows)
+        put(dataset, first, rows)
 
-    monkeypatch.setattr(features.shards, "_extend", fail_at_faces)
+    monkeypatch.setattr(features.shards, "_put", fail_at_faces)
     with StoreWriter(tmp_path / "s", HEADER) as writer:
         writer.add(clip_features("a"))
         with pytest.raises(ValueError, match="broken"):
@@ -301,19 +302,60 @@ def test_a_clip_that_fails_while_being_added_leaves_no_rows(
 def test_a_signal_waits_until_the_clip_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    extend = features.shards._extend
+    put = features.shards._put
 
-    def signal_once(dataset: h5py.Dataset, rows: np.ndarray) -> None:
+    def signal_once(dataset: h5py.Dataset, first: int, rows: np.ndarray) -> None:
         if dataset.name == "/frame/phase":
             signal.raise_signal(signal.SIGINT)
-        extend(dataset, rows)
+        put(dataset, first, rows)
 
     def add() -> None:
         with StoreWriter(tmp_path / "s", HEADER) as writer:
             writer.add(clip_features("a"))
 
-    monkeypatch.setattr(features.shards, "_extend", signal_once)
+    monkeypatch.setattr(features.shards, "_put", signal_once)
     with pytest.raises(KeyboardInterrupt):
         add()
     assert open_store(tmp_path / "s").clips["clip_id"].tolist() == ["a"]
+    assert verify_store(tmp_path / "s") == []
+
+
+def split_rows(clip: ClipFeatures, at: int) -> list[ClipFeatures]:
+    """A clip with a face a frame as two parts."""
+    return [
+        replace(
+            clip,
+            **{name: getattr(clip, name)[rows] for name in ARRAYS if name != "face_frame"},
+            face_frame=np.arange(len(clip.pts_s[rows]), dtype=np.int32),
+        )
+        for rows in (slice(at), slice(at, None))
+    ]
+
+
+def test_clips_in_parts_and_side_by_side_are_the_clips_that_they_were(tmp_path: Path) -> None:
+    clips = [clip_features(f"c{i}", n_frames=5) for i in range(4)]
+    with StoreWriter(tmp_path / "s", HEADER) as writer:
+        for pair in (clips[:2], clips[2:]):
+            for parts in zip(
+                *(split_rows(clip, 2 + i) for i, clip in enumerate(pair)), strict=True
+            ):
+                for lane, part in enumerate(parts):
+                    writer.add_rows(part, lane)
+            for lane, clip in enumerate(pair):
+                writer.close_clip(clip, lane)
+        writer.add_rows(clip_features("never ends"), 0)
+    store = open_store(tmp_path / "s")
+    assert [shard.n_clips for shard in store.shards] == [2, 2]
+    for found in store.iter_clips(context_7x7=True):
+        assert_same_clip(found, clips[int(found.clip_id[1])])
+    assert verify_store(tmp_path / "s") == []
+
+
+def test_rows_of_a_dropped_clip_are_gone(tmp_path: Path) -> None:
+    with StoreWriter(tmp_path / "s", HEADER) as writer:
+        writer.add_rows(clip_features("broken", n_frames=7))
+        writer.drop_clip()
+        writer.add(clip_features("a"))
+    (found,) = open_store(tmp_path / "s").iter_clips(context_7x7=True)
+    assert_same_clip(found, clip_features("a"))
     assert verify_store(tmp_path / "s") == []

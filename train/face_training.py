@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from features.context_cnn import read_squeezenet_state
 from features.disk import write_atomically
 from features.face_cnn import FaceCNN
-from features.weights import read_squeezenet_ndf
 from train.face_augment import augment_faces
 from train.face_config import FaceFitConfig
 from train.face_images import FaceImages
@@ -70,7 +70,7 @@ def init_from_imagenet(net: FaceCNN, rgb: Tensor) -> None:
     Raises:
         WeightsError: the ``ndf`` package or its weights are missing.
     """
-    state = read_squeezenet_ndf()
+    state = read_squeezenet_state()
     with torch.no_grad():
         net.stem.weight.copy_(state["features.0.weight"].sum(1, keepdim=True))
         net.stem.bias.copy_(state["features.0.bias"])  # type: ignore[union-attr]
