@@ -61,7 +61,7 @@ def compile_network(
 
     Args:
         module: In eval mode; takes one tensor, gives a tuple of tensors.
-        example: An input of the right rank and type; sizes may differ in later calls.
+        example: A small input of the right rank and type; sizes may differ in later calls.
         device: A CPU or a CUDA device.
         precision: One of ``PRECISIONS``.
         n_threads: Threads that will call at once.
@@ -109,7 +109,9 @@ class _CpuNetwork:
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing is deprecated; it is what OpenVINO reads best
-            model = ov.convert_model(module, example_input=example)
+            with torch.no_grad():
+                traced = torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]
+            model = ov.convert_model(traced, example_input=example)
         settings = {
             "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
             "NUM_STREAMS": n_threads,

@@ -99,7 +99,7 @@ def _compile_face_cnn(
     net, batch = net.to(device), choose_batch(device)
     trunk = compile_network(
         _Trunk(net),
-        torch.zeros(batch, 1, FACE_CROP_PX, FACE_CROP_PX),
+        torch.zeros(2, 1, FACE_CROP_PX, FACE_CROP_PX),
         device=device,
         precision=precision,
         n_threads=n_threads,

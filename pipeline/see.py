@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,7 @@ class Seer:
         self.detector = FaceDetector(thresholds=config.thresholds, **how)  # type: ignore[arg-type]
         self.context_cnn = compile_network(
             ContextCNN(config.context_weights),
-            torch.zeros(self.batch, 3, CONTEXT_CROP_PX, CONTEXT_CROP_PX),
+            torch.zeros(2, 3, CONTEXT_CROP_PX // 2, CONTEXT_CROP_PX // 2),
             **how,  # type: ignore[arg-type]
         )
         self.face_network = read_face_network(face_weights, **how)  # type: ignore[arg-type]
@@ -135,6 +136,21 @@ class Seer:
                 )
             )
         return seen
+
+
+@lru_cache(maxsize=1)
+def load_seer(
+    config: ExtractConfig,
+    face_weights: Path,
+    face_weights_sha256: str,
+    device: torch.device,
+    n_threads: int,
+) -> Seer:
+    """A Seer, or the one made last where nothing differs: compiling its networks takes seconds.
+
+    face_weights_sha256: tells a file that was replaced from the one before.
+    """
+    return Seer(config, face_weights, device, n_threads)
 
 
 def _half(features: Tensor) -> NDArray[np.float16]:

@@ -16,13 +16,14 @@ import torch
 from features.contracts import SPLITS, Clip, ClipFeatures
 from features.engine import choose_device
 from features.errors import WorkerError
+from features.fingerprint import hash_file
 from pipeline.config import ExtractConfig
 from pipeline.decode import ChosenFrame, iter_chosen_frames
 from pipeline.flow import ClipEnd, Flow, FlowSize
 from pipeline.inputs import InputFile, Inputs
 from pipeline.memory import keep_freed_memory
 from pipeline.parts import iter_parts
-from pipeline.see import Seer
+from pipeline.see import load_seer
 
 _CPU_DECODED_BYTES, _CUDA_DECODED_BYTES = 128 << 20, 1 << 30
 _CHUNK_BYTES = 96 << 20
@@ -107,7 +108,9 @@ def iter_work(work: Work) -> Generator[Item]:
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
     with _torch_threads(1):
-        seer = Seer(config, work.face_weights, device, work.n_threads)
+        seer = load_seer(
+            config, work.face_weights, hash_file(work.face_weights), device, work.n_threads
+        )
 
         def decode(clip: Clip) -> Generator[ChosenFrame]:
             return iter_chosen_frames(clip, config.n_phases(clip.split))
@@ -161,7 +164,7 @@ def _receive(receiver: Connection, running: dict[Connection, int]) -> Iterator[t
     number = running[receiver]
     try:
         item = receiver.recv()
-    except EOFError:
+    except (EOFError, OSError):  # OSError: it died in the middle of an item
         raise WorkerError(
             f"worker {number} died (out of memory, or a decoder crashed). What was done is kept; "
             "run the same again, with fewer --workers if memory was short."
