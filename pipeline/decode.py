@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterator
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import av
 import av.error
 import numpy as np
+import torch
 from av.container import InputContainer
-from av.stream import Disposition
+from av.packet import Packet
+from av.stream import Disposition, Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
-from numpy.typing import NDArray
+from torch import Tensor
 
 from features.contracts import TICK_RATE_HZ, Clip
 from features.errors import ClipError
+from pipeline.packets import Needs, Role, Ticks, read_nal_syntax
 
 _EPSILON_S = 1e-6
 """A frame stamped 0.2 counts as on screen at tick 1/5 despite rounding of its time base."""
@@ -26,6 +30,11 @@ _SEEK_MARGINS_S = (0.5, 15.0)
 """Land this much before ``start_s``: containers place key frames by decoding time, and MPEG-TS
 lands beyond where it finds none. The second is the next try; after it, reading starts at 0."""
 
+_N_AHEAD = 16
+"""Packets read before the first of them is decoded: H.264 shows no frame later than this."""
+
+_PROGRESSIVE = 1
+"""FFmpeg's number for it. In an interlaced stream a packet may be half a frame."""
 
 _TEXT_CODECS = ("ansi", "bintext", "idf", "xbin")
 """FFmpeg plays a text file as the screen of a terminal."""
@@ -39,8 +48,8 @@ class ChosenFrame:
     """Presentation time, seconds from the clip's start (below 0 if shown since before it)."""
     phases: tuple[int, ...]
     """The phase of each of its ticks, in the order of the ticks."""
-    rgb: NDArray[np.uint8]
-    """[H, W, 3], upright."""
+    rgb: Tensor
+    """[H, W, 3] uint8, upright."""
     decoder: str
     """``software:`` and the codec."""
 
@@ -61,7 +70,11 @@ def iter_chosen_frames(clip: Clip, n_phases: int) -> Generator[ChosenFrame]:
         ticks   0.0      0.2      0.4      0.6
         chosen  0.00     0.15     0.30     0.30               one ChosenFrame with two phases
 
-    Only frames that are yielded are converted to RGB. Pixels are taken as square.
+    Only frames that are yielded are converted to RGB, by the matrix and range that the stream
+    names (BT.601, limited, where it names none), each chroma sample standing for all its pixels.
+    Pixels are taken as square. A frame that is not yielded is not even decoded where no other
+    refers to it, so damage within such a frame is not noticed. One thread decodes: several clips
+    at a time use the cores better (``pipeline.prefetch``).
 
     Raises:
         ClipError: no file, no video in it, not one frame to be had, or the file breaks off; where
@@ -74,7 +87,13 @@ def iter_chosen_frames(clip: Clip, n_phases: int) -> Generator[ChosenFrame]:
                 continue
             try:
                 with av.open(str(clip.path)) as container:
-                    timeline = _Timeline(clip, container, _find_video(container), margin_s)
+                    timeline = _Timeline(
+                        clip,
+                        container,
+                        _find_video(container),
+                        TICK_RATE_HZ * n_phases,
+                        seek_margin_s=margin_s,
+                    )
                     yield from _choose(clip, n_phases, timeline)
                 return
             except _SeekMissedError:
@@ -121,14 +140,26 @@ class _Timeline:
         clip: Clip,
         container: InputContainer,
         stream: VideoStream,
+        rate_hz: float,
+        *,
         seek_margin_s: float | None,
     ) -> None:
-        """seek_margin_s: start reading this much before ``start_s``; None: at the file's start."""
+        """Opens nothing yet.
+
+        Args:
+            clip: What part is wanted.
+            container: Its file.
+            stream: Of the container.
+            rate_hz: Of the ticks: frames on screen at none of them may be left out.
+            seek_margin_s: Start reading this much before ``start_s``; None: at the file's start.
+        """
         self.container = container
         self.stream = stream
-        self.stream.thread_type = "AUTO"
+        self.rate_hz = rate_hz
+        self.stream.thread_count = 1
         self.decoder = f"software:{self.stream.codec_context.name}"
         self.start_s = clip.start_s or 0.0
+        self.stop_s = np.inf if clip.end_s is None else clip.end_s
         self.seek_margin_s = seek_margin_s
         self.origin_s = 0.0
         """When the file's first frame appears, by the stream's own clock."""
@@ -136,6 +167,13 @@ class _Timeline:
         """When the last frame read so far leaves the screen."""
         self._end_of_packets_s = 0.0
         self._last_is_partial = False
+        self._demux_error: av.error.FFmpegError | None = None
+        self._ticks: Ticks | None = None
+        """Known once the first frame tells the origin."""
+        context = stream.codec_context
+        self._syntax = read_nal_syntax(context.name, container.format.name, context.extradata)
+        if context.name == "h264" and context.field_order != _PROGRESSIVE:
+            self._syntax = None
 
     def __iter__(self) -> Iterator[tuple[float, VideoFrame]]:
         """Yields time since the file's first frame, increasing, and the frame.
@@ -149,6 +187,11 @@ class _Timeline:
             first = next(frames, None)
             if first is not None:
                 self.origin_s = self._read_clock(first) or 0.0
+                self._ticks = Ticks(
+                    start_s=self.origin_s + self.start_s,
+                    rate_hz=self.rate_hz,
+                    end_s=self.origin_s + self.stop_s,
+                )
                 if self.seek_margin_s is None or self._read_clock(first) is None:
                     frames = itertools.chain([first], frames)
                 else:
@@ -194,17 +237,63 @@ class _Timeline:
         return None if count is None else _seconds(self.stream, count)
 
     def _decode(self) -> Iterator[VideoFrame]:
+        for packet in self._iter_needed():
+            yield from self.stream.decode(packet)
+        if self._demux_error:
+            raise self._demux_error
+
+    def _iter_needed(self) -> Iterator[Packet[Stream]]:
+        """The packets to decode. Some are read ahead: a frame lasts until the next one comes."""
+        coming: deque[Packet[Stream]] = deque()
+        roles: deque[tuple[float, Role]] = deque()
+        needs = Needs()
+        n_ahead = 0 if self._syntax is None else _N_AHEAD
+        packets = self._demux()
+        packet = next(packets, None)
+        while packet is not None or coming:
+            if packet is not None:
+                coming.append(packet)
+                roles.append(self._read_role(packet))
+                packet = next(packets, None)
+            if packet is not None and len(coming) <= n_ahead:
+                continue
+            if self._is_needed(needs, roles):
+                yield coming[0]
+            coming.popleft()
+            pts_s, role = roles.popleft()
+            if role is not Role.UNKNOWN:
+                needs.pass_by(pts_s)
+
+    def _is_needed(self, needs: Needs, coming: Sequence[tuple[float, Role]]) -> bool:
+        if self._ticks is None or self._syntax is None:
+            return True
+        # Some files stamp frames in the order in which they are stored, not shown.
+        if self.stream.codec_context.has_b_frames and not needs.is_reordered(coming):
+            return True
+        return needs.is_needed(self._ticks, coming)
+
+    def _read_role(self, packet: Packet[Stream]) -> tuple[float, Role]:
+        """When the frame of a packet appears by the stream's clock, and what it is to others."""
+        if packet.pts is None or self._syntax is None or packet.is_corrupt or packet.is_discard:
+            return 0.0, Role.UNKNOWN
+        return _seconds(self.stream, packet.pts), self._syntax.read_role(memoryview(packet))
+
+    def _demux(self) -> Iterator[Packet[Stream]]:
+        """The stream's packets. What went wrong after the last of them is in _demux_error."""
         # Where the video stream does not know its own length, the other streams tell how much of
         # the file is there.
         demuxed = [self.stream] if self.stream.duration else list(self.container.streams)
-        for packet in self.container.demux(demuxed):
-            if packet.pts is not None and packet.time_base is not None:
-                end_s = float((packet.pts + (packet.duration or 0)) * packet.time_base)
-                self._end_of_packets_s = max(self._end_of_packets_s, end_s)
-            if packet.size:  # 0: the demuxer's end
-                self._last_is_partial = packet.is_corrupt
-            if packet.stream is self.stream:
-                yield from self.stream.decode(packet)
+        try:
+            for packet in self.container.demux(demuxed):
+                if packet.pts is not None and packet.time_base is not None:
+                    end_s = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+                    self._end_of_packets_s = max(self._end_of_packets_s, end_s)
+                if packet.size:  # 0: the demuxer's end
+                    self._last_is_partial = packet.is_corrupt
+                if packet.stream is self.stream:
+                    yield packet
+        except av.error.FFmpegError as error:  # those read before it are decoded first
+            self._demux_error = error
 
     def _check_complete(self) -> None:
         """Raises where less was found than the container promises: a truncated file.
@@ -259,10 +348,10 @@ def _choose(clip: Clip, n_phases: int, timeline: _Timeline) -> Iterator[ChosenFr
     yield from leave_screen(min(end_s, timeline.end_s))
 
 
-def _to_rgb(frame: VideoFrame) -> NDArray[np.uint8]:
-    rgb = frame.to_ndarray(format="rgb24")
-    quarter_turns = round(frame.rotation / 90)  # counter-clockwise, as np.rot90 counts
-    return np.ascontiguousarray(np.rot90(rgb, quarter_turns)).astype(np.uint8, copy=False)
+def _to_rgb(frame: VideoFrame) -> Tensor:
+    rgb = torch.from_numpy(frame.to_ndarray(format="rgb24", threads=1))
+    quarter_turns = round(frame.rotation / 90)  # counter-clockwise, as torch.rot90 counts
+    return torch.rot90(rgb, quarter_turns).contiguous()
 
 
 def _seconds(stream: VideoStream, count: int) -> float:

@@ -62,7 +62,7 @@ class ClipSeer:
         tracker = Tracker()
         self.step = "decode"
         for chunk in _iter_chunks(iter_chosen_frames(clip, n_phases)):
-            rgb = torch.from_numpy(np.stack([frame.rgb for frame in chunk])).to(self.device)
+            rgb = torch.stack([frame.rgb for frame in chunk]).to(self.device)
             self.step = "detect"
             faces = self.detector.find_faces(rgb)
             self.step = "embed"
