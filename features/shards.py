@@ -6,7 +6,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -16,7 +16,12 @@ import hdf5plugin
 import numpy as np
 from numpy.typing import NDArray
 
-from features.contracts import CONTEXT_CHANNELS, FACE_VECTOR_SIZE, ClipFeatures
+from features.contracts import (
+    CONTEXT_CHANNELS,
+    FACE_VECTOR_SIZE,
+    ClipFeatures,
+    check_stream_name,
+)
 from features.disk import partial_path, publish
 from features.errors import ShardError
 
@@ -67,6 +72,14 @@ class ShardHeader:
     """Library -> version, when the shard was written."""
     face_map_shape: tuple[int, int, int] | None = None
     """(512, h, w) where face maps are kept."""
+    streams: Mapping[str, int] = field(default_factory=dict)
+    """Extra stream -> values a frame."""
+
+    def __post_init__(self) -> None:
+        for name, size in self.streams.items():
+            check_stream_name(name)
+            if size < 1:
+                raise ValueError(f"stream {name}: {size} values a frame")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,48 +108,90 @@ class ShardWriter:
         self.partial = partial_path(path)
         self.columns: dict[str, list[Any]] = {c: [] for c in (*_TEXT_COLUMNS, *_NUMBER_COLUMNS)}
         self.frame_offset, self.face_offset = [0], [0]
+        self._n_frames = self._n_faces = 0
+        """Rows of the clip at hand."""
+        self._streams = dict(header.streams)
         self._disk = _CarefulFile(self.partial)
         self._file = h5py.File(self._disk, "w", libver="v110")
         self._write_header(header)
         face_columns = dict(_FACE_COLUMNS)
         if header.face_map_shape is not None:
             face_columns["map"] = ("f2", header.face_map_shape)
-        for group, table in (("frame", _FRAME_COLUMNS), ("face", face_columns)):
+        streams = {name: ("f2", (size,)) for name, size in header.streams.items()}
+        tables: dict[str, Mapping[str, tuple[str, tuple[int, ...]]]] = {
+            "frame": _FRAME_COLUMNS,
+            "face": face_columns,
+            "stream": streams,
+        }
+        for group, table in tables.items():
             for name, (dtype, shape) in table.items():
                 _create(self._file, f"{group}/{name}", np.dtype(dtype), shape)
 
     def append(self, clip: ClipFeatures) -> None:
         """Add a clip after the others. Raises OSError (a full disk), ValueError (parts missing)."""
-        if clip.context_7x7 is None:
-            raise ValueError(f"clip {clip.clip_id}: context_7x7 is missing")
-        if ("face/map" in self._file) != (clip.face_map is not None):
-            raise ValueError(f"clip {clip.clip_id}: face_map does not fit the header")
-        frames: dict[str, NDArray[Any]] = {name: getattr(clip, name) for name in _FRAME_COLUMNS}
+        self.drop_clip()
+        self.add_rows(clip)
+        self.close_clip(clip)
+
+    def add_rows(self, part: ClipFeatures) -> None:
+        """Write rows of the clip at hand, which becomes part of the shard by ``close_clip``.
+
+        Args:
+            part: Frames of the clip that follow those before, with their faces.
+
+        Raises:
+            OSError: a full disk. ValueError: parts are missing.
+        """
+        if part.context_7x7 is None:
+            raise ValueError(f"clip {part.clip_id}: context_7x7 is missing")
+        if ("face/map" in self._file) != (part.face_map is not None):
+            raise ValueError(f"clip {part.clip_id}: face_map does not fit the header")
+        sizes = {name: values.shape[1] for name, values in part.streams.items()}
+        if sizes != self._streams:
+            raise ValueError(
+                f"clip {part.clip_id}: its streams are {sizes}, the header's {self._streams}"
+            )
+        first_frame = self.frame_offset[-1] + self._n_frames
+        first_face = self.face_offset[-1] + self._n_faces
+        frames: dict[str, NDArray[Any]] = {name: getattr(part, name) for name in _FRAME_COLUMNS}
         faces: dict[str, NDArray[Any]] = {
-            "frame": clip.face_frame.astype(np.int64) + self.frame_offset[-1],
-            "box_px": clip.box_px,
-            "score": clip.score,
-            "landmarks_px": clip.landmarks_px,
-            "track": clip.track,
-            "vector": clip.face_vector,
+            "frame": part.face_frame.astype(np.int64) + first_frame,
+            "box_px": part.box_px,
+            "score": part.score,
+            "landmarks_px": part.landmarks_px,
+            "track": part.track,
+            "vector": part.face_vector,
         }
-        if clip.face_map is not None:
-            faces["map"] = clip.face_map
+        if part.face_map is not None:
+            faces["map"] = part.face_map
         for name, rows in frames.items():
-            _extend(self._file[f"frame/{name}"], rows)
+            _put(self._file[f"frame/{name}"], first_frame, rows)
         for name, rows in faces.items():
-            _extend(self._file[f"face/{name}"], rows)
+            _put(self._file[f"face/{name}"], first_face, rows)
+        for name, rows in part.streams.items():
+            _put(self._file[f"stream/{name}"], first_frame, rows)
         self._disk.check()
-        for name, value in _clip_row(clip).items():
+        self._n_frames += part.n_frames
+        self._n_faces += part.n_faces
+
+    def close_clip(self, clip: ClipFeatures) -> None:
+        """Make the rows since the last clip a clip. clip: any part of it, for what is not rows."""
+        for name, value in _clip_row(clip, "ok" if self._n_faces else "no-face").items():
             self.columns[name].append(value)
-        self.frame_offset.append(self.frame_offset[-1] + clip.n_frames)
-        self.face_offset.append(self.face_offset[-1] + clip.n_faces)
+        self.frame_offset.append(self.frame_offset[-1] + self._n_frames)
+        self.face_offset.append(self.face_offset[-1] + self._n_faces)
+        self._n_frames = self._n_faces = 0
+
+    def drop_clip(self) -> None:
+        """Forget the rows since the last clip: the next ones are written over them."""
+        self._n_frames = self._n_faces = 0
 
     def finish(self) -> None:
         """Write the clip columns, make the file durable, give it its name. Raises OSError."""
-        for group, offset in (("frame", self.frame_offset), ("face", self.face_offset)):
+        n_frames, n_faces = self.frame_offset[-1], self.face_offset[-1]
+        for group, n_rows in _group_rows(self._file, n_frames, n_faces).items():
             for dataset in self._file[group].values():
-                dataset.resize(offset[-1], axis=0)  # drops rows of an append that failed
+                dataset.resize(n_rows, axis=0)  # drops rows of no clip
         _write_columns(self._file, self.columns)
         self._file["clip/frame_offset"] = np.array(self.frame_offset, dtype=np.int64)
         self._file["clip/face_offset"] = np.array(self.face_offset, dtype=np.int64)
@@ -285,7 +340,7 @@ def find_shard_problems(path: Path) -> list[str]:
             if offset[0] != 0 or np.any(np.diff(offset) < 0):
                 problems.append(f"/clip/{name} does not rise from 0")
         with h5py.File(path, "r") as file:
-            for group, n_rows in (("frame", n_frames), ("face", n_faces)):
+            for group, n_rows in _group_rows(file, n_frames, n_faces).items():
                 problems += [
                     f"/{group}/{name} has {len(dataset)} rows, the clips have {n_rows}"
                     for name, dataset in file[group].items()
@@ -357,6 +412,9 @@ def _read_index_v1(path: Path, file: h5py.File) -> ShardIndex:
         weights=MappingProxyType(json.loads(attributes["weights"])),
         versions=MappingProxyType(json.loads(attributes["versions"])),
         face_map_shape=None if face_map is None else tuple(face_map.shape[1:]),
+        streams=MappingProxyType(
+            {name: int(dataset.shape[1]) for name, dataset in file.get("stream", {}).items()}
+        ),
     )
     columns: dict[str, Sequence[Any]] = {
         name: list(file[f"clip/{name}"].asstr()[:]) for name in _TEXT_COLUMNS
@@ -386,6 +444,7 @@ def _read_clips_v1(
     }
     names = (*_FACE_COLUMNS, "map") if face_map else tuple(_FACE_COLUMNS)
     face = {name: file[f"face/{name}"][faces] for name in names}
+    stream = {name: file[f"stream/{name}"][frames] for name in index.header.streams}
     for row in rows:
         of_frame = slice(*(index.frame_offset[row : row + 2] - frame_0))
         of_face = slice(*(index.face_offset[row : row + 2] - face_0))
@@ -402,13 +461,20 @@ def _read_clips_v1(
             track=face["track"][of_face],
             face_vector=face["vector"][of_face],
             face_map=face["map"][of_face] if face_map else None,
+            streams={name: values[of_frame] for name, values in stream.items()},
         )
 
 
 _READERS = {1: _Reader(_read_index_v1, _read_clips_v1)}
 
 
-def _clip_row(clip: ClipFeatures) -> dict[str, Any]:
+def _group_rows(file: h5py.File, n_frames: int, n_faces: int) -> dict[str, int]:
+    """How many rows the columns of each group have; extra streams are optional."""
+    rows = {"frame": n_frames, "face": n_faces, "stream": n_frames}
+    return {group: n for group, n in rows.items() if group in file}
+
+
+def _clip_row(clip: ClipFeatures, status: str) -> dict[str, Any]:
     return {
         "id": clip.clip_id,
         "label": clip.label,
@@ -416,7 +482,7 @@ def _clip_row(clip: ClipFeatures) -> dict[str, Any]:
         "subject": clip.subject,
         "source": clip.source,
         "sha256": clip.sha256,
-        "status": clip.status,
+        "status": status,
         "decoder": clip.decoder,
         "extra": json.dumps(dict(clip.extra), sort_keys=True, ensure_ascii=False),
         "start_s": np.nan if clip.start_s is None else clip.start_s,
@@ -454,10 +520,9 @@ def _create(file: h5py.File, name: str, dtype: np.dtype[Any], shape: tuple[int, 
     )
 
 
-def _extend(dataset: h5py.Dataset, rows: NDArray[Any]) -> None:
-    n = len(dataset)
-    dataset.resize(n + len(rows), axis=0)
-    dataset[n:] = rows
+def _put(dataset: h5py.Dataset, first: int, rows: NDArray[Any]) -> None:
+    dataset.resize(first + len(rows), axis=0)
+    dataset[first:] = rows
 
 
 def _blocks(frame_offset: NDArray[np.int64], rows: Sequence[int]) -> Iterator[list[int]]:

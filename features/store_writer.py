@@ -52,7 +52,8 @@ class StoreWriter:
         self.header = header
         (path / "shards").mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(path / ".lock")
-        self._writer: ShardWriter | None = None
+        self._writers: dict[int, ShardWriter] = {}
+        """Lane -> the shard at hand."""
         self._shards: list[ShardEntry] = []
 
     def __enter__(self) -> Self:
@@ -73,7 +74,8 @@ class StoreWriter:
                 self._abandon()
             else:
                 with uninterrupted():
-                    self._finish_shard()
+                    for lane in list(self._writers):
+                        self._finish_shard(lane)
         finally:
             self._lock.release()
 
@@ -83,22 +85,53 @@ class StoreWriter:
 
     def add(self, clip: ClipFeatures) -> None:
         """Append a clip; finishes the shard when it is full. Raises OSError (a full disk)."""
-        if clip.label and clip.label not in self.header.classes:
-            raise ValueError(f"clip {clip.clip_id}: label {clip.label!r} is not a declared class")
-        if clip.split not in SPLITS:
-            raise ValueError(f"clip {clip.clip_id}: split {clip.split!r} is not one of {SPLITS}")
-        with uninterrupted():
-            if self._writer is None:
-                self._writer = ShardWriter(self._next_path(), self.header)
-            self._writer.append(clip)
-            if self._writer.frame_offset[-1] >= SHARD_FRAMES:
-                self._finish_shard()
+        self.drop_clip()
+        self.add_rows(clip)
+        self.close_clip(clip)
 
-    def _finish_shard(self) -> None:
-        """Give the shard at hand its final name and list it. Does nothing without one."""
-        if self._writer is None:
+    def add_rows(self, part: ClipFeatures, lane: int = 0) -> None:
+        """Write rows of the clip at hand; ``close_clip`` or ``drop_clip`` ends it.
+
+        So a clip of any length passes through in pieces, and clips that are made at the same time
+        do so side by side.
+
+        Args:
+            part: Frames that follow those before.
+            lane: Each lane has a shard and a clip at hand of its own.
+
+        Raises:
+            OSError: a full disk.
+        """
+        if part.label and part.label not in self.header.classes:
+            raise ValueError(f"clip {part.clip_id}: label {part.label!r} is not a declared class")
+        if part.split not in SPLITS:
+            raise ValueError(f"clip {part.clip_id}: split {part.split!r} is not one of {SPLITS}")
+        with uninterrupted():
+            if lane not in self._writers:
+                self._writers[lane] = ShardWriter(self._next_path(), self.header)
+            self._writers[lane].add_rows(part)
+
+    def close_clip(self, clip: ClipFeatures, lane: int = 0) -> None:
+        """End the clip at hand; finishes the shard when it is full. Raises OSError.
+
+        clip: any part of it, for all that is not rows. At least one part was added.
+        """
+        with uninterrupted():
+            self._writers[lane].close_clip(clip)
+            if self._writers[lane].frame_offset[-1] >= SHARD_FRAMES:
+                self._finish_shard(lane)
+
+    def drop_clip(self, lane: int = 0) -> None:
+        """Forget the rows of the clip at hand."""
+        if lane in self._writers:
+            self._writers[lane].drop_clip()
+
+    def _finish_shard(self, lane: int) -> None:
+        """Give the shard at hand its final name and list it; without clips it goes."""
+        writer = self._writers.pop(lane)
+        if len(writer.frame_offset) == 1:  # only rows of a clip that has not ended
+            writer.abandon()
             return
-        writer, self._writer = self._writer, None
         try:
             writer.finish()
         except OSError:
@@ -149,6 +182,11 @@ class StoreWriter:
                     f"{self.path}: this store declares the classes {', '.join(found.classes)}; "
                     f"asked for: {', '.join(self.header.classes)}. Choose another --store folder."
                 )
+            if _list_optional(found) != _list_optional(self.header):
+                raise ConfigError(
+                    f"{self.path}: this store keeps {_list_optional(found)}; to be added: "
+                    f"{_list_optional(self.header)}. Choose another --store folder."
+                )
             self._shards.append(entry)
         write_store_index(self.path, self.header, self._shards)
 
@@ -168,13 +206,20 @@ class StoreWriter:
         return "; ".join(f"{n}: {theirs.get(n)} there, {ours.get(n)} here" for n in names)
 
     def _abandon(self) -> None:
-        if self._writer is not None:
-            self._writer.abandon()
-            self._writer = None
+        while self._writers:
+            self._writers.popitem()[1].abandon()
 
     def _next_path(self) -> Path:
-        numbers = [int(Path(name).stem) for name in find_shard_files(self.path)]
-        return self.path / "shards" / f"{max(numbers, default=-1) + 1:04d}.h5"
+        names = [*find_shard_files(self.path), *(w.path for w in self._writers.values())]
+        number = max((int(Path(name).stem) for name in names), default=-1) + 1
+        return self.path / "shards" / f"{number:04d}.h5"
+
+
+def _list_optional(header: ShardHeader) -> str:
+    """What a store may keep beside what every store has, in words."""
+    maps = f"face maps {header.face_map_shape}" if header.face_map_shape else "no face maps"
+    streams = [f"{name} [{size}]" for name, size in sorted(header.streams.items())]
+    return f"{maps} and {'the streams ' + ', '.join(streams) if streams else 'no extra stream'}"
 
 
 def write_store(
@@ -185,6 +230,7 @@ def write_store(
     fingerprint: str,
     config: Mapping[str, Any] = MappingProxyType({}),
     face_map_shape: tuple[int, int, int] | None = None,
+    streams: Mapping[str, int] = MappingProxyType({}),
 ) -> Path:
     """Write features that were made elsewhere as a store, or add them to one.
 
@@ -195,6 +241,7 @@ def write_store(
         fingerprint: Names how the features were made; only equal ones may be mixed.
         config: Anything that tells how they were made.
         face_map_shape: (512, h, w) where every clip has a face_map.
+        streams: Extra stream -> values a frame, those that every clip has.
 
     Raises:
         ConfigError, ShardError: as StoreWriter. ValueError: a clip lacks a part.
@@ -206,6 +253,7 @@ def write_store(
         weights={},
         versions={},
         face_map_shape=face_map_shape,
+        streams=dict(streams),
     )
     with StoreWriter(Path(path), header) as writer:
         for clip in clips:

@@ -18,9 +18,7 @@ from typing import Any
 
 import joblib
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from features.errors import WeightsError
 
@@ -67,6 +65,9 @@ class PinnedFile:
         return content
 
 
+SHIPPED_FACE_WEIGHTS = Path(__file__).parent / "pretrained" / "face_cnn.safetensors"
+"""Trained by ``fit-face``; its model card lies beside it."""
+
 SQUEEZENET_NDF = PinnedFile(
     network="context CNN: SqueezeNet 1.1, ImageNet",
     package="ndf",
@@ -104,8 +105,8 @@ _SQUEEZENET_LAYERS = {"conv1": "features.0", "conv10": "classifier.1"} | {
 """Layer of the ndf file -> module of torchvision's squeezenet1_1."""
 
 
-def read_squeezenet_ndf() -> dict[str, Tensor]:
-    """The ``ndf`` package's weights as a state dict of torchvision's ``squeezenet1_1``.
+def read_squeezenet_ndf() -> dict[str, NDArray[np.float32]]:
+    """The ``ndf`` package's weights under the names and layouts of torchvision's ``squeezenet1_1``.
 
     They expect BGR, 0..255, minus (103.939, 116.779, 123.68).
 
@@ -115,11 +116,11 @@ def read_squeezenet_ndf() -> dict[str, Tensor]:
     layers: dict[str, list[NDArray[np.float32]]] = _ArrayUnpickler(
         io.BytesIO(SQUEEZENET_NDF.read())
     ).load()
-    state: dict[str, Tensor] = {}
+    state: dict[str, NDArray[np.float32]] = {}
     for layer, module in _SQUEEZENET_LAYERS.items():
         kernel, bias = layers[layer]
-        state[f"{module}.weight"] = torch.from_numpy(kernel).permute(3, 2, 0, 1).contiguous()
-        state[f"{module}.bias"] = torch.from_numpy(bias).contiguous()
+        state[f"{module}.weight"] = np.ascontiguousarray(kernel.transpose(3, 2, 0, 1))
+        state[f"{module}.bias"] = np.ascontiguousarray(bias)
     return state
 
 

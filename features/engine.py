@@ -1,0 +1,150 @@
+"""Runs frozen networks: by OpenVINO on a CPU (the only door to it), by torch on a CUDA device."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from features.errors import ConfigError
+
+PRECISIONS: tuple[str, ...] = ("float32", "bfloat16")
+"""What networks multiply in; sums, inputs and outputs are float32."""
+
+Network = Callable[[Tensor], tuple[Tensor, ...]]
+"""One input, a batch first; float32 outputs. May be called from several threads at once."""
+
+
+def choose_device(device: str) -> torch.device:
+    """``auto`` is a CUDA device where there is one. Raises ConfigError for one that is not."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"--device {device}: expected auto, cpu, cuda or cuda:N") from None
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"--device {device}: torch sees {torch.cuda.device_count()} CUDA devices; use cpu"
+        )
+    return chosen
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """Resolve ``auto``: bfloat16 where the device multiplies it natively, else float32."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    can: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return "bfloat16" if can.get("avx512_bf16") or can.get("amx_bf16") else "float32"
+
+
+def compile_network(
+    module: nn.Module,
+    example: Tensor,
+    *,
+    device: torch.device,
+    precision: str = "float32",
+    n_threads: int = 1,
+) -> Network:
+    """Prepare a frozen module for many calls.
+
+    On a CPU each call runs on one core, so that callers in ``n_threads`` threads share all of them
+    without waiting for each other: on networks this small that does up to twice the work of one
+    call spread over two cores.
+
+    Args:
+        module: In eval mode; takes one tensor, gives a tuple of tensors.
+        example: An input of the right rank and type; sizes may differ in later calls.
+        device: A CPU or a CUDA device.
+        precision: One of ``PRECISIONS``.
+        n_threads: Threads that will call at once.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision {precision!r}: expected one of {PRECISIONS}")
+    if device.type == "cuda":
+        return _CudaNetwork(module, device, precision)
+    return _CpuNetwork(module, example, precision, n_threads)
+
+
+def choose_batch(device: torch.device) -> int:
+    """Rows that the CNNs take at once: on a CPU four are as fast as any number, a card wants more."""
+    return 64 if device.type == "cuda" else 4
+
+
+def run_padded(network: Network, x: Tensor, *, batch: int, multiple: int) -> tuple[Tensor, ...]:
+    """Run a network over ``batch`` rows at a time, the last batch grown by zeros to a multiple.
+
+    Few shapes are compiled then, and with ``batch == multiple`` what a row gives does not depend
+    on how many rows came with it.
+
+    Args:
+        network: From ``compile_network``.
+        x: [N, ...] N >= 1.
+        batch: Rows a call at most; divisible by ``multiple``.
+        multiple: Every call has a multiple of this many rows.
+    """
+    parts = []
+    for rows in torch.split(x, batch):
+        n_pad = -len(rows) % multiple
+        if n_pad:
+            padded = torch.cat([rows, rows.new_zeros(n_pad, *rows.shape[1:])])
+            parts.append(tuple(out[: len(rows)] for out in network(padded)))
+        else:
+            parts.append(network(rows))
+    return tuple(torch.cat(columns) for columns in zip(*parts, strict=True))
+
+
+class _CpuNetwork:
+    """A compiled OpenVINO model; every calling thread has a request of its own."""
+
+    def __init__(self, module: nn.Module, example: Tensor, precision: str, n_threads: int) -> None:
+        import openvino as ov
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # tracing is deprecated; it is what OpenVINO reads best
+            model = ov.convert_model(module, example_input=example)
+        settings = {
+            "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
+            "NUM_STREAMS": n_threads,
+            "INFERENCE_NUM_THREADS": n_threads,
+            "ENABLE_CPU_PINNING": False,  # decoders use the same cores
+        }
+        self._compiled = _openvino_core().compile_model(model, "CPU", settings)
+        self._of_thread = threading.local()
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        request = getattr(self._of_thread, "request", None)
+        if request is None:
+            request = self._of_thread.request = self._compiled.create_infer_request()
+        request.infer({0: x.contiguous().numpy()}, share_inputs=True)
+        # Copied: the next call of this thread writes to the same place.
+        return tuple(torch.from_numpy(out.data.copy()) for out in request.output_tensors)
+
+
+class _CudaNetwork:
+    """The module itself on the card, channels last, under autocast for bfloat16."""
+
+    def __init__(self, module: nn.Module, device: torch.device, precision: str) -> None:
+        self._module = module.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._device = device
+        self._reduced = precision == "bfloat16"
+
+    @torch.inference_mode()
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        with torch.autocast("cuda", torch.bfloat16, enabled=self._reduced):
+            outputs = self._module(x.to(self._device))
+        return tuple(out.float() for out in outputs)
+
+
+@cache
+def _openvino_core() -> Any:
+    import openvino as ov
+
+    return ov.Core()

@@ -1,0 +1,97 @@
+"""Gathers the frames of a clip into parts that a store takes: a clip of any length passes through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.contracts import Clip, ClipFeatures
+from pipeline.flow import ClipEnd
+from pipeline.see import SeenFrame
+from pipeline.track import Tracker
+
+PART_FRAMES = 256
+"""Rows of a part: about 14 MB, with face maps twice that."""
+
+
+def iter_parts(
+    items: Iterable[tuple[Clip, SeenFrame] | ClipEnd], n_phases: dict[str, int]
+) -> Iterator[ClipFeatures | ClipEnd]:
+    """Turn frames into rows: one for each tick of a frame, and so its faces.
+
+    Args:
+        items: The frames of each clip in order, then its end.
+        n_phases: Split -> phases of the clock.
+
+    Yields:
+        The parts of each clip, at least one where it did not fail, then its end. The hash of the
+        clip's file is known only then.
+    """
+    rows = _Rows()
+    for item in items:
+        if isinstance(item, ClipEnd):
+            if rows.n_frames and item.failure is None:
+                yield rows.gather(item.clip, n_phases[item.clip.split])
+            rows = _Rows()
+            yield item
+            continue
+        clip, seen = item
+        rows.add(seen)
+        if rows.n_frames >= PART_FRAMES:
+            yield rows.gather(clip, n_phases[clip.split])
+
+
+class _Rows:
+    """The rows of one clip that no part holds yet, and who its people are."""
+
+    def __init__(self) -> None:
+        self._tracker = Tracker()
+        self._seen: list[tuple[SeenFrame, int, NDArray[np.int32]]] = []
+        """A row: the frame, its phase, the tracks of its faces."""
+
+    @property
+    def n_frames(self) -> int:
+        return len(self._seen)
+
+    def add(self, seen: SeenFrame) -> None:
+        track = self._tracker.follow(seen.faces.box_px, seen.pts_s)
+        self._seen += [(seen, phase, track) for phase in seen.phases]
+
+    def gather(self, clip: Clip, n_phases: int) -> ClipFeatures:
+        """The rows as a part of the clip; they are forgotten, the people are not."""
+        frames = [seen for seen, _, _ in self._seen]
+        faces = [seen.faces for seen in frames]
+        part = ClipFeatures(
+            clip_id=clip.clip_id,
+            label=clip.label,
+            split=clip.split,
+            subject=clip.subject,
+            source=clip.source,
+            decoder=frames[0].decoder,
+            start_s=clip.start_s,
+            end_s=clip.end_s,
+            n_phases=n_phases,
+            extra=clip.extra,
+            pts_s=np.array([seen.pts_s for seen in frames]),
+            phase=np.array([phase for _, phase, _ in self._seen], dtype=np.int16),
+            context_7x7=np.stack([seen.context_7x7 for seen in frames]),
+            context_2x2=np.stack([seen.context_2x2 for seen in frames]),
+            face_frame=np.repeat(np.arange(len(frames)), [len(f.score) for f in faces]).astype(
+                np.int32
+            ),
+            box_px=np.concatenate([f.box_px for f in faces]),
+            score=np.concatenate([f.score for f in faces]),
+            landmarks_px=np.concatenate([f.landmarks_px for f in faces]),
+            track=np.concatenate([track for _, _, track in self._seen]),
+            face_vector=np.concatenate([seen.face_vector for seen in frames]),
+            face_map=_join_maps(frames),
+        )
+        self._seen = []
+        return part
+
+
+def _join_maps(frames: list[SeenFrame]) -> NDArray[np.float16] | None:
+    maps = [seen.face_map for seen in frames if seen.face_map is not None]
+    return np.concatenate(maps) if maps else None

@@ -1,0 +1,100 @@
+"""What an extract has to do: which clips are new, changed or failed before. Loads no network."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from features.contracts import Clip
+from features.store import Store
+from features.store_index import read_store_index
+from pipeline.config import ExtractConfig
+from pipeline.inputs import Inputs
+from pipeline.manifest import Manifest, read_manifest
+
+_log = logging.getLogger(__name__)
+
+_LABEL_COLUMNS = ("label", "split", "subject", "source", "extra")
+"""What a manifest may change about a clip without touching its features."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestOptions:
+    """How a manifest is read; see ``read_manifest``."""
+
+    classes: Sequence[str] | None = None
+    allow_subject_overlap: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The work of one run."""
+
+    todo: tuple[Clip, ...]
+    """In the manifest's order."""
+    updates: Mapping[str, Mapping[str, str]]
+    """Clip id -> column -> value, for done clips that have other labels now."""
+
+
+def read_manifest_for(store: Path, manifest: Path, options: ManifestOptions) -> Manifest:
+    """The manifest, read with the classes that the store declares if it exists."""
+    classes = options.classes
+    if classes is None and (store / "store.json").is_file():
+        classes = read_store_index(store)[0].classes
+    listed = read_manifest(
+        manifest, classes=classes, allow_subject_overlap=options.allow_subject_overlap
+    )
+    if listed.classes_assumed:
+        _log.warning(
+            "%s: no label is one of MEC 2017's; the classes are taken to be %s. --classes declares "
+            "them and their order.",
+            manifest,
+            ", ".join(listed.classes),
+        )
+    return listed
+
+
+def plan_extract(
+    clips: Sequence[Clip], store: Store, config: ExtractConfig, inputs: Inputs
+) -> Plan:
+    """Compare a manifest's clips with what a store holds."""
+    done = {row["clip_id"]: row for row in store.clips.to_dict("records")}
+    todo, updates = [], {}
+    for clip in clips:
+        row = done.pop(clip.clip_id, None)
+        if row is None or not _is_current(row, clip, config, inputs):
+            todo.append(clip)
+        if row is None:
+            continue
+        # Also of a clip that is extracted again: should that fail, its old rows must not stand in
+        # the wrong split.
+        wanted = {name: getattr(clip, name) for name in _LABEL_COLUMNS[:-1]}
+        wanted["extra"] = json.dumps(dict(clip.extra), sort_keys=True, ensure_ascii=False)
+        if any(row[name] != wanted[name] for name in _LABEL_COLUMNS):
+            updates[clip.clip_id] = wanted
+    if done:
+        _log.warning(
+            "%d clips of the store are not in this manifest; they stay in the store (a new --store "
+            "folder leaves them out)",
+            len(done),
+        )
+    return Plan(todo=tuple(todo), updates=updates)
+
+
+def _is_current(row: dict[Any, Any], clip: Clip, config: ExtractConfig, inputs: Inputs) -> bool:
+    same_part = all(
+        row[name] == getattr(clip, name) or (row[name] != row[name] and getattr(clip, name) is None)
+        for name in ("start_s", "end_s")
+    )
+    if not same_part or row["n_phases"] != config.n_phases(clip.split):
+        return False
+    try:
+        found = inputs.look_up(clip.path)
+    except OSError:  # the file is gone or out of reach, its features are not
+        return True
+    inputs.remember(clip.path, found)
+    return bool(row["sha256"] == found.sha256)

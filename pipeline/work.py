@@ -1,0 +1,192 @@
+"""Runs clips through stage one up to the store's door: in this process, or in several."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+import torch
+
+from features.contracts import SPLITS, Clip, ClipFeatures
+from features.engine import choose_device
+from features.errors import WorkerError
+from pipeline.config import ExtractConfig
+from pipeline.decode import ChosenFrame, iter_chosen_frames
+from pipeline.flow import ClipEnd, Flow, FlowSize
+from pipeline.inputs import InputFile, Inputs
+from pipeline.memory import keep_freed_memory
+from pipeline.parts import iter_parts
+from pipeline.see import Seer
+
+_CPU_DECODED_BYTES, _CUDA_DECODED_BYTES = 128 << 20, 1 << 30
+_CHUNK_BYTES = 96 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Clips for one process, and how to extract them."""
+
+    clips: Sequence[Clip]
+    config: ExtractConfig
+    """Its precision is chosen."""
+    face_weights: Path
+    inputs: Path
+    """inputs.json of the store."""
+    device: str
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+    n_threads: int = 0
+    """Of the networks; 0: as many as the device wants."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Comes last: seconds by step, summed over threads."""
+
+    step_s: Mapping[str, float]
+
+
+Item = ClipFeatures | ClipEnd | Timing
+
+
+def iter_lanes(work: Work, n_workers: int) -> Generator[tuple[int, Item]]:
+    """Run the work in this process, or dealt out to several; yields a process's number with items.
+
+    Of one number come the parts of a clip, then its end, clip after clip, at last the timing.
+    Closing the generator stops everything.
+
+    Raises:
+        ConfigError: no such device. WorkerError: a process died.
+        WeightsError: a network's weights are missing or not the expected ones.
+    """
+    works = split_work(work, n_workers)
+    if len(works) > 1:
+        yield from _iter_processes(works)
+        return
+    with contextlib.closing(iter_work(works[0])) as items:
+        for item in items:
+            yield 0, item
+
+
+def split_work(work: Work, n_workers: int) -> list[Work]:
+    """Deal the clips out to processes; with ``cuda`` (no number) each takes the next card.
+
+    Raises ConfigError where there is no such device.
+    """
+    device = choose_device(work.device)
+    n_cards = torch.cuda.device_count() if device.type == "cuda" and device.index is None else 0
+    n_workers = min(n_workers, len(work.clips))
+    # Two on a card: while one waits for it, the other does what is left to the CPU.
+    n_threads = 2 if device.type == "cuda" else max(1, torch.get_num_threads() // n_workers)
+    return [
+        replace(
+            work,
+            clips=work.clips[i::n_workers],
+            device=f"cuda:{i % n_cards}" if n_cards else str(device),
+            n_threads=n_threads,
+        )
+        for i in range(n_workers)
+    ]
+
+
+def iter_work(work: Work) -> Generator[Item]:
+    """Yield the parts of each clip, then its end, in the clips' order; at last the timing.
+
+    Raises:
+        WeightsError: a network's weights are missing or not the expected ones.
+    """
+    keep_freed_memory()
+    device, config = torch.device(work.device), work.config
+    inputs = Inputs(work.inputs)
+    if device.type == "cuda":  # TF32 is not the float32 that the fingerprint speaks of
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+    with _torch_threads(1):
+        seer = Seer(config, work.face_weights, device, work.n_threads)
+
+        def decode(clip: Clip) -> Generator[ChosenFrame]:
+            return iter_chosen_frames(clip, config.n_phases(clip.split))
+
+        def prepare(clip: Clip) -> InputFile | None:
+            # What is no file decodes to a better reason than hashing it gives.
+            return inputs.look_up(clip.path) if clip.path.is_file() else None
+
+        flow = Flow(seer, decode, prepare, choose_size(device, work.n_threads))
+        phases = {split: config.n_phases(split) for split in SPLITS}
+        with contextlib.closing(flow.iter_features(work.clips)) as features:
+            yield from iter_parts(features, phases)
+        yield Timing(step_s=flow.step_s)
+
+
+def choose_size(device: torch.device, n_threads: int) -> FlowSize:
+    """How much to have under way on a device."""
+    on_card = device.type == "cuda"
+    return FlowSize(
+        n_threads=n_threads,
+        n_decoders=4 if on_card else max(1, n_threads // 2),
+        decoded_bytes=_CUDA_DECODED_BYTES if on_card else _CPU_DECODED_BYTES,
+        chunk_bytes=_CHUNK_BYTES,
+        batch_frames=64 if on_card else 16,
+    )
+
+
+def _iter_processes(works: Sequence[Work]) -> Generator[tuple[int, Item]]:
+    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+    running: dict[Connection, int] = {}
+    processes = []
+    try:
+        for number, work in enumerate(works):
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(target=_send_work, args=(work, sender), daemon=True)
+            process.start()
+            sender.close()  # so that the end of the process is the end of the pipe
+            processes.append(process)
+            running[receiver] = number
+        while running:
+            for receiver in wait(list(running)):
+                yield from _receive(receiver, running)  # type: ignore[arg-type]
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join()
+
+
+def _receive(receiver: Connection, running: dict[Connection, int]) -> Iterator[tuple[int, Item]]:
+    number = running[receiver]
+    try:
+        item = receiver.recv()
+    except EOFError:
+        raise WorkerError(
+            f"worker {number} died (out of memory, or a decoder crashed). What was done is kept; "
+            "run the same again, with fewer --workers if memory was short."
+        ) from None
+    if isinstance(item, BaseException):
+        raise item
+    yield number, item
+    if isinstance(item, Timing):
+        del running[receiver]
+
+
+def _send_work(work: Work, sender: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    torch.set_num_threads(work.n_threads)
+    try:
+        for item in iter_work(work):
+            sender.send(item)
+    except Exception as error:
+        sender.send(error)
+
+
+@contextlib.contextmanager
+def _torch_threads(n_threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
