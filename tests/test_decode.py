@@ -12,12 +12,14 @@ import av
 import numpy as np
 import pytest
 import torch
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-import pipeline.decode
 from features.contracts import Clip
 from features.errors import ClipError
-from pipeline.decode import ChosenFrame, decoder_version, iter_chosen_frames
+from pipeline.decode import ChosenFrame, Software, iter_chosen_frames
+from pipeline.decoder_version import decoder_version
 from tests.videos import (
     ONE_THREAD,
     frame_number,
@@ -371,10 +373,13 @@ def test_frames_that_no_tick_needs_are_not_converted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     converted = []
-    to_rgb = pipeline.decode._to_rgb
-    monkeypatch.setattr(
-        pipeline.decode, "_to_rgb", lambda frame: (converted.append(frame.pts), to_rgb(frame))[1]
-    )
+    read_rgb = Software.read_rgb
+
+    def counted(self: Software, frame: VideoFrame, stream: VideoStream) -> torch.Tensor:
+        converted.append(frame.pts)
+        return read_rgb(self, frame, stream)
+
+    monkeypatch.setattr(Software, "read_rgb", counted)
     path = write_video(tmp_path / "a.mp4", grey_frames(50))
     assert len(choose(path, start_s=0.8, end_s=1.4)) == 3
     assert len(converted) == 3
