@@ -109,7 +109,8 @@ class ClipFeatures:
     sha256: str = ""
     """SHA-256 of the clip's file when it was decoded."""
     decoder: str = ""
-    """Who decoded it, for example ``software:h264``."""
+    """Who decoded it and from what: ``software:h264``, ``nvdec:hevc`` (a GPU), or, where a GPU gave
+    up on the way, ``nvdec:h264, software:h264``."""
     start_s: float | None = None
     end_s: float | None = None
     """The part of the file that the clip is, where it is not the whole."""

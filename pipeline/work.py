@@ -113,7 +113,7 @@ def iter_work(work: Work) -> Generator[Item]:
         )
 
         def decode(clip: Clip) -> Generator[ChosenFrame]:
-            return iter_chosen_frames(clip, config.n_phases(clip.split))
+            return iter_chosen_frames(clip, config.n_phases(clip.split), device)
 
         def prepare(clip: Clip) -> InputFile | None:
             # What is no file decodes to a better reason than hashing it gives.

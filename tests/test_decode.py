@@ -11,12 +11,15 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import torch
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-import pipeline.decode
 from features.contracts import Clip
 from features.errors import ClipError
-from pipeline.decode import ChosenFrame, decoder_version, iter_chosen_frames
+from pipeline.decode import ChosenFrame, Software, iter_chosen_frames
+from pipeline.decoder_version import decoder_version
 from tests.videos import (
     ONE_THREAD,
     frame_number,
@@ -40,7 +43,7 @@ def choose(path: Path, n_phases: int = 1, **part: float) -> list[ChosenFrame]:
 def chosen_numbers(path: Path, n_phases: int = 1, **part: float) -> list[int]:
     """The number of the frame at each tick."""
     frames = choose(path, n_phases, **part)
-    return [frame_number(frame.rgb) for frame in frames for _ in frame.phases]
+    return [frame_number(frame.rgb.numpy()) for frame in frames for _ in frame.phases]
 
 
 def why_not(path: Path, **part: float) -> str:
@@ -154,10 +157,10 @@ KINDS: dict[str, tuple[str, dict[str, Any], str]] = {
 def test_frames_are_right_of(tmp_path: Path, name: str, how: dict[str, Any], decoder: str) -> None:
     path = write_video(tmp_path / name, grey_frames(50), **how)
     frames = choose(path)
-    assert [frame_number(frame.rgb) for frame in frames] == list(range(0, 50, 5))
+    assert [frame_number(frame.rgb.numpy()) for frame in frames] == list(range(0, 50, 5))
     assert frames[0].decoder == f"software:{decoder}"
     assert frames[0].rgb.shape == (48, 64, 3)
-    assert frames[0].rgb.dtype == np.uint8
+    assert frames[0].rgb.dtype == torch.uint8
 
 
 @pytest.mark.parametrize(("name", "how", "decoder"), KINDS.values(), ids=KINDS)
@@ -193,9 +196,10 @@ def test_odd_sizes_stay(
     path = write_video(tmp_path / name, grey_frames(6, *size), codec=codec, pix_fmt=pix_fmt)
     frames = choose(path)
     assert [frame.rgb.shape for frame in frames] == [(size[1], size[0], 3)] * 2
-    assert [frame_number(frame.rgb) for frame in frames] == [0, 5]
-    for edge in (frames[1].rgb[-1], frames[1].rgb[:, -1]):
-        assert edge.mean() == pytest.approx(frames[1].rgb.mean(), abs=6)
+    assert [frame_number(frame.rgb.numpy()) for frame in frames] == [0, 5]
+    rgb = frames[1].rgb.numpy()
+    for edge in (rgb[-1], rgb[:, -1]):
+        assert edge.mean() == pytest.approx(rgb.mean(), abs=6)
 
 
 TURNS: dict[str, tuple[tuple[int, int, int, int], tuple[int, int], tuple[int, int, int]]] = {
@@ -218,9 +222,9 @@ def test_a_bright_top_left_corner_is_shown(
     path = write_video(tmp_path / "a.mp4", [frame] * 3)
     turn_display(path, matrix)
     (chosen,) = choose(path)
-    corners = chosen.rgb[:: shape[0] - 1, :: shape[1] - 1, 0]
+    corners = chosen.rgb.numpy()[:: shape[0] - 1, :: shape[1] - 1, 0]
     assert chosen.rgb.shape == shape
-    assert chosen.rgb.flags.c_contiguous
+    assert chosen.rgb.is_contiguous()
     assert corners[corner] > 240
     assert (corners > 240).sum() == 1
 
@@ -253,7 +257,7 @@ def test_colours_are_right_under(
     stored = [to_ycbcr(rgb, kr, kb, full=color_range == 2) for rgb in COLOURS]
     path = tmp_path / "a.mp4"
     write_colours(path, stored, colorspace=colorspace, color_range=color_range)
-    found = np.array([frame.rgb.mean(axis=(0, 1)) for frame in choose(path)])
+    found = np.array([frame.rgb.numpy().mean(axis=(0, 1)) for frame in choose(path)])
     np.testing.assert_allclose(found, COLOURS, atol=4)
 
 
@@ -369,10 +373,13 @@ def test_frames_that_no_tick_needs_are_not_converted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     converted = []
-    to_rgb = pipeline.decode._to_rgb
-    monkeypatch.setattr(
-        pipeline.decode, "_to_rgb", lambda frame: (converted.append(frame.pts), to_rgb(frame))[1]
-    )
+    read_rgb = Software.read_rgb
+
+    def counted(self: Software, frame: VideoFrame, stream: VideoStream) -> torch.Tensor:
+        converted.append(frame.pts)
+        return read_rgb(self, frame, stream)
+
+    monkeypatch.setattr(Software, "read_rgb", counted)
     path = write_video(tmp_path / "a.mp4", grey_frames(50))
     assert len(choose(path, start_s=0.8, end_s=1.4)) == 3
     assert len(converted) == 3

@@ -148,7 +148,7 @@ def test_a_rendered_clip_decodes_to_what_was_drawn(
     drawn = list(render_clip(clip, rig))
     assert [chosen.pts_s for chosen in decoded] == pytest.approx(np.arange(6) / 25)
     for chosen, pixels in zip(decoded, drawn, strict=True):
-        assert np.abs(chosen.rgb.astype(int) - pixels).mean() < 8
+        assert np.abs(chosen.rgb.numpy().astype(int) - pixels).mean() < 8
 
 
 def test_only_clips_that_are_missing_cut_short_or_outdated_are_rendered_again(
