@@ -203,15 +203,13 @@ def _suppress(
 def _iou_union(boxes: Boxes) -> NDArray[np.float32]:
     """[N, 4] -> [N, N] intersection over union."""
     inter, area = _intersections(boxes)
-    result: NDArray[np.float32] = inter / (area[:, None] + area[None] - inter)
-    return result
+    return np.asarray(inter / (area[:, None] + area - inter), dtype=np.float32)
 
 
 def _iou_min(boxes: Boxes) -> NDArray[np.float32]:
     """[N, 4] -> [N, N] intersection over the smaller box."""
     inter, area = _intersections(boxes)
-    result: NDArray[np.float32] = inter / np.minimum(area[:, None], area)
-    return result
+    return np.asarray(inter / np.minimum(area[:, None], area), dtype=np.float32)
 
 
 def _intersections(boxes: Boxes) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

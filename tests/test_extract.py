@@ -23,7 +23,7 @@ import features.shards
 import features.store_writer
 import pipeline.parts
 import pipeline.work
-from features.contracts import ClipFeatures
+from features.contracts import Clip, ClipFeatures
 from features.errors import ConfigError, ManifestError, WorkerError
 from features.store import Store, open_store, verify_store
 from pipeline.config import ExtractConfig
@@ -187,10 +187,10 @@ def test_an_unexpected_error_in_one_clip_stops_no_other(
 ) -> None:
     decode = pipeline.work.iter_chosen_frames
 
-    def decode_but_for_one(path: Path, *args: Any, **named: Any) -> Generator[ChosenFrame]:
-        if path.stem == "face1":
+    def decode_but_for_one(clip: Clip, *how: Any) -> Generator[ChosenFrame]:
+        if clip.clip_id == "face1":
             raise RuntimeError("CUDA error")
-        return decode(path, *args, **named)
+        return decode(clip, *how)
 
     monkeypatch.setattr(pipeline.work, "iter_chosen_frames", decode_but_for_one)
     summary = run_extract(footage / "m.csv", tmp_path / "s", CONFIG)
