@@ -105,13 +105,7 @@ class _CpuNetwork:
     """A compiled OpenVINO model; every calling thread has a request of its own."""
 
     def __init__(self, module: nn.Module, example: Tensor, precision: str, n_threads: int) -> None:
-        import openvino as ov
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # tracing is deprecated; it is what OpenVINO reads best
-            with torch.no_grad():
-                traced = torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]
-            model = ov.convert_model(traced, example_input=example)
+        model = _read_model(module, example)
         settings = {
             "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
             "NUM_STREAMS": n_threads,
@@ -152,3 +146,26 @@ def _openvino_core() -> Any:
     import openvino as ov
 
     return ov.Core()
+
+
+def _read_model(module: nn.Module, example: Tensor) -> Any:
+    """A module as OpenVINO's model, of any sizes.
+
+    By its frontend, not by ``openvino.convert_model``: that reports each call to Google Analytics,
+    from a process forked for the purpose.
+    """
+    import openvino as ov
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # tracing is deprecated; it is what OpenVINO reads best
+        traced = torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    decoder = TorchScriptPythonDecoder(traced, example_input=example)
+    model = frontend.convert(frontend.load(decoder))
+    source = model.get_parameters()[0]
+    source.set_element_type(ov.Type(example.numpy().dtype))
+    source.set_partial_shape(ov.PartialShape([-1] * example.ndim))
+    model.validate_nodes_and_infer_types()
+    return model
