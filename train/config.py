@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType
+from typing import Any
 
 from features.errors import ConfigError
 
@@ -33,8 +34,27 @@ TABLE_1_HEADS: tuple[str, ...] = (
 )
 """The six heads of Table I, in its order."""
 
-HEAD_NAMES: tuple[str, ...] = (*TABLE_1_HEADS, "caca")
-"""Every head that can be trained; ``caca`` is the submitted one of IV-C."""
+ENSEMBLE = "ensemble"
+"""The one head that is no network: it weighs the probabilities of other heads' runs (VI)."""
+
+HEAD_NAMES: tuple[str, ...] = (*TABLE_1_HEADS, "caca", "conv2d3d", "cascade", ENSEMBLE)
+"""Every head that can be trained: ``caca`` is the submitted one of IV-C, ``conv2d3d`` that of
+Fig. 4, ``cascade`` reads any streams."""
+
+
+def split_names(setting: str, text: str) -> tuple[str, ...]:
+    """Take a setting like ``context,face`` apart.
+
+    Raises:
+        ConfigError: Fewer than two names, or one stands twice.
+    """
+    names = tuple(name.strip() for name in text.split(","))
+    if len(names) < 2 or len(set(names)) < len(names) or not all(names):
+        raise ConfigError(
+            f"setting {setting}: found {text!r}, expected two or more names, each once, for "
+            f"example {_DEFAULTS[setting]}."
+        )
+    return names
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -54,6 +74,10 @@ class FitConfig:
     """``all``, ``largest`` (one a frame) or ``track`` (the person seen most often)."""
     context: str = "own"
     """``2x2`` (Table I), ``7x7`` (as submitted), or ``own``: what the head was published with."""
+    streams: str = "context,face"
+    """Of ``cascade``: the streams it reads, in order; extra streams of the store among them."""
+    members: str = "caca,conv2d3d"
+    """Of ``ensemble``: the heads whose runs it weighs; they are trained where they are missing."""
     lr: float = 1e-4
     """Adam's step size."""
     batch_size: int = 32
@@ -77,6 +101,9 @@ class FitConfig:
         _check_choice("context", self.context, CONTEXT_GRIDS)
         _check_choice("select", self.select, SELECT_METRICS)
         _check_choice("precision", self.precision, PRECISIONS)
+        split_names("streams", self.streams)
+        for member in split_names("members", self.members):
+            _check_choice("members", member, [name for name in HEAD_NAMES if name != ENSEMBLE])
         ranges = {
             "lr": 0 < self.lr < 1,
             "batch_size": self.batch_size >= 1,
@@ -108,10 +135,10 @@ class Preset:
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         "table1": Preset(heads=TABLE_1_HEADS, config=FitConfig(context="2x2")),
-        "submitted": Preset(heads=("caca",), config=FitConfig(context="7x7")),
+        "submitted": Preset(heads=("caca", "conv2d3d", ENSEMBLE), config=FitConfig(context="7x7")),
     }
 )
-"""``table1``: the comparison of section V. ``submitted``: the network of section IV-C."""
+"""``table1``: the comparison of section V. ``submitted``: the two networks of Table II."""
 
 
 def parse_settings(settings: Sequence[str], config: FitConfig) -> FitConfig:
@@ -141,6 +168,25 @@ def parse_settings(settings: Sequence[str], config: FitConfig) -> FitConfig:
 
 
 _KINDS: Mapping[type, str] = {str: "a word", int: "a whole number", float: "a number"}
+
+
+def choose_settings(head: str, config: FitConfig) -> dict[str, Any]:
+    """The settings that decide a run of a head: all but those of other heads."""
+    settings = asdict(config)
+    if head != ENSEMBLE:
+        del settings["members"]
+    if head not in ("cascade", ENSEMBLE):
+        del settings["streams"]
+    return settings
+
+
+def expand_heads(heads: Sequence[str], config: FitConfig) -> tuple[str, ...]:
+    """The heads to train, in order, each once: an ensemble's members stand before it."""
+    expanded: list[str] = []
+    for head in heads:
+        expanded += split_names("members", config.members) if head == ENSEMBLE else ()
+        expanded.append(head)
+    return tuple(dict.fromkeys(expanded))
 
 
 def check_heads(heads: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Event, Lock
@@ -12,15 +12,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from safetensors.torch import save
 
 from features.fingerprint import hash_json
 from features.store import open_store
-from train.config import FitConfig, check_heads
-from train.dataset import UNLABELLED, ClipTable, check_train_table, check_val_table
-from train.heads import build_head, choose_grid, count_parameters, find_grids
-from train.metrics import bootstrap_intervals, score_predictions
+from train.config import (
+    ENSEMBLE,
+    FitConfig,
+    check_heads,
+    choose_settings,
+    expand_heads,
+    split_names,
+)
+from train.dataset import ClipTable, check_train_table, check_val_table
+from train.ensemble import make_ensemble
+from train.heads import choose_grid, count_parameters, find_matrices
 from train.parallel import count_workers, run_jobs, split_seeds
 from train.runs import (
     RUN_FORMAT,
@@ -29,15 +35,23 @@ from train.runs import (
     RunSummary,
     is_run,
     name_run,
+    read_run,
     read_summary,
     write_run,
 )
-from train.stores import check_stores, describe_stores, read_tables
+from train.stores import (
+    check_stores,
+    check_streams,
+    describe_stores,
+    find_shapes,
+    list_clips,
+    read_tables,
+)
+from train.summaries import summarise_scores, tabulate_predictions
 from train.training import (
     Task,
     TrainedRun,
     choose_precision,
-    choose_streams,
     plan_epochs,
     score_clips,
     train_runs,
@@ -79,7 +93,7 @@ def run_fit(
     Args:
         stores: Folders; all of one fingerprint and of the same classes.
         runs: Folder of run folders; made where it is missing.
-        heads: Names of ``train.config.HEAD_NAMES``.
+        heads: Names of ``train.config.HEAD_NAMES``; an ensemble's members are added to them.
         seeds: One run each.
         config: Settings that all heads share.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
@@ -94,15 +108,21 @@ def run_fit(
         RunError: A run folder lacks a file, or a loss is not a number.
     """
     check_heads(heads)
+    heads = expand_heads(heads, config)
+    networks = [head for head in heads if head != ENSEMBLE]
     opened = [open_store(path) for path in stores]
     check_stores(opened)
     config = replace(config, precision=choose_precision(config.precision, device))
+    shapes = find_shapes(opened)
+    check_streams(networks, config, shapes)
     described = describe_stores(opened)
 
+    keys = {head: _hash_task(head, config, described) for head in networks}
+    if ENSEMBLE in heads:
+        members = split_names("members", config.members)
+        keys[ENSEMBLE] = hash_json([[member, keys[member]] for member in members])
     paths = {
-        (head, seed): runs / name_run(head, _hash_task(head, config, described), seed)
-        for head in heads
-        for seed in seeds
+        (head, seed): runs / name_run(head, keys[head], seed) for head in heads for seed in seeds
     }
     missing: dict[str, list[int]] = {}
     for head in heads:
@@ -111,8 +131,9 @@ def run_fit(
             progress(FitProgress(head=head, seeds=there, state="skipped"))
         if len(there) < len(seeds):
             missing[head] = [seed for seed in seeds if seed not in there]
+    ensembles = missing.pop(ENSEMBLE, [])
     if missing:
-        tables = read_tables(opened, config, find_grids(missing, config.context))
+        tables = read_tables(opened, config, find_matrices(missing, config))
         check_train_table(tables["train"], opened[0].classes)
         check_val_table(tables["val"])
         n_workers, tell = count_workers(device), _one_at_a_time(progress)
@@ -124,6 +145,7 @@ def run_fit(
                     train=tables["train"],
                     val=tables["val"],
                     config=config,
+                    shapes=shapes,
                     device=device,
                 ),
                 test=tables["test"],
@@ -135,49 +157,14 @@ def run_fit(
             for group in split_seeds(left, len(missing), n_workers)
         ]
         run_jobs([job.run for job in jobs], n_workers)
+    if ensembles:
+        clips, settings = list_clips(opened), choose_settings(ENSEMBLE, config)
+        for seed in ensembles:
+            of_seed = [read_run(paths[member, seed]) for member in members]
+            run = make_ensemble(paths[ENSEMBLE, seed], of_seed, clips, settings)
+            write_run(*run)
+        progress(FitProgress(head=ENSEMBLE, seeds=tuple(ensembles), state="done"))
     return [read_summary(path) for path in paths.values()]
-
-
-def summarise_scores(table: ClipTable, scores: NDArray[np.float64]) -> dict[str, Any]:
-    """The metrics of one split as metrics.json holds them; empty where no clip has a label."""
-    known = table.labelled
-    if len(known) == 0:
-        return {}
-    metrics = score_predictions(table.label[known], scores[known])
-    summary = asdict(metrics)
-    summary["confusion"] = metrics.confusion.tolist()
-    summary["intervals"] = bootstrap_intervals(
-        table.label[known],
-        scores[known].argmax(1),
-        [table.group[i] for i in known],
-        scores.shape[1],
-    )
-    return summary
-
-
-def tabulate_predictions(
-    tables: Mapping[str, ClipTable],
-    scores: Mapping[str, NDArray[np.float64]],
-    classes: Sequence[str],
-) -> pd.DataFrame:
-    """One row a clip: clip_id, split, label, predicted, and ``p_<class>`` for each class."""
-    parts = []
-    for split, of_split in scores.items():
-        table = tables[split]
-        if len(table) == 0:
-            continue
-        part = pd.DataFrame(
-            {
-                "clip_id": table.clip_id,
-                "split": split,
-                "label": ["" if i == UNLABELLED else classes[i] for i in table.label],
-                "predicted": [classes[i] for i in of_split.argmax(1)],
-            }
-        )
-        for k, name in enumerate(classes):
-            part[f"p_{name}"] = of_split[:, k]
-        parts.append(part)
-    return pd.concat(parts, ignore_index=True)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -212,11 +199,9 @@ class _Job:
         """Score the chosen epoch on val and, this once, on test; gather what the folder holds."""
         task, config = self.task, self.task.config
         tables = {"val": task.val, "test": self.test}
-        grid = choose_grid(task.head, config.context)
-        head = build_head(task.head, len(task.classes), context=grid)
+        head = task.build_head()
         head.load_state_dict(dict(trained.state))
-        streams = choose_streams(head, grid)
-        scores = {split: score_clips(head, table, streams) for split, table in tables.items()}
+        scores = {split: score_clips(head, table, task.streams) for split, table in tables.items()}
         summary = RunSummary(
             run=self.paths[trained.seed].name,
             head=task.head,
@@ -233,9 +218,13 @@ class _Job:
                 "version": RUN_VERSION,
                 "head": task.head,
                 "seed": trained.seed,
-                "context": grid,
+                "context": choose_grid(task.head, config.context),
+                "streams": {
+                    name: {"matrix": matrix, "shape": list(task.shapes[matrix])}
+                    for name, matrix in task.streams.items()
+                },
                 "n_epochs": plan_epochs(len(task.train.labelled), config).n_epochs,
-                "settings": asdict(config),
+                "settings": choose_settings(task.head, config),
                 "device": task.device,
                 "store": dict(self.described),
                 "versions": _find_versions(),
@@ -270,7 +259,7 @@ def _tabulate_history(trained: TrainedRun) -> pd.DataFrame:
 
 def _hash_task(head: str, config: FitConfig, described: Mapping[str, Any]) -> str:
     """What names a run beside its head and seed: its settings and the clips it learned from."""
-    settings = {**asdict(config), "context": choose_grid(head, config.context)}
+    settings = {**choose_settings(head, config), "context": choose_grid(head, config.context)}
     return hash_json([settings, described["fingerprint"], described["clips_sha256"]])
 
 

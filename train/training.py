@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from features.errors import ConfigError, RunError
 from train.config import FitConfig
 from train.dataset import Batch, ClipTable, draw_phases, gather_batch, order_batches
-from train.heads import build_head, choose_grid
+from train.heads import Shapes, build_head, choose_streams
 from train.layers import Head, read_run_state, stack_runs
 from train.metrics import Metrics, score_predictions
 
@@ -77,7 +77,25 @@ class Task:
     """Features in the type that training multiplies in, or any that casts to it."""
     val: ClipTable
     config: FitConfig
+    shapes: Shapes
+    """Of the store's feature matrices, as ``train.stores.find_shapes`` gives them."""
     device: str = "cpu"
+
+    def build_head(self, seed: int = 0) -> Head:
+        """The head with weights drawn from a seed."""
+        return build_head(
+            self.head,
+            len(self.classes),
+            context=self.config.context,
+            streams=self.config.streams,
+            shapes=self.shapes,
+            seed=seed,
+        )
+
+    @property
+    def streams(self) -> dict[str, str]:
+        """The streams that the head reads -> the feature matrix that each comes from."""
+        return choose_streams(self.head, context=self.config.context, streams=self.config.streams)
 
 
 def plan_epochs(n_train: int, config: FitConfig) -> Schedule:
@@ -99,11 +117,6 @@ def choose_precision(precision: str, device: str) -> str:
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
     can: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return "bfloat16" if can.get("avx512_bf16") or can.get("amx_bf16") else "float32"
-
-
-def choose_streams(head: Head, grid: str) -> dict[str, str]:
-    """The streams that a head reads -> the feature matrix that each comes from."""
-    return {name: f"context_{grid}" if name == "context" else name for name in head.streams}
 
 
 def train_runs(
@@ -128,11 +141,8 @@ def train_runs(
         ConfigError: The task's tables lack what the head reads.
     """
     config = task.config
-    heads = [
-        build_head(task.head, len(task.classes), context=config.context, seed=seed)
-        for seed in seeds
-    ]
-    streams = choose_streams(heads[0], choose_grid(task.head, config.context))
+    heads = [task.build_head(seed) for seed in seeds]
+    streams = task.streams
     missing = set(streams.values()) - set(task.train.features)
     if missing:
         raise ConfigError(f"head {task.head}: the store gives no {', '.join(sorted(missing))}.")
@@ -185,7 +195,7 @@ def score_clips(
     Args:
         head: With ``n_runs`` runs side by side, or plain where that is 0.
         table: The clips.
-        streams: What the head reads, as ``choose_streams`` gives it.
+        streams: What the head reads, as ``train.heads.choose_streams`` gives it.
         n_runs: S.
         device: Where the head stands.
 

@@ -1,0 +1,152 @@
+"""The ensemble of section VI: runs of several heads, their class probabilities weighed linearly.
+
+The members stay as they were trained. One weight a member, not below 0 and together 1, is found on
+val; test is scored once, with those weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from features.errors import RunError, ShardError
+from features.fingerprint import hash_file
+from train.config import ENSEMBLE
+from train.dataset import ClipTable
+from train.metrics import score_predictions
+from train.runs import Run, RunSummary
+from train.summaries import summarise_scores, tabulate_predictions
+
+PRIOR_CLIPS = 1.0
+"""Val clips that each member is taken to have found alone, beside the real ones."""
+
+_MOST_ITERATIONS = 10_000
+_TOLERANCE = 1e-10
+
+
+def find_member_weights(true_class: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Find the weights under which the mixed probabilities make the labels likeliest.
+
+    Maximises the sum over clips of log(w . p) plus ``PRIOR_CLIPS`` times the sum of log(w), over
+    weights that sum to 1: a concave function, so there is one answer, and expectation maximisation
+    climbs to it. The second part draws few clips towards equal weights; many outvote it.
+
+    Args:
+        true_class: [M, N] Probability that each member gives to each clip's true class.
+
+    Returns:
+        [M] Weights.
+    """
+    n_members, n_clips = true_class.shape
+    p = np.maximum(true_class.astype(np.float64), np.finfo(np.float64).tiny)
+    weights = np.full(n_members, 1 / n_members)
+    for _ in range(_MOST_ITERATIONS):
+        before = weights
+        shares = weights[:, None] * p  # [M, N]
+        shares /= shares.sum(0)
+        weights = shares.sum(1) + PRIOR_CLIPS
+        weights /= n_clips + n_members * PRIOR_CLIPS
+        if np.abs(weights - before).max() < _TOLERANCE:
+            break
+    return weights
+
+
+def mix_probabilities(
+    weights: NDArray[np.floating], probabilities: NDArray[np.floating]
+) -> NDArray[np.float64]:
+    """[M] weights and [M, N, K] probabilities to [N, K]: the ensemble's probabilities."""
+    return np.tensordot(weights.astype(np.float64), probabilities, axes=1)
+
+
+def make_ensemble(
+    path: Path,
+    members: Sequence[Run],
+    clips: Mapping[str, ClipTable],
+    settings: Mapping[str, Any],
+) -> tuple[Run, bytes]:
+    """Find the weights of an ensemble and score it; ``train.runs.write_run`` takes the result.
+
+    Args:
+        path: The run folder to be; its members stand beside it.
+        members: Runs of one seed on the same clips.
+        clips: ``val`` and ``test``, with labels and groups; no features are looked at.
+        settings: For config.json.
+
+    Returns:
+        The run, and the content of weights.safetensors: ``member_weights`` [M], in their order.
+
+    Raises:
+        RunError: Two members were not scored on the same clips.
+        ShardError: No val clip has a label.
+    """
+    classes = tuple(members[0].config["store"]["classes"])
+    tables = {split: clips[split] for split in ("val", "test")}
+    scores = {
+        split: np.stack([_read_scores(run, split, table, classes) for run in members])
+        for split, table in tables.items()
+    }  # [M, N, K]
+    val = tables["val"]
+    known = val.labelled
+    if len(known) == 0:
+        raise ShardError("split val: no clip with a label, so an ensemble has no weights.")
+    weights = find_member_weights(scores["val"][:, known, val.label[known]])
+    mixed = {split: mix_probabilities(weights, of_split) for split, of_split in scores.items()}
+    summary = RunSummary(
+        run=path.name,
+        head=ENSEMBLE,
+        seed=members[0].summary.seed,
+        n_parameters=len(members) + sum(run.summary.n_parameters for run in members),
+        best_epoch=1,
+        val=summarise_scores(val, mixed["val"]),
+        test=summarise_scores(tables["test"], mixed["test"]),
+    )
+    run = Run(
+        path=path,
+        config={
+            **members[0].config,
+            "head": ENSEMBLE,
+            "n_epochs": 1,
+            "streams": {k: v for run in members for k, v in run.config["streams"].items()},
+            "settings": dict(settings),
+            "members": [
+                {
+                    "head": run.summary.head,
+                    "run": run.path.name,
+                    "weights_sha256": hash_file(run.weights_path),
+                    "weight": float(weight),
+                }
+                for run, weight in zip(members, weights, strict=True)
+            ],
+        },
+        summary=summary,
+        history=_tabulate_only_epoch(val.label[known], mixed["val"][known]),
+        predictions=tabulate_predictions(tables, mixed, classes),
+    )
+    return run, save({"member_weights": weights})
+
+
+def _read_scores(
+    run: Run, split: str, table: ClipTable, classes: Sequence[str]
+) -> NDArray[np.float64]:
+    """[N, K] A member's probabilities of a split, in the table's order."""
+    rows = run.predictions[run.predictions["split"] == split].set_index("clip_id")
+    if list(rows.index) != list(table.clip_id):
+        raise RunError(
+            f"{run.path / 'predictions.csv'}: its {split} clips are not those of the store. "
+            "Delete the run and fit again."
+        )
+    return rows[[f"p_{name}" for name in classes]].to_numpy(np.float64)
+
+
+def _tabulate_only_epoch(labels: NDArray[np.intp], scores: NDArray[np.floating]) -> pd.DataFrame:
+    """A history with one row: nothing is trained, so there is no train loss."""
+    val = score_predictions(labels, scores)
+    names = ("loss", "map_mec", "map_rank", "acc", "uar", "f1_macro")
+    told = {f"val_{name}": getattr(val, name) for name in names}
+    return pd.DataFrame([{"epoch": 1, "train_loss": np.nan, **told}])

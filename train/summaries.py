@@ -1,0 +1,56 @@
+"""Class probabilities of clips into what a run folder tells of them: metrics and predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from train.dataset import UNLABELLED, ClipTable
+from train.metrics import bootstrap_intervals, score_predictions
+
+
+def summarise_scores(table: ClipTable, scores: NDArray[np.float64]) -> dict[str, Any]:
+    """The metrics of one split as metrics.json holds them; empty where no clip has a label."""
+    known = table.labelled
+    if len(known) == 0:
+        return {}
+    metrics = score_predictions(table.label[known], scores[known])
+    summary = asdict(metrics)
+    summary["confusion"] = metrics.confusion.tolist()
+    summary["intervals"] = bootstrap_intervals(
+        table.label[known],
+        scores[known].argmax(1),
+        [table.group[i] for i in known],
+        scores.shape[1],
+    )
+    return summary
+
+
+def tabulate_predictions(
+    tables: Mapping[str, ClipTable],
+    scores: Mapping[str, NDArray[np.float64]],
+    classes: Sequence[str],
+) -> pd.DataFrame:
+    """One row a clip: clip_id, split, label, predicted, and ``p_<class>`` for each class."""
+    parts = []
+    for split, of_split in scores.items():
+        table = tables[split]
+        if len(table) == 0:
+            continue
+        part = pd.DataFrame(
+            {
+                "clip_id": table.clip_id,
+                "split": split,
+                "label": ["" if i == UNLABELLED else classes[i] for i in table.label],
+                "predicted": [classes[i] for i in of_split.argmax(1)],
+            }
+        )
+        for k, name in enumerate(classes):
+            part[f"p_{name}"] = of_split[:, k]
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
