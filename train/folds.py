@@ -46,6 +46,11 @@ class Fold:
     key: str = ""
     """The same for all folds of one division of one set of clips, and for none else."""
 
+    @property
+    def place(self) -> str:
+        """How a run's folder names it."""
+        return f"fold{self.number}of{self.n_folds}"
+
     def describe(self) -> dict[str, Any]:
         """What config.json tells of it."""
         return {
