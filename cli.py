@@ -382,8 +382,17 @@ def bundle_info(file: Path, as_json: bool) -> None:
     "--store", "stores", type=_PATH, multiple=True, required=True, help="May be given again."
 )
 @click.option("--runs", type=_PATH, required=True, help="Folder of the runs, made if absent.")
-@click.option("--preset", type=click.Choice(["table1", "submitted"]), required=True)
+@click.option(
+    "--preset",
+    type=click.Choice(["table1", "submitted"]),
+    default="table1",
+    show_default=True,
+    help="Heads and settings of the paper.",
+)
 @click.option("--head", "heads", multiple=True, help="Only this head; may be given again.")
+@click.option(
+    "--streams", metavar="A,B,...", help="What the head 'cascade' reads, in order of reading."
+)
 @click.option(
     "--seeds", type=click.IntRange(1), default=5, show_default=True, help="Runs per head."
 )
@@ -395,6 +404,7 @@ def fit(
     runs: Path,
     preset: str,
     heads: Sequence[str],
+    streams: str | None,
     seeds: int,
     device: str,
     settings: Sequence[str],
@@ -405,12 +415,14 @@ def fit(
     \b
     Example:
         cli.py fit --store store --runs runs --preset table1 --seeds 5
-        cli.py fit --store store --runs runs --preset table1 --head caca-a --set lr=3e-4
+        cli.py fit --store store --runs runs --head caca-a --set lr=3e-4
+        cli.py fit --store store --runs runs --head cascade --streams context,face,audio
     """
     from train.config import PRESETS, parse_settings
     from train.fit import run_fit
 
-    config = parse_settings(settings, PRESETS[preset].config)
+    named = [] if streams is None else [f"streams={streams}"]
+    config = parse_settings([*settings, *named], PRESETS[preset].config)
     heads = heads or PRESETS[preset].heads
     with _fit_progress(heads, seeds) as show:
         summaries = run_fit(stores, runs, heads, range(seeds), config, device=device, progress=show)

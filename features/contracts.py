@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,10 @@ CONTEXT_CHANNELS = 512
 FACE_VECTOR_SIZE = 512
 FACE_MAP_SHAPE = (512, 7, 7)
 """Of the shipped face CNN, for a crop of 128 x 128."""
+RESERVED_STREAMS: frozenset[str] = frozenset(
+    {"context", "context_2x2", "context_7x7", "face", "face_map"}
+)
+"""Names that an extra stream cannot have: the store's own features, as heads ask for them."""
 CONTEXT_CROP_PX = 224
 FACE_CROP_PX = 128
 
@@ -126,6 +131,8 @@ class ClipFeatures:
     """[A, 512]"""
     face_map: NDArray[np.float16] | None = None
     """[A, 512, h, w], or None where the store lacks it or the reader did not ask for it."""
+    streams: Mapping[str, NDArray[np.float16]] = field(default_factory=dict)
+    """Name -> [F, D]: features of each frame that others have added, for example ``audio``."""
 
     @property
     def status(self) -> str:
@@ -158,7 +165,23 @@ class ClipFeatures:
                 raise ValueError(f"clip {self.clip_id}: {name} is {found.shape}, not {shape}")
         if self.face_map is not None and self.face_map.shape[:2] != (a, CONTEXT_CHANNELS):
             raise ValueError(f"clip {self.clip_id}: face_map is {self.face_map.shape}")
+        for name, values in self.streams.items():
+            check_stream_name(name)
+            if values.ndim != 2 or len(values) != f or values.dtype != np.float16:
+                raise ValueError(
+                    f"clip {self.clip_id}: stream {name} is {values.dtype} {values.shape}, not "
+                    f"float16 ({f}, values a frame)"
+                )
         if a and (self.face_frame.min() < 0 or self.face_frame.max() >= f):
             raise ValueError(f"clip {self.clip_id}: a face points outside its {f} frames")
         if np.any(np.diff(self.pts_s) < 0) or np.any(np.diff(self.face_frame) < 0):
             raise ValueError(f"clip {self.clip_id}: rows are not in time order")
+
+
+def check_stream_name(name: str) -> None:
+    """Raise ValueError unless an extra stream may have this name."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in RESERVED_STREAMS:
+        raise ValueError(
+            f"stream {name!r}: a name is small letters, digits and _, begins with a letter, and "
+            f"is none of {', '.join(sorted(RESERVED_STREAMS))}"
+        )

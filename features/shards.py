@@ -6,7 +6,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -16,7 +16,12 @@ import hdf5plugin
 import numpy as np
 from numpy.typing import NDArray
 
-from features.contracts import CONTEXT_CHANNELS, FACE_VECTOR_SIZE, ClipFeatures
+from features.contracts import (
+    CONTEXT_CHANNELS,
+    FACE_VECTOR_SIZE,
+    ClipFeatures,
+    check_stream_name,
+)
 from features.disk import partial_path, publish
 from features.errors import ShardError
 
@@ -67,6 +72,14 @@ class ShardHeader:
     """Library -> version, when the shard was written."""
     face_map_shape: tuple[int, int, int] | None = None
     """(512, h, w) where face maps are kept."""
+    streams: Mapping[str, int] = field(default_factory=dict)
+    """Extra stream -> values a frame."""
+
+    def __post_init__(self) -> None:
+        for name, size in self.streams.items():
+            check_stream_name(name)
+            if size < 1:
+                raise ValueError(f"stream {name}: {size} values a frame")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,13 +108,20 @@ class ShardWriter:
         self.partial = partial_path(path)
         self.columns: dict[str, list[Any]] = {c: [] for c in (*_TEXT_COLUMNS, *_NUMBER_COLUMNS)}
         self.frame_offset, self.face_offset = [0], [0]
+        self._streams = dict(header.streams)
         self._disk = _CarefulFile(self.partial)
         self._file = h5py.File(self._disk, "w", libver="v110")
         self._write_header(header)
         face_columns = dict(_FACE_COLUMNS)
         if header.face_map_shape is not None:
             face_columns["map"] = ("f2", header.face_map_shape)
-        for group, table in (("frame", _FRAME_COLUMNS), ("face", face_columns)):
+        streams = {name: ("f2", (size,)) for name, size in header.streams.items()}
+        tables: dict[str, Mapping[str, tuple[str, tuple[int, ...]]]] = {
+            "frame": _FRAME_COLUMNS,
+            "face": face_columns,
+            "stream": streams,
+        }
+        for group, table in tables.items():
             for name, (dtype, shape) in table.items():
                 _create(self._file, f"{group}/{name}", np.dtype(dtype), shape)
 
@@ -111,6 +131,11 @@ class ShardWriter:
             raise ValueError(f"clip {clip.clip_id}: context_7x7 is missing")
         if ("face/map" in self._file) != (clip.face_map is not None):
             raise ValueError(f"clip {clip.clip_id}: face_map does not fit the header")
+        sizes = {name: values.shape[1] for name, values in clip.streams.items()}
+        if sizes != self._streams:
+            raise ValueError(
+                f"clip {clip.clip_id}: its streams are {sizes}, the header's {self._streams}"
+            )
         frames: dict[str, NDArray[Any]] = {name: getattr(clip, name) for name in _FRAME_COLUMNS}
         faces: dict[str, NDArray[Any]] = {
             "frame": clip.face_frame.astype(np.int64) + self.frame_offset[-1],
@@ -126,6 +151,8 @@ class ShardWriter:
             _extend(self._file[f"frame/{name}"], rows)
         for name, rows in faces.items():
             _extend(self._file[f"face/{name}"], rows)
+        for name, rows in clip.streams.items():
+            _extend(self._file[f"stream/{name}"], rows)
         self._disk.check()
         for name, value in _clip_row(clip).items():
             self.columns[name].append(value)
@@ -134,9 +161,10 @@ class ShardWriter:
 
     def finish(self) -> None:
         """Write the clip columns, make the file durable, give it its name. Raises OSError."""
-        for group, offset in (("frame", self.frame_offset), ("face", self.face_offset)):
+        n_frames, n_faces = self.frame_offset[-1], self.face_offset[-1]
+        for group, n_rows in _group_rows(self._file, n_frames, n_faces).items():
             for dataset in self._file[group].values():
-                dataset.resize(offset[-1], axis=0)  # drops rows of an append that failed
+                dataset.resize(n_rows, axis=0)  # drops rows of an append that failed
         _write_columns(self._file, self.columns)
         self._file["clip/frame_offset"] = np.array(self.frame_offset, dtype=np.int64)
         self._file["clip/face_offset"] = np.array(self.face_offset, dtype=np.int64)
@@ -285,7 +313,7 @@ def find_shard_problems(path: Path) -> list[str]:
             if offset[0] != 0 or np.any(np.diff(offset) < 0):
                 problems.append(f"/clip/{name} does not rise from 0")
         with h5py.File(path, "r") as file:
-            for group, n_rows in (("frame", n_frames), ("face", n_faces)):
+            for group, n_rows in _group_rows(file, n_frames, n_faces).items():
                 problems += [
                     f"/{group}/{name} has {len(dataset)} rows, the clips have {n_rows}"
                     for name, dataset in file[group].items()
@@ -357,6 +385,9 @@ def _read_index_v1(path: Path, file: h5py.File) -> ShardIndex:
         weights=MappingProxyType(json.loads(attributes["weights"])),
         versions=MappingProxyType(json.loads(attributes["versions"])),
         face_map_shape=None if face_map is None else tuple(face_map.shape[1:]),
+        streams=MappingProxyType(
+            {name: int(dataset.shape[1]) for name, dataset in file.get("stream", {}).items()}
+        ),
     )
     columns: dict[str, Sequence[Any]] = {
         name: list(file[f"clip/{name}"].asstr()[:]) for name in _TEXT_COLUMNS
@@ -386,6 +417,7 @@ def _read_clips_v1(
     }
     names = (*_FACE_COLUMNS, "map") if face_map else tuple(_FACE_COLUMNS)
     face = {name: file[f"face/{name}"][faces] for name in names}
+    stream = {name: file[f"stream/{name}"][frames] for name in index.header.streams}
     for row in rows:
         of_frame = slice(*(index.frame_offset[row : row + 2] - frame_0))
         of_face = slice(*(index.face_offset[row : row + 2] - face_0))
@@ -402,10 +434,17 @@ def _read_clips_v1(
             track=face["track"][of_face],
             face_vector=face["vector"][of_face],
             face_map=face["map"][of_face] if face_map else None,
+            streams={name: values[of_frame] for name, values in stream.items()},
         )
 
 
 _READERS = {1: _Reader(_read_index_v1, _read_clips_v1)}
+
+
+def _group_rows(file: h5py.File, n_frames: int, n_faces: int) -> dict[str, int]:
+    """How many rows the columns of each group have; extra streams are optional."""
+    rows = {"frame": n_frames, "face": n_faces, "stream": n_frames}
+    return {group: n for group, n in rows.items() if group in file}
 
 
 def _clip_row(clip: ClipFeatures) -> dict[str, Any]:

@@ -133,6 +133,7 @@ def _describe_header(header: ShardHeader) -> dict[str, Any]:
         "weights": dict(header.weights),
         "versions": dict(header.versions),
         "face_map_shape": header.face_map_shape and list(header.face_map_shape),
+        "streams": dict(header.streams),
     }
 
 
@@ -145,4 +146,5 @@ def _read_header(described: Mapping[str, Any]) -> ShardHeader:
         weights=MappingProxyType(described["weights"]),
         versions=MappingProxyType(described["versions"]),
         face_map_shape=None if shape is None else (shape[0], shape[1], shape[2]),
+        streams=MappingProxyType(described.get("streams", {})),
     )

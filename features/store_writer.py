@@ -149,6 +149,11 @@ class StoreWriter:
                     f"{self.path}: this store declares the classes {', '.join(found.classes)}; "
                     f"asked for: {', '.join(self.header.classes)}. Choose another --store folder."
                 )
+            if _list_optional(found) != _list_optional(self.header):
+                raise ConfigError(
+                    f"{self.path}: this store keeps {_list_optional(found)}; to be added: "
+                    f"{_list_optional(self.header)}. Choose another --store folder."
+                )
             self._shards.append(entry)
         write_store_index(self.path, self.header, self._shards)
 
@@ -177,6 +182,13 @@ class StoreWriter:
         return self.path / "shards" / f"{max(numbers, default=-1) + 1:04d}.h5"
 
 
+def _list_optional(header: ShardHeader) -> str:
+    """What a store may keep beside what every store has, in words."""
+    maps = f"face maps {header.face_map_shape}" if header.face_map_shape else "no face maps"
+    streams = [f"{name} [{size}]" for name, size in sorted(header.streams.items())]
+    return f"{maps} and {'the streams ' + ', '.join(streams) if streams else 'no extra stream'}"
+
+
 def write_store(
     path: Path | str,
     clips: Iterable[ClipFeatures],
@@ -185,6 +197,7 @@ def write_store(
     fingerprint: str,
     config: Mapping[str, Any] = MappingProxyType({}),
     face_map_shape: tuple[int, int, int] | None = None,
+    streams: Mapping[str, int] = MappingProxyType({}),
 ) -> Path:
     """Write features that were made elsewhere as a store, or add them to one.
 
@@ -195,6 +208,7 @@ def write_store(
         fingerprint: Names how the features were made; only equal ones may be mixed.
         config: Anything that tells how they were made.
         face_map_shape: (512, h, w) where every clip has a face_map.
+        streams: Extra stream -> values a frame, those that every clip has.
 
     Raises:
         ConfigError, ShardError: as StoreWriter. ValueError: a clip lacks a part.
@@ -206,6 +220,7 @@ def write_store(
         weights={},
         versions={},
         face_map_shape=face_map_shape,
+        streams=dict(streams),
     )
     with StoreWriter(Path(path), header) as writer:
         for clip in clips:

@@ -39,7 +39,7 @@ def make_table(clips: list[ClipFeatures], *, faces: str = "all", max_steps: int 
     builder = TableBuilder(
         n_frames=sum(clip.n_frames for clip in clips),
         n_faces=sum(clip.n_faces for clip in clips),
-        grids=["2x2"],
+        shapes={"context_2x2": (512, 2, 2), "face": (512,)},
         dtype=torch.float16,
     )
     for clip in clips:

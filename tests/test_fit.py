@@ -18,7 +18,7 @@ from features.store_writer import write_store
 from tests.builders import clip_features
 from train.config import PRESETS, FitConfig, parse_settings
 from train.fit import FitProgress, run_fit
-from train.heads import HEADS, build_head, find_grids
+from train.heads import HEADS, build_head, choose_streams, find_matrices
 from train.metrics import score_predictions
 from train.runs import RUN_FILES, find_runs, read_run
 from train.stores import check_stores, read_tables
@@ -272,17 +272,20 @@ def test_features_that_exceed_the_memory_are_refused_before_they_are_read(
     meminfo.write_text("MemTotal: 9999999 kB\nMemFree: 1 kB\nMemAvailable: 1000 kB\n")
     monkeypatch.setattr("train.stores._MEMINFO", meminfo)
     with pytest.raises(ConfigError, match=r"0\.0 GB are available\. Set context=2x2, or"):
-        read_tables([open_store(store)], QUICK, {"7x7"})
-    tables = read_tables([open_store(store)], QUICK, find_grids(["face"], "7x7"))
+        read_tables([open_store(store)], QUICK, {"context_7x7"})
+    tables = read_tables([open_store(store)], QUICK, find_matrices(["face"], QUICK))
     assert set(tables["train"].features) == {"face"}
     meminfo.unlink()
-    assert len(read_tables([open_store(store)], QUICK, {"7x7"})["train"]) == 15
+    assert len(read_tables([open_store(store)], QUICK, {"context_7x7"})["train"]) == 15
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_a_context_grid_is_read_for_heads_that_read_context(head: str) -> None:
-    reads_context = "context" in build_head(head, 3, context="2x2").streams
-    assert find_grids([head], "7x7") == ({"7x7"} if reads_context else set())
+def test_just_the_matrices_that_a_head_reads_are_asked_for(head: str) -> None:
+    built = build_head(head, 3, context="7x7")
+    matrices = find_matrices([head], FitConfig(context="7x7"))
+    assert ("context_7x7" in matrices) == ("context" in built.streams)
+    assert matrices == set(choose_streams(head, context="7x7").values())
+    assert built.streams == tuple(choose_streams(head))
 
 
 def test_an_interrupt_leaves_no_half_run_and_training_goes_on_later(
@@ -309,7 +312,7 @@ def test_a_damaged_run_folder_is_named(store: Path, tmp_path: Path) -> None:
     ("setting", "message"),
     [
         pytest.param("lr", "expected KEY=VALUE", id="no value"),
-        pytest.param("rate=1", "Known settings: faces, context, lr", id="unknown key"),
+        pytest.param("rate=1", "Known settings: faces, context, streams, lr", id="unknown key"),
         pytest.param("lr=fast", "expected a number, for example 0.0001", id="wrong type"),
         pytest.param("epochs=0", "out of range. The default is 30", id="out of range"),
         pytest.param("faces=some", "expected all, largest, track", id="not a choice"),

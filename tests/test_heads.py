@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from train.cascade import Cascade
 from train.config import HEAD_NAMES, TABLE_1_HEADS
 from train.heads import HEADS, build_head, count_parameters
-from train.layers import Linear, Lstm, draw_weights, read_run_state, stack_runs
+from train.layers import Conv, Linear, Lstm, draw_weights, read_run_state, stack_runs
 
 N_CLASSES = 8
 TABLE_1_PARAMETERS = {
@@ -21,19 +22,32 @@ TABLE_1_PARAMETERS = {
 }
 
 
-def make_inputs(n_steps: list[int], *, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Context [B, T, 2048] and face [B, T, 512], zero-padded, and lengths [B]."""
+SIZES = {"context": 2048, "face": 512, "face_map": 512 * 7 * 7}
+
+
+def make_inputs(n_steps: list[int], *, seed: int = 0) -> tuple[dict[str, Tensor], Tensor]:
+    """Every stream [B, T, .], zero-padded, and lengths [B]."""
     rng = torch.Generator().manual_seed(seed)
     lengths = torch.tensor(n_steps)
     real = (torch.arange(max(n_steps)) < lengths[:, None])[..., None]
     shape = (len(n_steps), max(n_steps))
-    context = torch.rand(*shape, 2048, generator=rng) * real
-    face = torch.rand(*shape, 512, generator=rng) * real
-    return context, face, lengths
+    streams = {name: torch.rand(*shape, n, generator=rng) * real for name, n in SIZES.items()}
+    return streams, lengths
 
 
-def pad(x: Tensor, n_more: int) -> Tensor:
-    return torch.cat([x, x.new_full((x.shape[0], n_more, x.shape[2]), 7.0)], 1)
+def pad(streams: dict[str, Tensor], n_more: int) -> dict[str, Tensor]:
+    """The same with more steps behind, which hold anything but zeros."""
+    return {
+        name: torch.cat([x, x.new_full((x.shape[0], n_more, x.shape[2]), 7.0)], 1)
+        for name, x in streams.items()
+    }
+
+
+def stack_inputs(
+    inputs: list[tuple[dict[str, Tensor], Tensor]],
+) -> tuple[dict[str, Tensor], Tensor]:
+    streams = {name: torch.stack([own[name] for own, _ in inputs]) for name in SIZES}
+    return streams, torch.stack([n_steps for _, n_steps in inputs])
 
 
 @pytest.mark.parametrize(("name", "expected"), TABLE_1_PARAMETERS.items())
@@ -47,6 +61,30 @@ def test_the_submitted_head_reads_25088_context_values() -> None:
     assert count_parameters(head) == 3_739_912
 
 
+def test_the_counts_of_the_other_heads_are_those_of_the_documentation() -> None:
+    assert count_parameters(build_head("conv2d3d", N_CLASSES)) == 99_976
+    for streams, same in (("context,face", "caca-a"), ("face,context", "caca-b")):
+        cascade = build_head("cascade", N_CLASSES, streams=streams)
+        twin = build_head(same, N_CLASSES)
+        assert count_parameters(cascade) == TABLE_1_PARAMETERS[same]
+        assert {n: p.shape for n, p in cascade.named_parameters()} == {
+            n: p.shape for n, p in twin.named_parameters()
+        }
+
+
+def test_sizes_come_from_the_store() -> None:
+    shapes = {"context_2x2": (512, 2, 2), "face": (96,), "audio": (40,), "face_map": (64, 5, 3)}
+    cascade = build_head("cascade", 3, streams="audio,face,context", shapes=shapes)
+    assert isinstance(cascade, Cascade)
+    assert cascade.encode["audio"].weight.shape == (128, 40)
+    assert cascade.rnn["audio"].n_layers == 2
+    conv = build_head("conv2d3d", 3, shapes=shapes)
+    logits = conv.score({"face_map": torch.rand(2, 4, 64 * 5 * 3)}, torch.tensor([4, 1]))
+    assert logits.shape == (2, 3)
+    with pytest.raises(ValueError, match="no pose; there are: context_2x2, face, audio, face_map"):
+        build_head("cascade", 3, streams="pose,face", shapes=shapes)
+
+
 def test_every_name_that_can_be_asked_for_can_be_built() -> None:
     assert tuple(HEADS) == HEAD_NAMES
     assert set(TABLE_1_HEADS) == set(TABLE_1_PARAMETERS)
@@ -57,18 +95,18 @@ def test_every_name_that_can_be_asked_for_can_be_built() -> None:
 @pytest.mark.parametrize("name", HEAD_NAMES)
 def test_more_padding_gives_the_same_logits(name: str) -> None:
     head = build_head(name, N_CLASSES, context="2x2")
-    context, face, n_steps = make_inputs([3, 1, 5])
-    logits = head(context, face, n_steps)
-    padded = head(pad(context, 4), pad(face, 4), n_steps)
+    streams, n_steps = make_inputs([3, 1, 5])
+    logits = head.score(streams, n_steps)
+    padded = head.score(pad(streams, 4), n_steps)
     torch.testing.assert_close(padded, logits, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", HEAD_NAMES)
 def test_a_clip_is_scored_the_same_alone_as_in_a_batch(name: str) -> None:
     head = build_head(name, N_CLASSES, context="2x2")
-    context, face, n_steps = make_inputs([3, 5])
-    alone = head(context[:1, :3], face[:1, :3], n_steps[:1])
-    torch.testing.assert_close(alone, head(context, face, n_steps)[:1], rtol=1e-5, atol=1e-6)
+    streams, n_steps = make_inputs([3, 5])
+    alone = head.score({name: x[:1, :3] for name, x in streams.items()}, n_steps[:1])
+    torch.testing.assert_close(alone, head.score(streams, n_steps)[:1], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", HEAD_NAMES)
@@ -76,10 +114,10 @@ def test_runs_side_by_side_give_the_logits_and_gradients_of_single_runs(name: st
     heads = [build_head(name, N_CLASSES, context="2x2", seed=seed) for seed in (1, 2)]
     stacked = stack_runs(heads)
     inputs = [make_inputs([2, 4], seed=seed) for seed in (5, 6)]
-    together = stacked(*(torch.stack(parts) for parts in zip(*inputs, strict=True)))
+    together = stacked.score(*stack_inputs(inputs))
     together.square().sum().backward()
     for run, (head, own) in enumerate(zip(heads, inputs, strict=True)):
-        logits = head(*own)
+        logits = head.score(*own)
         torch.testing.assert_close(together[run], logits, rtol=1e-5, atol=1e-6)
         logits.square().sum().backward()
         for name_, parameter in stacked.named_parameters():
@@ -122,6 +160,24 @@ def test_the_lstm_is_pytorchs_in_values_and_gradients(n_layers: int) -> None:
         torch.testing.assert_close(ours.get_parameter(name).grad, parameter.grad)
 
 
+@pytest.mark.parametrize("n_axes", [2, 3])
+def test_the_convolution_is_pytorchs(n_axes: int) -> None:
+    ours = Conv(4, 3, (3,) * n_axes, stride=(1, 2, 2)[-n_axes:])
+    draw_weights(ours, 0)
+    kind = nn.Conv2d if n_axes == 2 else nn.Conv3d
+    oracle = kind(4, 3, 3, stride=(1, 2, 2)[-n_axes:], padding=1)
+    oracle.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 4, *(5, 6, 7)[:n_axes], generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(ours(x), oracle(x))
+
+
+def test_a_3d_convolution_reads_movement_and_not_only_pictures() -> None:
+    head = build_head("conv2d3d", N_CLASSES)
+    streams, n_steps = make_inputs([6])
+    shuffled = {"face_map": streams["face_map"][:, [3, 0, 5, 1, 4, 2]]}
+    assert not torch.allclose(head.score(streams, n_steps), head.score(shuffled, n_steps))
+
+
 def test_the_linear_layer_is_pytorchs() -> None:
     ours = Linear(4, 3)
     draw_weights(ours, 0)
@@ -133,8 +189,8 @@ def test_the_linear_layer_is_pytorchs() -> None:
 
 def test_bfloat16_products_give_nearly_the_logits_of_float32() -> None:
     head = build_head("caca-a", N_CLASSES)
-    inputs = make_inputs([6, 4])
-    exact = head(*inputs)
+    streams, n_steps = make_inputs([6, 4])
+    exact = head.score(streams, n_steps)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rough = head(*inputs)
+        rough = head(streams["context"], streams["face"], n_steps)
     torch.testing.assert_close(rough.float(), exact, rtol=0.05, atol=0.02)

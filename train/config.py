@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType
+from typing import Any
 
 from features.errors import ConfigError
 
@@ -39,8 +40,24 @@ TABLE_1_HEADS: tuple[str, ...] = (
 )
 """The six heads of Table I, in its order."""
 
-HEAD_NAMES: tuple[str, ...] = (*TABLE_1_HEADS, "caca")
-"""Every head that can be trained; ``caca`` is the submitted one of IV-C."""
+HEAD_NAMES: tuple[str, ...] = (*TABLE_1_HEADS, "caca", "conv2d3d", "cascade")
+"""Every head that can be trained: ``caca`` is the submitted one of IV-C, ``conv2d3d`` that of
+Fig. 4, ``cascade`` reads any streams."""
+
+
+def split_names(setting: str, text: str) -> tuple[str, ...]:
+    """Take a setting like ``context,face`` apart.
+
+    Raises:
+        ConfigError: Fewer than two names, or one stands twice.
+    """
+    names = tuple(name.strip() for name in text.split(","))
+    if len(names) < 2 or len(set(names)) < len(names) or not all(names):
+        raise ConfigError(
+            f"setting {setting}: found {text!r}, expected two or more names, each once, for "
+            f"example {_DEFAULTS[setting]}."
+        )
+    return names
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -60,6 +77,8 @@ class FitConfig:
     """``all``, ``largest`` (one a frame) or ``track`` (the person seen most often)."""
     context: str = "own"
     """``2x2`` (Table I), ``7x7`` (as submitted), or ``own``: what the head was published with."""
+    streams: str = "context,face"
+    """Of ``cascade``: the streams it reads, in order; extra streams of the store among them."""
     lr: float = 1e-4
     """Adam's step size."""
     batch_size: int = 32
@@ -82,7 +101,7 @@ class FitConfig:
     sampling: str = "shuffled"
     """``balanced``: an epoch shows as many clips of each class, repeating those of rare classes."""
     dropout: float = 0.0
-    """Share of the values zeroed in training at the input of each LSTM layer and the last Linear."""
+    """Share of the values zeroed in training before each LSTM layer and before the last Linear."""
     label_smoothing: float = 0.0
     """Share of each label that is spread evenly over the classes."""
 
@@ -93,6 +112,7 @@ class FitConfig:
         _check_choice("precision", self.precision, PRECISIONS)
         _check_choice("class_weights", self.class_weights, CLASS_WEIGHTS)
         _check_choice("sampling", self.sampling, SAMPLINGS)
+        split_names("streams", self.streams)
         ranges = {
             "lr": 0 < self.lr < 1,
             "batch_size": self.batch_size >= 1,
@@ -159,6 +179,14 @@ def parse_settings(settings: Sequence[str], config: FitConfig) -> FitConfig:
 
 
 _KINDS: Mapping[type, str] = {str: "a word", int: "a whole number", float: "a number"}
+
+
+def choose_settings(head: str, config: FitConfig) -> dict[str, Any]:
+    """The settings that decide a run of a head: all but those of other heads."""
+    settings = asdict(config)
+    if head != "cascade":
+        del settings["streams"]
+    return settings
 
 
 def check_heads(heads: Sequence[str]) -> None:

@@ -6,7 +6,8 @@ row numbers. Row 0 is all zeros: it pads, and it stands for the face of a clip w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from features.contracts import CONTEXT_CHANNELS, FACE_VECTOR_SIZE, ClipFeatures
+from features.contracts import ClipFeatures
 from features.errors import ConfigError, ShardError
 
 UNLABELLED = -1
 """Class number of a clip that is only to be predicted."""
+
+FACE_MATRICES: tuple[str, ...] = ("face", "face_map")
+"""Feature matrices with a row a face; all others have a row a frame."""
 
 LENGTH_UNIT = 8
 """ClipSteps: batches gather clips that agree in length up to this much, to pad little."""
@@ -32,9 +36,9 @@ class ClipSteps:
     """Which rows of its split's matrices a head reads of one clip at one phase, in order."""
 
     context: NDArray[np.int64]
-    """[T] Rows of the context matrices."""
+    """[T] Rows of the matrices with a row a frame: context and extra streams."""
     face: NDArray[np.int64]
-    """[T] Rows of the face matrix; 0 where there is no face."""
+    """[T] Rows of ``face`` and ``face_map``; 0 where there is no face."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,7 +53,8 @@ class ClipTable:
     phases: tuple[tuple[ClipSteps, ...], ...]
     """[N] Each clip's phases, at least one; evaluation reads the first."""
     features: Mapping[str, Tensor]
-    """``face`` [A+1, 512], ``context_2x2`` [F+1, 2048], ``context_7x7`` [F+1, 25088]."""
+    """``face`` [A+1, 512], ``face_map`` [A+1, 512 h w], ``context_2x2`` [F+1, 2048],
+    ``context_7x7`` [F+1, 25088], and by their names extra streams [F+1, D]."""
 
     def __len__(self) -> int:
         return len(self.clip_id)
@@ -76,14 +81,18 @@ class TableBuilder:
     """Fills the table of one split, clip by clip; holds the matrices while they grow full."""
 
     def __init__(
-        self, *, n_frames: int, n_faces: int, grids: Iterable[str], dtype: torch.dtype
+        self,
+        *,
+        n_frames: int,
+        n_faces: int,
+        shapes: Mapping[str, tuple[int, ...]],
+        dtype: torch.dtype,
     ) -> None:
-        """Make room for the counts given; grids are ``2x2`` and ``7x7``."""
-        sides = {"2x2": 4, "7x7": 49}
-        self.features = {"face": torch.zeros(n_faces + 1, FACE_VECTOR_SIZE, dtype=dtype)}
-        for grid in grids:
-            size = CONTEXT_CHANNELS * sides[grid]
-            self.features[f"context_{grid}"] = torch.zeros(n_frames + 1, size, dtype=dtype)
+        """Make room for the counts given; shapes: matrix -> shape of one step's values."""
+        self.features = {}
+        for name, shape in shapes.items():
+            n_rows = n_faces if name in FACE_MATRICES else n_frames
+            self.features[name] = torch.zeros(n_rows + 1, math.prod(shape), dtype=dtype)
         self.n_frames = self.n_faces = 0
         self.rows: list[tuple[str, int, str, tuple[ClipSteps, ...]]] = []
 
@@ -95,10 +104,10 @@ class TableBuilder:
             )
         first_frame, first_face = 1 + self.n_frames, 1 + self.n_faces
         for name, matrix in self.features.items():
-            values = clip.face_vector if name == "face" else getattr(clip, name)
-            begin = first_face if name == "face" else first_frame
+            values = read_matrix(clip, name)
+            begin = first_face if name in FACE_MATRICES else first_frame
             matrix[begin : begin + len(values)] = torch.from_numpy(
-                np.ascontiguousarray(values).reshape(len(values), matrix.shape[1])
+                np.ascontiguousarray(values).reshape(-1, matrix.shape[1])
             )
         phases = []
         for phase in np.unique(clip.phase):
@@ -120,6 +129,20 @@ class TableBuilder:
             phases=tuple(row[3] for row in rows),
             features=self.features,
         )
+
+
+def read_matrix(clip: ClipFeatures, name: str) -> NDArray[np.float16]:
+    """A clip's rows of one feature matrix: [A, ...] for ``FACE_MATRICES``, else [F, ...].
+
+    Raises:
+        ValueError: The clip was read without it.
+    """
+    if name == "face":
+        return clip.face_vector
+    values = clip.streams.get(name) if name in clip.streams else getattr(clip, name, None)
+    if not isinstance(values, np.ndarray):
+        raise ValueError(f"clip {clip.clip_id}: was read without {name}")
+    return values
 
 
 def choose_steps(
@@ -211,6 +234,34 @@ def draw_phases(table: ClipTable, seed: int, epoch: int) -> NDArray[np.intp]:
     return drawn
 
 
+def draw_clips(label: NDArray[np.intp], sampling: str, seed: int, epoch: int) -> NDArray[np.intp]:
+    """Draw the clips that an epoch shows, as a function of seed and epoch.
+
+    Args:
+        label: [N] Class number of each clip, ``UNLABELLED`` ones never drawn.
+        sampling: ``shuffled``: each labelled clip once. ``balanced``: as many in all, and of each
+            class that has a clip as many as of every other, up to one; its clips take turns.
+        seed: Of the run.
+        epoch: From 1.
+
+    Returns:
+        Positions, as many as there are labelled clips.
+    """
+    labelled = np.flatnonzero(label != UNLABELLED)
+    if sampling == "shuffled":
+        return labelled
+    rng = np.random.default_rng([seed, epoch, 4])
+    classes = rng.permutation(np.unique(label[labelled]))
+    shares = np.array_split(np.arange(len(labelled)), len(classes))
+    drawn = []
+    for number, share in zip(classes, shares, strict=True):
+        of_class = np.flatnonzero(label == number)
+        n_turns = -(-len(share) // len(of_class))
+        turns = [rng.permutation(of_class) for _ in range(n_turns)]
+        drawn.append(np.concatenate([*turns, of_class[:0]])[: len(share)])
+    return np.concatenate(drawn)
+
+
 def order_batches(
     n_steps: NDArray[np.integer], batch_size: int, seed: int, epoch: int
 ) -> list[NDArray[np.intp]]:
@@ -269,7 +320,7 @@ def gather_batch(
     }
     for i, s in enumerate(steps):
         for stream, at in rows.items():
-            at[i, : n_steps[i]] = s.face if stream == "face" else s.context
+            at[i, : n_steps[i]] = s.face if stream in FACE_MATRICES else s.context
     return Batch(
         streams={
             stream: table.features[streams[stream]]

@@ -17,9 +17,9 @@ from safetensors.torch import save
 
 from features.fingerprint import hash_json
 from features.store import open_store
-from train.config import FitConfig, check_heads
+from train.config import FitConfig, check_heads, choose_settings
 from train.dataset import UNLABELLED, ClipTable, check_train_table, check_val_table
-from train.heads import build_head, choose_grid, count_parameters, find_grids
+from train.heads import choose_grid, count_parameters, find_matrices
 from train.metrics import bootstrap_intervals, score_predictions
 from train.parallel import count_workers, run_jobs, split_seeds
 from train.runs import (
@@ -32,14 +32,14 @@ from train.runs import (
     read_summary,
     write_run,
 )
-from train.stores import check_stores, describe_stores, read_tables
+from train.scoring import score_clips
+from train.specs import RunSpec
+from train.stores import check_stores, check_streams, describe_stores, find_shapes, read_tables
 from train.training import (
     Task,
     TrainedRun,
     choose_precision,
-    choose_streams,
     plan_epochs,
-    score_clips,
     train_runs,
 )
 
@@ -97,6 +97,8 @@ def run_fit(
     opened = [open_store(path) for path in stores]
     check_stores(opened)
     config = replace(config, precision=choose_precision(config.precision, device))
+    shapes = find_shapes(opened)
+    check_streams(heads, config, shapes)
     described = describe_stores(opened)
 
     paths = {
@@ -112,7 +114,7 @@ def run_fit(
         if len(there) < len(seeds):
             missing[head] = [seed for seed in seeds if seed not in there]
     if missing:
-        tables = read_tables(opened, config, find_grids(missing, config.context))
+        tables = read_tables(opened, config, find_matrices(missing, config))
         check_train_table(tables["train"], opened[0].classes)
         check_val_table(tables["val"])
         n_workers, tell = count_workers(device), _one_at_a_time(progress)
@@ -124,6 +126,7 @@ def run_fit(
                     train=tables["train"],
                     val=tables["val"],
                     config=config,
+                    shapes=shapes,
                     device=device,
                 ),
                 test=tables["test"],
@@ -192,15 +195,21 @@ class _Job:
     progress: Callable[[FitProgress], None]
 
     def run(self, stop: Event) -> None:
-        for trained in train_runs(self.task, list(self.paths), self._tell_epoch, stop):
-            write_run(*self._finish_run(trained))
+        specs = [RunSpec(seed=seed, config=self.task.config) for seed in self.paths]
+        trained = train_runs(self.task, specs, self._tell_epoch, stop)
+        for run in trained:
+            if run.error is None:
+                write_run(*self._finish_run(run))
+        for run in trained:
+            if run.error is not None:
+                raise run.error
         self.progress(FitProgress(head=self.task.head, seeds=tuple(self.paths), state="done"))
 
     def _tell_epoch(self, epoch: int, active: Sequence[TrainedRun]) -> None:
         self.progress(
             FitProgress(
                 head=self.task.head,
-                seeds=tuple(run.seed for run in active),
+                seeds=tuple(run.spec.seed for run in active),
                 state="training",
                 epoch=epoch,
                 n_epochs=plan_epochs(len(self.task.train.labelled), self.task.config).n_epochs,
@@ -212,30 +221,32 @@ class _Job:
         """Score the chosen epoch on val and, this once, on test; gather what the folder holds."""
         task, config = self.task, self.task.config
         tables = {"val": task.val, "test": self.test}
-        grid = choose_grid(task.head, config.context)
-        head = build_head(task.head, len(task.classes), context=grid)
+        head = task.build_head()
         head.load_state_dict(dict(trained.state))
-        streams = choose_streams(head, grid)
-        scores = {split: score_clips(head, table, streams) for split, table in tables.items()}
+        scores = {split: score_clips(head, table, task.streams) for split, table in tables.items()}
         summary = RunSummary(
-            run=self.paths[trained.seed].name,
+            run=self.paths[trained.spec.seed].name,
             head=task.head,
-            seed=trained.seed,
+            seed=trained.spec.seed,
             n_parameters=count_parameters(head),
             best_epoch=trained.best_epoch,
             val=summarise_scores(task.val, scores["val"]),
             test=summarise_scores(self.test, scores["test"]),
         )
         run = Run(
-            path=self.paths[trained.seed],
+            path=self.paths[trained.spec.seed],
             config={
                 "format": RUN_FORMAT,
                 "version": RUN_VERSION,
                 "head": task.head,
-                "seed": trained.seed,
-                "context": grid,
+                "seed": trained.spec.seed,
+                "context": choose_grid(task.head, config.context),
+                "streams": {
+                    name: {"matrix": matrix, "shape": list(task.shapes[matrix])}
+                    for name, matrix in task.streams.items()
+                },
                 "n_epochs": plan_epochs(len(task.train.labelled), config).n_epochs,
-                "settings": asdict(config),
+                "settings": choose_settings(task.head, config),
                 "device": task.device,
                 "store": dict(self.described),
                 "versions": _find_versions(),
@@ -270,7 +281,7 @@ def _tabulate_history(trained: TrainedRun) -> pd.DataFrame:
 
 def _hash_task(head: str, config: FitConfig, described: Mapping[str, Any]) -> str:
     """What names a run beside its head and seed: its settings and the clips it learned from."""
-    settings = {**asdict(config), "context": choose_grid(head, config.context)}
+    settings = {**choose_settings(head, config), "context": choose_grid(head, config.context)}
     return hash_json([settings, described["fingerprint"], described["clips_sha256"]])
 
 

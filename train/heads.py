@@ -5,6 +5,7 @@ Layers and sizes follow Table I's parameter counts to the digit (see docs/models
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -12,14 +13,14 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from features.contracts import CONTEXT_CHANNELS, FACE_VECTOR_SIZE
+from features.contracts import CONTEXT_CHANNELS, FACE_MAP_SHAPE, FACE_VECTOR_SIZE
 from train.cascade import Cascade, Link
+from train.config import FitConfig, split_names
+from train.conv2d3d import Conv2d3d
 from train.layers import Head, Linear, Lstm, draw_weights
 
-CONTEXT_SIZES: Mapping[str, int] = MappingProxyType(
-    {"2x2": CONTEXT_CHANNELS * 2 * 2, "7x7": CONTEXT_CHANNELS * 7 * 7}
-)
-"""Context values a step by pooling grid: 2,048 and 25,088."""
+Shapes = Mapping[str, tuple[int, ...]]
+"""Stream or feature matrix -> shape of its values at one step, for example (512, 7, 7)."""
 
 SIZE = 128
 """Width of encoded features and of the LSTMs, where not twice that (IV-C, V)."""
@@ -46,9 +47,9 @@ class ParallelRnn(Head):
 
     streams = ("context", "face")
 
-    def __init__(self, context_size: int, n_classes: int) -> None:
+    def __init__(self, shapes: Shapes, n_classes: int) -> None:
         super().__init__()
-        self.encode = _encode_both(context_size)
+        self.encode = _encode_each(shapes)
         self.rnn = nn.ModuleDict({name: Lstm(SIZE, SIZE, 2) for name in self.streams})
         self.classify = Linear(2 * SIZE, n_classes)
 
@@ -66,9 +67,9 @@ class ConcatenatedRnn(Head):
 
     streams = ("context", "face")
 
-    def __init__(self, context_size: int, n_classes: int) -> None:
+    def __init__(self, shapes: Shapes, n_classes: int) -> None:
         super().__init__()
-        self.encode = _encode_both(context_size)
+        self.encode = _encode_each(shapes)
         self.rnn = Lstm(2 * SIZE, 2 * SIZE, 2)
         self.classify = Linear(2 * SIZE, n_classes)
 
@@ -78,24 +79,36 @@ class ConcatenatedRnn(Head):
         return logits
 
 
+SHAPES: Shapes = MappingProxyType(
+    {
+        "context_2x2": (CONTEXT_CHANNELS, 2, 2),
+        "context_7x7": (CONTEXT_CHANNELS, 7, 7),
+        "face": (FACE_VECTOR_SIZE,),
+        "face_map": FACE_MAP_SHAPE,
+    }
+)
+"""Feature matrices of a store made with the shipped networks; other stores tell their own."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeadSpec:
     """How to build a head, and what it reads."""
 
-    build: Callable[[int, int], Head]
-    """(context size, number of classes) to a head whose weights are not drawn yet."""
-    context_grid: str
+    build: Callable[[Shapes, int], Head]
+    """(shapes by stream, number of classes) to a head whose weights are not drawn yet."""
+    streams: tuple[str, ...] = ("context", "face")
+    """What the head reads; empty where the setting ``streams`` says it."""
+    context_grid: str = "2x2"
     """The pooling of the context features that the head was published with."""
-    reads_context: bool = True
-    """False for a head that needs no context features at all."""
 
 
-def _cascade(*streams: str, n_layers: tuple[int, int]) -> Callable[[int, int], Head]:
-    def build(context_size: int, n_classes: int) -> Head:
-        sizes = {"context": context_size, "face": FACE_VECTOR_SIZE}
+def _build_cascade(first_layers: int, later_layers: int) -> Callable[[Shapes, int], Head]:
+    """A cascade over all streams in their order; how deep its first LSTM is, and each later one."""
+
+    def build(shapes: Shapes, n_classes: int) -> Head:
         links = [
-            Link(stream=name, n_in=sizes[name], n_layers=depth)
-            for name, depth in zip(streams, n_layers, strict=True)
+            Link(stream=name, n_in=math.prod(shape), n_layers=later_layers if i else first_layers)
+            for i, (name, shape) in enumerate(shapes.items())
         ]
         return Cascade(links, SIZE, n_classes)
 
@@ -105,18 +118,22 @@ def _cascade(*streams: str, n_layers: tuple[int, int]) -> Callable[[int, int], H
 HEADS: Mapping[str, HeadSpec] = MappingProxyType(
     {
         "face": HeadSpec(
-            build=lambda _, k: SingleRnn("face", FACE_VECTOR_SIZE, FACE_VECTOR_SIZE, k),
-            context_grid="2x2",
-            reads_context=False,
+            build=lambda shapes, k: SingleRnn("face", shapes["face"][0], shapes["face"][0], k),
+            streams=("face",),
         ),
         "context": HeadSpec(
-            build=lambda c, k: SingleRnn("context", c, SIZE, k), context_grid="2x2"
+            build=lambda shapes, k: SingleRnn("context", math.prod(shapes["context"]), SIZE, k),
+            streams=("context",),
         ),
-        "parallel": HeadSpec(build=ParallelRnn, context_grid="2x2"),
-        "concatenated": HeadSpec(build=ConcatenatedRnn, context_grid="2x2"),
-        "caca-a": HeadSpec(build=_cascade("context", "face", n_layers=(2, 1)), context_grid="2x2"),
-        "caca-b": HeadSpec(build=_cascade("face", "context", n_layers=(2, 1)), context_grid="2x2"),
-        "caca": HeadSpec(build=_cascade("context", "face", n_layers=(1, 2)), context_grid="7x7"),
+        "parallel": HeadSpec(build=ParallelRnn),
+        "concatenated": HeadSpec(build=ConcatenatedRnn),
+        "caca-a": HeadSpec(build=_build_cascade(2, 1)),
+        "caca-b": HeadSpec(build=_build_cascade(2, 1), streams=("face", "context")),
+        "caca": HeadSpec(build=_build_cascade(1, 2), context_grid="7x7"),
+        "conv2d3d": HeadSpec(
+            build=lambda shapes, k: Conv2d3d(shapes["face_map"], k), streams=("face_map",)
+        ),
+        "cascade": HeadSpec(build=_build_cascade(2, 1), streams=()),
     }
 )
 """Every head by name, in the order of the tables."""
@@ -127,29 +144,59 @@ def choose_grid(name: str, context: str = "own") -> str:
     return HEADS[name].context_grid if context == "own" else context
 
 
-def find_grids(names: Iterable[str], context: str = "own") -> set[str]:
-    """The pooling grids of context features that some heads need; empty if none reads any."""
-    return {choose_grid(name, context) for name in names if HEADS[name].reads_context}
+def choose_streams(
+    name: str, *, context: str = "own", streams: str = "context,face"
+) -> dict[str, str]:
+    """The streams that a head reads, in order -> the feature matrix that each comes from.
+
+    Args:
+        name: A key of ``HEADS``.
+        context: ``2x2``, ``7x7``, or ``own`` for what the head was published with.
+        streams: Of a head that reads any streams.
+    """
+    read = HEADS[name].streams or split_names("streams", streams)
+    matrix = f"context_{choose_grid(name, context)}"
+    return {stream: matrix if stream == "context" else stream for stream in read}
 
 
-def build_head(name: str, n_classes: int, *, context: str = "own", seed: int = 0) -> Head:
+def find_matrices(names: Iterable[str], config: FitConfig) -> set[str]:
+    """The feature matrices that some heads need."""
+    return {
+        matrix
+        for name in names
+        for matrix in choose_streams(name, context=config.context, streams=config.streams).values()
+    }
+
+
+def build_head(
+    name: str,
+    n_classes: int,
+    *,
+    context: str = "own",
+    streams: str = "context,face",
+    shapes: Shapes = SHAPES,
+    seed: int = 0,
+) -> Head:
     """Build a head with weights drawn from the seed alone.
 
     Args:
         name: A key of ``HEADS``.
         n_classes: K.
         context: ``2x2``, ``7x7``, or ``own`` for what the head was published with.
+        streams: Of ``cascade``: what it reads, in order.
+        shapes: Of the store's feature matrices; the shipped networks' by default.
         seed: Of the weights; the global random state is neither read nor changed.
 
     Raises:
-        ValueError: No such head or grid.
+        ValueError: No such head, or no matrix that it reads.
     """
     if name not in HEADS:
         raise ValueError(f"no head {name!r}; known: {', '.join(HEADS)}")
-    grid = choose_grid(name, context)
-    if grid not in CONTEXT_SIZES:
-        raise ValueError(f"no context grid {grid!r}; known: {', '.join(CONTEXT_SIZES)}")
-    head = HEADS[name].build(CONTEXT_SIZES[grid], n_classes)
+    read = choose_streams(name, context=context, streams=streams)
+    missing = set(read.values()) - set(shapes)
+    if missing:
+        raise ValueError(f"no {', '.join(sorted(missing))}; there are: {', '.join(shapes)}")
+    head = HEADS[name].build({stream: shapes[at] for stream, at in read.items()}, n_classes)
     draw_weights(head, seed)
     return head
 
@@ -159,7 +206,7 @@ def count_parameters(head: Head) -> int:
     return sum(p.numel() for p in head.parameters())
 
 
-def _encode_both(context_size: int) -> nn.ModuleDict:
+def _encode_each(shapes: Shapes) -> nn.ModuleDict:
     return nn.ModuleDict(
-        {"context": Linear(context_size, SIZE), "face": Linear(FACE_VECTOR_SIZE, SIZE)}
+        {stream: Linear(math.prod(shape), SIZE) for stream, shape in shapes.items()}
     )

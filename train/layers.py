@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from train.noise import Noise
 from train.recurrence import Steps, run_recurrence
 
 M = TypeVar("M", bound=nn.Module)
@@ -53,6 +54,9 @@ class Head(nn.Module):
 class Linear(nn.Module):
     """``torch.nn.Linear`` with an optional run dimension."""
 
+    noise: Noise | None = None
+    """Of dropout at the input, in training."""
+
     def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_out, n_in))
@@ -64,7 +68,42 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [*runs, ..., n_in]. Returns [*runs, ..., n_out]."""
+        if self.noise is not None:
+            x = self.noise.drop(x)
         return _project(x, self.weight, self.bias)
+
+
+class Conv(nn.Module):
+    """``torch.nn.Conv2d`` or ``Conv3d`` with an optional run dimension.
+
+    Edges are padded with zeros so that a stride of 1 keeps the size.
+    """
+
+    def __init__(
+        self, n_in: int, n_out: int, kernel: tuple[int, ...], *, stride: tuple[int, ...] = ()
+    ) -> None:
+        """kernel: 2 or 3 odd sizes; stride: as many, 1 each by default."""
+        super().__init__()
+        self.stride = stride or (1,) * len(kernel)
+        self.padding = tuple(size // 2 for size in kernel)
+        self.weight = nn.Parameter(torch.empty(n_out, n_in, *kernel))
+        self.bias = nn.Parameter(torch.empty(n_out))
+
+    def draw_weights(self, rng: torch.Generator) -> None:
+        """Draw as PyTorch does: uniform within 1 / sqrt(inputs)."""
+        _draw_uniform(self, 1 / math.sqrt(self.weight[0].numel()), rng)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [*runs, N, n_in, *places]. Returns [*runs, N, n_out, *places]."""
+        if not torch.is_autocast_enabled(x.device.type):
+            x = x.to(self.weight.dtype)
+        convolve = nn.functional.conv2d if len(self.stride) == 2 else nn.functional.conv3d
+        if self.bias.dim() == 1:
+            return convolve(x, self.weight, self.bias, self.stride, self.padding)
+        # A call a run: each has work enough, and on a CPU it is as fast as one grouped convolution
+        # over space and time, and several times faster than a grouped 1x1.
+        runs = zip(x, self.weight, self.bias, strict=True)
+        return torch.stack([convolve(*run, self.stride, self.padding) for run in runs])
 
 
 class State(NamedTuple):
@@ -102,6 +141,9 @@ class Lstm(nn.Module):
     The layer that reads the vector is the one that asks for it: the query is its hidden state of
     the step before.
     """
+
+    noise: Noise | None = None
+    """Of dropout at the input of each layer, in training."""
 
     def __init__(self, n_in: int, size: int, n_layers: int, *, attention_size: int = 0) -> None:
         super().__init__()
@@ -141,6 +183,8 @@ class Lstm(nn.Module):
         x = x.transpose(-3, -2)  # [*runs, T, B, n_in]: a step's rows lie together
         for layer in range(self.n_layers):
             begin = (first.hidden[layer], first.cell[layer]) if first is not None else None
+            if self.noise is not None:
+                x = self.noise.drop(x)
             steps = self._run_layer(layer, x, begin, memory if layer == 0 else None)
             x = steps.hidden
             attention = steps.attention if attention is None else attention
@@ -188,8 +232,16 @@ def draw_weights(module: nn.Module, seed: int) -> None:
     """Draw the weights of every layer of a module, in order, from the seed alone."""
     rng = torch.Generator().manual_seed(seed)
     for part in module.modules():
-        if isinstance(part, Linear | Lstm):
+        if isinstance(part, Linear | Conv | Lstm):
             part.draw_weights(rng)
+
+
+def set_noise(head: Head, noise: Noise | None) -> None:
+    """Switch dropout on, with this noise, or off: before each LSTM layer and the last Linear."""
+    head.classify.noise = noise
+    for part in head.modules():
+        if isinstance(part, Lstm):
+            part.noise = noise
 
 
 def stack_runs(modules: Sequence[M]) -> M:

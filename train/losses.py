@@ -58,8 +58,7 @@ def make_losses(
     """
     balanced = weigh_classes(label, n_classes)
     weights = [
-        balanced if config.class_weights == "balanced" else np.ones(n_classes)
-        for config in configs
+        balanced if config.class_weights == "balanced" else np.ones(n_classes) for config in configs
     ]
     return RunLosses(
         class_weight=torch.tensor(np.stack(weights), dtype=torch.float32, device=device),
@@ -68,7 +67,7 @@ def make_losses(
 
 
 def weigh_classes(label: NDArray[np.intp], n_classes: int) -> NDArray[np.float64]:
-    """[K] Weights that make the classes count alike: clips / (classes present x clips of the class).
+    """[K] Weights that make the classes count alike: clips / (classes present x clips of each).
 
     Their mean over the clips is 1. A class without a clip weighs nothing.
     """

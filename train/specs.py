@@ -1,4 +1,4 @@
-"""Runs to train: a seed and settings each, and which of them can be trained as one batched model."""
+"""Runs to train, a seed and settings each, and which of them one batched model can hold."""
 
 from __future__ import annotations
 

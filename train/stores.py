@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
-from features.contracts import FACE_VECTOR_SIZE, SPLITS
+from features.contracts import SPLITS
 from features.errors import ConfigError
 from features.fingerprint import hash_json
 from features.store import Store
 from train.config import FitConfig
-from train.dataset import ClipTable, TableBuilder, number_label
-from train.heads import CONTEXT_SIZES
+from train.dataset import FACE_MATRICES, ClipTable, TableBuilder, number_label
+from train.heads import SHAPES, Shapes, choose_streams
 
 _MEMINFO = Path("/proc/meminfo")
 _BYTES_PER_VALUE = 2  # of float16 and bfloat16 alike
 _NAMED_SUBJECTS = 5
+_CONTEXT = ("context_2x2", "context_7x7")
 
 _log = logging.getLogger(__name__)
 
@@ -85,8 +87,49 @@ def describe_stores(stores: Sequence[Store]) -> dict[str, Any]:
     }
 
 
+def find_shapes(stores: Sequence[Store]) -> dict[str, tuple[int, ...]]:
+    """Each feature matrix that every one of the stores has -> shape of its values at one step.
+
+    Raises:
+        ConfigError: Two stores have a matrix of one name in two shapes.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    n_stores = dict.fromkeys(SHAPES, len(stores)) | {"face_map": 0}
+    for store in stores:
+        shapes: dict[str, tuple[int, ...]] = {n: (d,) for n, d in store.header.streams.items()}
+        if store.header.face_map_shape is not None:
+            shapes["face_map"] = store.header.face_map_shape
+        for name, shape in shapes.items():
+            if found.setdefault(name, shape) != shape:
+                raise ConfigError(
+                    f"{store.path}: {name} has the shape {shape}, expected {found[name]} as in "
+                    "the stores before it. Write both with the same networks."
+                )
+            n_stores[name] = n_stores.get(name, 0) + 1
+    return {
+        name: found.get(name) or SHAPES[name] for name, n in n_stores.items() if n == len(stores)
+    }
+
+
+def check_streams(heads: Iterable[str], config: FitConfig, shapes: Shapes) -> None:
+    """Raise ConfigError, with what to do, where the stores lack what a head reads."""
+    for head in heads:
+        read = choose_streams(head, context=config.context, streams=config.streams)
+        for matrix in read.values():
+            if matrix == "face_map" and matrix not in shapes:
+                raise ConfigError(
+                    f"head {head} reads face maps, which the store does not keep. Run extract with "
+                    "--face-map into a new store, or name other heads with --head."
+                )
+            if matrix not in shapes:
+                raise ConfigError(
+                    f"head {head} reads the stream {matrix!r}, which the store does not have. It "
+                    f"has: context, {', '.join(n for n in shapes if n not in _CONTEXT)}."
+                )
+
+
 def read_tables(
-    stores: Sequence[Store], config: FitConfig, grids: Collection[str]
+    stores: Sequence[Store], config: FitConfig, matrices: Collection[str]
 ) -> dict[str, ClipTable]:
     """Read all clips once: split -> its clips with their features in memory.
 
@@ -94,14 +137,15 @@ def read_tables(
         stores: Checked by ``check_stores``.
         config: ``precision`` resolved; train rows are kept in bfloat16 where training multiplies in
             it, everything else as stored, in float16.
-        grids: ``2x2`` and ``7x7``, those that a head reads; empty if none reads context.
+        matrices: Names of the feature matrices that heads read, as ``find_shapes`` knows them.
 
     Raises:
         ShardError: A store is damaged.
         ConfigError: A label that the stores do not declare, or the features exceed the memory.
     """
     clips = _join_clips(stores)
-    _check_memory(clips, grids)
+    shapes = {name: shape for name, shape in find_shapes(stores).items() if name in matrices}
+    _check_memory(clips, shapes)
     builders = {}
     for split in SPLITS:
         of_split = clips[clips["split"] == split]
@@ -109,11 +153,13 @@ def read_tables(
         builders[split] = TableBuilder(
             n_frames=int(of_split["n_frames"].sum()),
             n_faces=int(of_split["n_faces"].sum()),
-            grids=sorted(grids),
+            shapes=shapes,
             dtype=torch.bfloat16 if in_bfloat16 else torch.float16,
         )
     for store in stores:
-        for clip in store.iter_clips(context_7x7="7x7" in grids):
+        for clip in store.iter_clips(
+            context_7x7="context_7x7" in shapes, face_map="face_map" in shapes
+        ):
             label = number_label(clip.label, store.classes, f"{store.path}: clip {clip.clip_id}")
             builders[clip.split].add(clip, label, faces=config.faces, max_steps=config.max_steps)
     return {split: builder.finish() for split, builder in builders.items()}
@@ -138,19 +184,21 @@ def _warn_of_shared_subjects(clips: pd.DataFrame) -> None:
         )
 
 
-def _check_memory(clips: pd.DataFrame, grids: Collection[str]) -> None:
+def _check_memory(clips: pd.DataFrame, shapes: Shapes) -> None:
     """Raise ConfigError where the feature matrices need more memory than the machine has free."""
     available = _read_available_bytes()
-    values_per_frame = sum(CONTEXT_SIZES[grid] for grid in grids)
-    n_values = (
-        int(clips["n_frames"].sum()) * values_per_frame
-        + int(clips["n_faces"].sum()) * FACE_VECTOR_SIZE
+    n_rows = {"faces": int(clips["n_faces"].sum()), "frames": int(clips["n_frames"].sum())}
+    n_values = sum(
+        n_rows["faces" if name in FACE_MATRICES else "frames"] * math.prod(shape)
+        for name, shape in shapes.items()
     )
     needed = n_values * _BYTES_PER_VALUE
     if available is None or needed <= available:
         return
     remedy = (
-        "Set context=2x2, or give a smaller store" if "7x7" in grids else "Give a smaller store"
+        "Set context=2x2, or give a smaller store"
+        if "context_7x7" in shapes
+        else "Give a smaller store"
     )
     raise ConfigError(
         f"the features of {len(clips)} clips need {needed / 1e9:.1f} GB of memory, and "
