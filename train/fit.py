@@ -40,6 +40,8 @@ from train.runs import (
     read_summary,
     write_run,
 )
+from train.scoring import score_clips
+from train.specs import RunSpec
 from train.stores import (
     check_stores,
     check_streams,
@@ -55,7 +57,6 @@ from train.training import (
     TrainedRun,
     choose_precision,
     plan_epochs,
-    score_clips,
     train_runs,
 )
 
@@ -225,17 +226,23 @@ class _Job:
     observe: Observe
 
     def run(self, stop: Event) -> None:
-        for trained in train_runs(self.task, list(self.paths), self._tell_epoch, stop):
-            write_run(*self._finish_run(trained))
+        specs = [RunSpec(seed=seed, config=self.task.config) for seed in self.paths]
+        trained = train_runs(self.task, specs, self._tell_epoch, stop)
+        for run in trained:
+            if run.error is None:
+                write_run(*self._finish_run(run))
+        for run in trained:
+            if run.error is not None:
+                raise run.error
         self.progress(FitProgress(head=self.task.head, seeds=tuple(self.paths), state="done"))
 
     def _tell_epoch(self, epoch: int, active: Sequence[TrainedRun]) -> None:
         for run in active:
-            self.observe(self.paths[run.seed].name, run.history[-1])
+            self.observe(self.paths[run.spec.seed].name, run.history[-1])
         self.progress(
             FitProgress(
                 head=self.task.head,
-                seeds=tuple(run.seed for run in active),
+                seeds=tuple(run.spec.seed for run in active),
                 state="training",
                 epoch=epoch,
                 n_epochs=plan_epochs(len(self.task.train.labelled), self.task.config).n_epochs,
@@ -251,21 +258,21 @@ class _Job:
         head.load_state_dict(dict(trained.state))
         scores = {split: score_clips(head, table, task.streams) for split, table in tables.items()}
         summary = RunSummary(
-            run=self.paths[trained.seed].name,
+            run=self.paths[trained.spec.seed].name,
             head=task.head,
-            seed=trained.seed,
+            seed=trained.spec.seed,
             n_parameters=count_parameters(head),
             best_epoch=trained.best_epoch,
             val=summarise_scores(task.val, scores["val"]),
             test=summarise_scores(self.test, scores["test"]),
         )
         run = Run(
-            path=self.paths[trained.seed],
+            path=self.paths[trained.spec.seed],
             config={
                 "format": RUN_FORMAT,
                 "version": RUN_VERSION,
                 "head": task.head,
-                "seed": trained.seed,
+                "seed": trained.spec.seed,
                 "context": choose_grid(task.head, config.context),
                 "streams": {
                     name: {"matrix": matrix, "shape": list(task.shapes[matrix])}

@@ -1,19 +1,21 @@
 """The driver of ``sweep``: tries settings of one head on train and val, and trains the best ones.
 
-Trials are tried a batch at a time, as one batched model where their settings allow. What a batch
-tries, and which of its trials end early, is a function of the trials of the batches before it:
-a sweep that was killed goes on with the batch it was at, and ends as if nothing had happened.
+::
+
+    sweep-caca-a-5be1d3a0c2f4/     in the folder of runs
+        sweep.json                 what was tried, the best settings, the runs that have them
+        trials.csv                 a row a trial
+        importance.csv             what mattered
+        trials.db                  Optuna's storage, unless another is named
 """
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from filelock import FileLock, Timeout
@@ -22,79 +24,24 @@ from features.disk import write_atomically
 from features.errors import ConfigError, RunError
 from features.fingerprint import hash_json
 from features.store import open_store
-from train.config import FitConfig, check_heads, choose_settings
+from train.config import ENSEMBLE, check_heads, choose_settings
 from train.fit import FitProgress, run_fit
 from train.folds import leave_out_test
 from train.runs import RunSummary
-from train.search import Choices, Space, describe_space, list_points, round_settings
-from train.specs import RunSpec, group_specs
+from train.search import describe_space
 from train.stores import check_stores, describe_stores
+from train.sweep_batches import Sweep, SweepProgress, run_trials
 from train.sweep_tables import find_best, tabulate_importance, tabulate_trials
-from train.sweep_training import Judge, TrialTrainer
+from train.sweep_training import TrialTrainer
 from train.training import plan_epochs
 from train.trials import (
     DEAD_AFTER_S,
     Trial,
     TrialStorage,
-    describe_distributions,
-    make_history,
 )
-
-TRIALS_AT_ONCE = 8
-"""Trials of a batch; so many are drawn at random, and run to their end, before any is judged."""
 
 SWEEP_FORMAT = "caca-rnn-sweep"
 SWEEP_VERSION = 1
-
-_WARMUP = 0.25
-"""Share of the epochs in which no trial ends early."""
-
-_WAIT_S = 5.0
-_RENEW_S = 60.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sweep:
-    """What to try."""
-
-    head: str
-    config: FitConfig
-    """Settings of every trial but for those that are varied."""
-    space: Space
-    n_trials: int = 0
-    """Trials to draw from the space; 0: all combinations of its choices."""
-    trial_seeds: int = 1
-    """Runs of each trial; the median counts."""
-
-    def __post_init__(self) -> None:
-        if not self.n_trials and not all(isinstance(c, Choices) for c in self.space.values()):
-            raise ValueError("a grid has choices only")
-
-    @property
-    def is_drawn(self) -> bool:
-        return self.n_trials > 0
-
-    def list_points(self) -> list[dict[str, Any]]:
-        """The points of a grid, those that train together side by side."""
-        points = list_points({k: c for k, c in self.space.items() if isinstance(c, Choices)})
-        specs = [RunSpec(seed=i, config=self.configure(p)) for i, p in enumerate(points)]
-        return [points[spec.seed] for group in group_specs(specs) for spec in group]
-
-    def configure(self, settings: Mapping[str, Any]) -> FitConfig:
-        """The settings of a trial."""
-        return replace(self.config, **settings)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepProgress:
-    """How far a sweep has come, for a progress bar."""
-
-    n_done: int
-    n_trials: int
-    epoch: int = 0
-    """Of the batch at hand; 0 between batches."""
-    best: float = 0.0
-    """The highest value of a finished trial so far, 0..1."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -145,6 +92,11 @@ def run_sweep(
         RunError: No trial came to a finite loss.
     """
     check_heads([sweep.head])
+    if sweep.head == ENSEMBLE:
+        raise ConfigError(
+            f"head {ENSEMBLE}: it has no settings of its own, its weights are found on val. Sweep "
+            "its members, then fit it with their best settings."
+        )
     opened = leave_out_test([open_store(path) for path in stores])
     check_stores(opened)
     described = describe_stores(opened)
@@ -167,7 +119,7 @@ def run_sweep(
         )
         trial_storage.give_up_dead(DEAD_AFTER_S if storage else 0.0)
         n_train = described["splits"]["train"]["n_labelled"]
-        trials = _run_trials(
+        trials = run_trials(
             sweep,
             trial_storage,
             TrialTrainer(opened, sweep.head, device=device),
@@ -183,6 +135,8 @@ def run_sweep(
             )
         table = tabulate_trials(trials, sweep.space, sweep.config.select)
         importance = tabulate_importance(trials, sweep.space, drawn=sweep.is_drawn)
+        write_atomically(folder / "trials.csv", _write_csv(table))
+        write_atomically(folder / "importance.csv", _write_csv(importance))
         summaries = (
             run_fit(
                 stores,
@@ -197,8 +151,6 @@ def run_sweep(
             if seeds
             else []
         )
-        write_atomically(folder / "trials.csv", _write_csv(table))
-        write_atomically(folder / "importance.csv", _write_csv(importance))
         told = {
             "format": SWEEP_FORMAT,
             "version": SWEEP_VERSION,
@@ -214,140 +166,6 @@ def run_sweep(
         write_atomically(folder / "sweep.json", json.dumps(told, indent=1) + "\n")
     return SweepSummary(
         folder=folder, trials=table, importance=importance, best=best, runs=tuple(summaries)
-    )
-
-
-def _run_trials(
-    sweep: Sweep,
-    storage: TrialStorage,
-    trainer: TrialTrainer,
-    *,
-    n_epochs: int,
-    wait: bool,
-    progress: Callable[[SweepProgress], None],
-) -> list[Trial]:
-    """Try what is not tried yet; all finished trials, in order."""
-    points = [] if sweep.is_drawn else sweep.list_points()
-    n_trials = sweep.n_trials or len(points)
-    batches = [
-        range(begin, min(begin + TRIALS_AT_ONCE, n_trials))
-        for begin in range(0, n_trials, TRIALS_AT_ONCE)
-    ]
-    while True:
-        done = {slot: trial for slot, trial in storage.read().items() if slot < n_trials}
-        best = find_best(list(done.values()))
-        told = SweepProgress(
-            n_done=len(done), n_trials=n_trials, best=0.0 if best is None else best.value or 0.0
-        )
-        progress(told)
-        claimed = storage.list_claimed()
-        left = [batch for batch in batches if any(slot not in done for slot in batch)]
-        free = [batch for batch in left if claimed.isdisjoint(batch)]
-        if not free and (not left or not wait):
-            return list(done.values())
-        if not free:  # other machines are at what is left
-            time.sleep(_WAIT_S)
-            storage.give_up_dead(DEAD_AFTER_S)
-            continue
-        batch = _plan_batch(sweep, free[0], points, done, n_epochs)
-        _run_batch(
-            sweep, storage, trainer, batch, lambda epoch: progress(replace(told, epoch=epoch))
-        )
-
-
-def _run_batch(
-    sweep: Sweep,
-    storage: TrialStorage,
-    trainer: TrialTrainer,
-    batch: _Batch,
-    tell: Callable[[int], None],
-) -> None:
-    """Claim the trials of a batch that are missing, train the batch, write those.
-
-    All of it is trained even where some is written: the numbers are those of the whole batch.
-    """
-    ids = storage.claim({slot: batch.settings[slot] for slot in batch.missing})
-    if not ids:
-        return
-    renewed_s = time.monotonic()
-
-    def tell_epoch(epoch: int) -> None:
-        nonlocal renewed_s
-        if time.monotonic() - renewed_s > _RENEW_S:
-            storage.renew(ids.values())
-            renewed_s = time.monotonic()
-        tell(epoch)
-
-    try:
-        trained = trainer.train(
-            [sweep.configure(settings) for settings in batch.settings.values()],
-            sweep.trial_seeds,
-            batch.judge,
-            tell_epoch,
-        )
-        for slot, one in zip(batch.settings, trained, strict=True):
-            if slot in ids:
-                trial = Trial(
-                    slot=slot,
-                    settings=batch.settings[slot],
-                    state=one.state,
-                    by_epoch=one.by_epoch,
-                    result=one.result,
-                )
-                storage.write(ids.pop(slot), trial)
-    except BaseException:  # an interrupt as well: what is not written is free for others at once
-        storage.give_up(ids.values())
-        raise
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Batch:
-    """The trials that are tried together."""
-
-    settings: Mapping[int, Mapping[str, Any]]
-    """Slot -> what it tries."""
-    missing: tuple[int, ...]
-    """Slots that are not finished."""
-    judge: Judge
-
-
-def _plan_batch(
-    sweep: Sweep,
-    slots: range,
-    points: Sequence[Mapping[str, Any]],
-    done: Mapping[int, Trial],
-    n_epochs: int,
-) -> _Batch:
-    """What the trials of a batch try, and when one ends early: by the trials before the batch."""
-    missing = tuple(slot for slot in slots if slot not in done)
-    if not sweep.is_drawn:
-        return _Batch(
-            settings={slot: points[slot] for slot in slots},
-            missing=missing,
-            judge=lambda *_: False,  # a grid is compared whole
-        )
-    history = make_history(
-        [trial for slot, trial in done.items() if slot < slots[0]],
-        sweep.space,
-        seed=slots[0],
-        n_startup=TRIALS_AT_ONCE,
-        n_warmup=int(_WARMUP * n_epochs),
-    )
-    distributions = describe_distributions(sweep.space)
-    # Always as many as a whole batch: what is drawn does not depend on how many are asked for.
-    drawn = [history.ask(distributions) for _ in range(TRIALS_AT_ONCE)]
-
-    def judge(place: int, epoch: int, value: float) -> bool:
-        drawn[place].report(value, epoch)
-        return drawn[place].should_prune()
-
-    return _Batch(
-        settings={
-            slot: round_settings(sweep.space, trial.params)
-            for slot, trial in zip(slots, drawn, strict=False)
-        },
-        missing=missing,
-        judge=judge,
     )
 
 
