@@ -159,6 +159,12 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 """``table1``: the comparison of section V. ``submitted``: the two networks of Table II."""
 
 
+def choose_preset(head: str) -> Preset:
+    """The preset that a head was published with; ``table1`` for a head of neither."""
+    of_head = [preset for preset in PRESETS.values() if head in preset.heads]
+    return of_head[0] if of_head else PRESETS["table1"]
+
+
 def parse_settings(settings: Sequence[str], config: FitConfig) -> FitConfig:
     """Change a config by ``KEY=VALUE`` texts, as ``fit --set`` takes them.
 

@@ -14,8 +14,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from filelock import FileLock, Timeout
@@ -31,7 +32,7 @@ from train.runs import RunSummary
 from train.search import describe_space
 from train.stores import check_stores, describe_stores
 from train.sweep_batches import Sweep, SweepProgress, run_trials
-from train.sweep_tables import find_best, tabulate_importance, tabulate_trials
+from train.sweep_tables import describe_best, find_best, tabulate_importance, tabulate_trials
 from train.sweep_training import TrialTrainer
 from train.training import plan_epochs
 from train.trials import (
@@ -55,6 +56,16 @@ class SweepSummary:
     best: Trial
     runs: tuple[RunSummary, ...]
     """The best trial's settings over seeds."""
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {
+            "sweep": str(self.folder),
+            "trials": json.loads(self.trials.to_json(orient="records")),
+            "importance": json.loads(self.importance.to_json(orient="records")),
+            "best": describe_best(self.best),
+            "runs": [asdict(summary) for summary in self.runs],
+        }
 
 
 def run_sweep(
@@ -160,7 +171,7 @@ def run_sweep(
             "space": describe_space(sweep.space),
             "trial_seeds": sweep.trial_seeds,
             "store": {name: described[name] for name in ("fingerprint", "clips_sha256")},
-            "best": {"trial": best.slot, "value": best.value, "settings": dict(best.settings)},
+            "best": describe_best(best),
             "runs": [summary.run for summary in summaries],
         }
         write_atomically(folder / "sweep.json", json.dumps(told, indent=1) + "\n")

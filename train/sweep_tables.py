@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -126,6 +126,6 @@ def _value(trial: Trial) -> float:
     return 0.0 if trial.value is None else trial.value
 
 
-def describe_best(best: Trial) -> Mapping[str, Any]:
+def describe_best(best: Trial) -> dict[str, Any]:
     """The best trial as JSON values."""
     return {"trial": best.slot, "settings": dict(best.settings), "value": best.value}
