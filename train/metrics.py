@@ -80,11 +80,12 @@ def summarise_metrics(
         groups: [N] As of ``bootstrap_intervals``.
     """
     metrics = score_predictions(labels, scores)
+    intervals = bootstrap_intervals(labels, scores.argmax(1), groups, scores.shape[1])
     return {
         **asdict(metrics),
         "confusion": metrics.confusion.tolist(),
         "per_class": _describe_classes(metrics.confusion),
-        "intervals": bootstrap_intervals(labels, scores.argmax(1), groups, scores.shape[1]),
+        "intervals": {name: list(ends) for name, ends in intervals.items()},
     }
 
 

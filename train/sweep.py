@@ -1,13 +1,4 @@
-"""The driver of ``sweep``: tries settings of one head on train and val, and trains the best ones.
-
-::
-
-    sweep-caca-a-5be1d3a0c2f4/     in the folder of runs
-        sweep.json                 what was tried, the best settings, the runs that have them
-        trials.csv                 a row a trial
-        importance.csv             what mattered
-        trials.db                  Optuna's storage, unless another is named
-"""
+"""The driver of ``sweep``: tries settings of a head on train and val, and trains the best ones."""
 
 from __future__ import annotations
 
@@ -21,7 +12,6 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from features.disk import write_atomically
 from features.errors import ConfigError, RunError
 from features.fingerprint import hash_json
 from features.store import open_store
@@ -32,6 +22,7 @@ from train.runs import RunSummary
 from train.search import describe_space
 from train.stores import check_stores, describe_stores
 from train.sweep_batches import Sweep, SweepProgress, run_trials
+from train.sweep_folder import SweepRecord, write_record, write_tables
 from train.sweep_tables import describe_best, find_best, tabulate_importance, tabulate_trials
 from train.sweep_training import TrialTrainer
 from train.training import plan_epochs
@@ -40,9 +31,6 @@ from train.trials import (
     Trial,
     TrialStorage,
 )
-
-SWEEP_FORMAT = "caca-rnn-sweep"
-SWEEP_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -146,8 +134,7 @@ def run_sweep(
             )
         table = tabulate_trials(trials, sweep.space, sweep.config.select)
         importance = tabulate_importance(trials, sweep.space, drawn=sweep.is_drawn)
-        write_atomically(folder / "trials.csv", _write_csv(table))
-        write_atomically(folder / "importance.csv", _write_csv(importance))
+        write_tables(folder, table, importance)
         summaries = (
             run_fit(
                 stores,
@@ -162,19 +149,18 @@ def run_sweep(
             if seeds
             else []
         )
-        told = {
-            "format": SWEEP_FORMAT,
-            "version": SWEEP_VERSION,
-            "head": sweep.head,
-            "kind": "trials" if sweep.is_drawn else "grid",
-            "settings": choose_settings(sweep.head, sweep.config),
-            "space": describe_space(sweep.space),
-            "trial_seeds": sweep.trial_seeds,
-            "store": {name: described[name] for name in ("fingerprint", "clips_sha256")},
-            "best": describe_best(best),
-            "runs": [summary.run for summary in summaries],
-        }
-        write_atomically(folder / "sweep.json", json.dumps(told, indent=1) + "\n")
+        record = SweepRecord(
+            sweep=folder.name,
+            head=sweep.head,
+            kind="trials" if sweep.is_drawn else "grid",
+            settings=choose_settings(sweep.head, sweep.config),
+            space=describe_space(sweep.space),
+            trial_seeds=sweep.trial_seeds,
+            store={name: described[name] for name in ("fingerprint", "clips_sha256")},
+            best=describe_best(best),
+            runs=tuple(summary.run for summary in summaries),
+        )
+        write_record(folder, record)
     return SweepSummary(
         folder=folder, trials=table, importance=importance, best=best, runs=tuple(summaries)
     )
@@ -191,7 +177,3 @@ def _lock(folder: Path) -> Iterator[None]:
             f"{folder}: another process is at this sweep. Wait for it, or share the trials by "
             "--storage."
         ) from error
-
-
-def _write_csv(table: pd.DataFrame) -> str:
-    return table.to_csv(index=False, lineterminator="\n", float_format="%.9g")

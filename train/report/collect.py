@@ -84,11 +84,14 @@ class StoreResults:
 def collect_results(runs: Path) -> list[StoreResults]:
     """Read every run in a folder and sort it into its store, head and settings.
 
+    Runs of folds are passed over: each has learned from other clips than the next.
+
     Raises:
         RunError: No run in the folder, or one that cannot be read.
     """
-    read = [read_run(path) for path in find_runs(runs)]
-    if not read:
+    found = [read_run(path) for path in find_runs(runs)]
+    read = [run for run in found if "fold" not in run.config]
+    if not found:
         raise RunError(f"{runs}: no run folder here. Train some with: cli.py fit --runs {runs}")
     by_store: dict[str, list[Run]] = {}
     for run in read:
