@@ -67,23 +67,26 @@ def hard_store(path: Path, *, test_seed: int = 0) -> Path:
     return write_store(path, clips, classes=CLASSES, fingerprint="test")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """As in the processes that tests start."""
+@pytest.fixture(scope="module", autouse=True)
+def _as_in_other_processes() -> Iterator[None]:
+    """One thread, and three trials a batch."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.sweep_batches, "TRIALS_AT_ONCE", 3)
+        yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train.sweep_batches, "TRIALS_AT_ONCE", 3)
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return hard_store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def whole(store: Path, tmp_path_factory: pytest.TempPathFactory) -> SweepSummary:
+    """A sweep of six drawn trials that nothing interrupted."""
+    return run_sweep([store], tmp_path_factory.mktemp("runs"), draw(), [0])
 
 
 def draw(n_trials: int = 6) -> Sweep:
@@ -152,20 +155,21 @@ def test_trials_read_no_test_clip(
         return read(index, rows, **kwargs)
 
     monkeypatch.setattr(features.store, "iter_shard_clips", note)
-    run_sweep([store], tmp_path, draw(), [])
+    run_sweep([store], tmp_path, draw(3), [])
     assert set(splits) == {"train", "val"}
-    run_sweep([store], tmp_path, draw(), [0])
+    run_sweep([store], tmp_path, draw(3), [0])
     assert "test" in splits
 
 
-def test_another_test_split_gives_the_same_sweep(store: Path, tmp_path: Path) -> None:
+def test_another_test_split_gives_the_same_sweep(
+    store: Path, whole: SweepSummary, tmp_path: Path
+) -> None:
     other = hard_store(tmp_path / "store", test_seed=1)
     ours, theirs = (open_store(path).clips for path in (store, other))
     assert (ours["label"] != theirs["label"]).any()
-    one = run_sweep([store], tmp_path / "one", draw(), [])
-    two = run_sweep([other], tmp_path / "two", draw(), [])
-    assert one.folder.name == two.folder.name
-    assert read_tables(one) == read_tables(two)
+    sweep = run_sweep([other], tmp_path / "runs", draw(), [])
+    assert sweep.folder.name == whole.folder.name
+    assert read_tables(sweep) == read_tables(whole)
 
 
 _KILLED = """
@@ -199,7 +203,7 @@ run_sweep([Path(store)], Path(runs), draw(), [0], progress=progress)
 
 @pytest.mark.parametrize(("when", "n_done"), [("while training", 3), ("between trials", 4)])
 def test_a_killed_sweep_goes_on_and_ends_with_the_same_table(
-    when: str, n_done: int, store: Path, tmp_path: Path
+    when: str, n_done: int, store: Path, whole: SweepSummary, tmp_path: Path
 ) -> None:
     killed = subprocess.run(
         [sys.executable, "-c", _KILLED, str(store), str(tmp_path / "killed"), when],
@@ -216,7 +220,6 @@ def test_a_killed_sweep_goes_on_and_ends_with_the_same_table(
     assert (len(left.read()), left.list_claimed()) == (n_done, set(range(n_done, 6)))
 
     resumed = run_sweep([store], tmp_path / "killed", draw(), [0])
-    whole = run_sweep([store], tmp_path / "whole", draw(), [0])
     assert read_tables(resumed) == read_tables(whole)
     assert resumed.runs == whole.runs
     assert left.list_claimed() == set()
@@ -247,12 +250,11 @@ def test_a_finished_sweep_tries_nothing_again_and_more_trials_join(
     pd.testing.assert_frame_equal(again.trials, longer.trials)
 
 
-def test_two_machines_share_the_trials(store: Path, tmp_path: Path) -> None:
+def test_two_machines_share_the_trials(store: Path, whole: SweepSummary, tmp_path: Path) -> None:
     url = f"journal:{tmp_path}/shared.log"
-    alone = run_sweep([store], tmp_path / "alone", draw(), [])
-    name = alone.folder.name.removeprefix("sweep-")
+    name = whole.folder.name.removeprefix("sweep-")
     elsewhere = TrialStorage(url, name, SPACE)
-    of_first = alone.trials.set_index("trial")[["lr", "class_weights"]].to_dict("index")
+    of_first = whole.trials.set_index("trial")[["lr", "class_weights"]].to_dict("index")
     ids = elsewhere.claim({slot: of_first[slot] for slot in range(3)})
     here = run_sweep([store], tmp_path / "here", draw(), [], storage=url)
     assert here.trials["trial"].tolist() == [3, 4, 5]
@@ -260,7 +262,7 @@ def test_two_machines_share_the_trials(store: Path, tmp_path: Path) -> None:
     elsewhere.give_up(ids.values())
     here = run_sweep([store], tmp_path / "here", draw(), [0], storage=url)
     assert here.trials["trial"].tolist() == list(range(6))
-    pd.testing.assert_frame_equal(here.trials.iloc[:3], alone.trials.iloc[:3])
+    pd.testing.assert_frame_equal(here.trials.iloc[:3], whole.trials.iloc[:3])
 
 
 def test_a_slot_is_claimed_once(tmp_path: Path) -> None:
