@@ -15,6 +15,7 @@ from features.store import open_store
 from features.store_writer import write_store
 from tests.builders import clip_features, small_store
 from train.folds import divide_groups, make_folds, split_stores, split_test_stores
+from train.stores import check_stores
 
 CLASSES = ("happy", "sad", "angry")
 
@@ -124,6 +125,33 @@ def test_a_clip_in_a_store_and_a_test_store_is_refused(tmp_path: Path) -> None:
     a = open_store(small_store(tmp_path / "a"))
     with pytest.raises(ConfigError, match=r"clip c2: stands in .* might score what was trained on"):
         split_test_stores([a], [a])
+
+
+def test_a_file_that_is_trained_and_tested_on_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    parts = {"a": ("x", 0.0), "b": ("x", 5.0), "c": ("y", 0.0), "d": ("", 0.0)}
+    stores = [
+        open_store(
+            write_store(
+                tmp_path / split,
+                [
+                    clip_features(
+                        f"{split}-{name}", split=split, sha256=sha256, start_s=start_s, end_s=9.0
+                    )
+                    for name, (sha256, start_s) in parts.items()
+                    if (split, name) != ("test", "c")
+                ],
+                classes=CLASSES,
+                fingerprint="test",
+            )
+        )
+        for split in ("train", "test")
+    ]
+    check_stores(stores)
+    (record,) = caplog.records
+    assert "4 clips are the same files as clips of another split" in record.getMessage()
+    assert "test-a, test-b, train-a, train-b." in record.getMessage()
 
 
 def test_a_test_store_without_test_clips_is_refused(tmp_path: Path) -> None:

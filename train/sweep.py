@@ -20,7 +20,7 @@ from train.fit import FitProgress, run_fit
 from train.folds import leave_out_test
 from train.runs import RunSummary
 from train.search import describe_space
-from train.stores import check_stores, describe_stores
+from train.stores import check_stores, check_streams, describe_stores, find_shapes
 from train.sweep_batches import Sweep, SweepProgress, run_trials
 from train.sweep_folder import SweepRecord, write_record, write_tables
 from train.sweep_tables import describe_best, find_best, tabulate_importance, tabulate_trials
@@ -98,6 +98,7 @@ def run_sweep(
         )
     opened = leave_out_test([open_store(path) for path in stores])
     check_stores(opened)
+    check_streams([sweep.head], sweep.config, find_shapes(opened))
     described = describe_stores(opened)
     key = hash_json(
         [
