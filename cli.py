@@ -267,6 +267,8 @@ def store_info(folder: Path, as_json: bool) -> None:
             "clips_failed": len(opened.failures),
             "frames": int(table["n_frames"].sum()),
             "faces": int(table["n_faces"].sum()),
+            "face_map_shape": opened.header.face_map_shape,
+            "streams": dict(opened.header.streams),
             "shards": len(opened.shards),
             "bytes": sum(shard.n_bytes for shard in opened.shards),
             "config": dict(opened.header.config),

@@ -336,9 +336,7 @@ def test_a_damaged_run_folder_is_named(store: Path, tmp_path: Path) -> None:
     ("setting", "message"),
     [
         pytest.param("lr", "expected KEY=VALUE", id="no value"),
-        pytest.param(
-            "rate=1", "Known settings: faces, context, streams, members, lr", id="unknown key"
-        ),
+        pytest.param("rate=1", "Known settings: faces, context, streams", id="unknown key"),
         pytest.param("lr=fast", "expected a number, for example 0.0001", id="wrong type"),
         pytest.param("epochs=0", "out of range. The default is 30", id="out of range"),
         pytest.param("faces=some", "expected all, largest, track", id="not a choice"),

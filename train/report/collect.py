@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.errors import RunError
-from train.config import HEAD_NAMES
+from train.config import ENSEMBLE, HEAD_NAMES, split_names
 from train.report.paper import TITLES
 from train.runs import Run, find_runs, read_run
 
@@ -31,7 +31,7 @@ class HeadResult:
 
     @property
     def title(self) -> str:
-        return TITLES.get(self.head, self.head) + self.name.removeprefix(self.head)
+        return find_title(self.head, self.settings) + self.name.removeprefix(self.head)
 
     @property
     def context(self) -> str:
@@ -71,14 +71,10 @@ class StoreResults:
     def classes(self) -> tuple[str, ...]:
         return tuple(self.store["classes"])
 
-    def find(self, names: Iterable[str], *, context: str | None = None) -> list[HeadResult]:
-        """Results of some heads, in the order of ``heads``; by pooling grid, if one is given."""
+    def find(self, names: Iterable[str], *, context: str) -> list[HeadResult]:
+        """Results of some heads with one pooling grid, in the order of ``heads``."""
         wanted = set(names)
-        return [
-            result
-            for result in self.heads
-            if result.head in wanted and context in (None, result.context)
-        ]
+        return [r for r in self.heads if r.head in wanted and r.context == context]
 
 
 def collect_results(runs: Path) -> list[StoreResults]:
@@ -101,6 +97,16 @@ def collect_results(runs: Path) -> list[StoreResults]:
         StoreResults(store=of_store[0].config["store"], heads=_group_heads(of_store))
         for _, of_store in sorted(by_store.items())
     ]
+
+
+def find_title(head: str, settings: Mapping[str, Any]) -> str:
+    """How the paper calls a head, or what an ensemble or a cascade is made of."""
+    if head == ENSEMBLE:
+        members = split_names("members", settings["members"])
+        return " + ".join(find_title(member, settings) for member in members)
+    if head == "cascade":
+        return f"Cascade ({', '.join(split_names('streams', settings['streams']))})"
+    return TITLES.get(head, head)
 
 
 def _group_heads(runs: Sequence[Run]) -> tuple[HeadResult, ...]:

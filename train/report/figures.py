@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from train.config import ENSEMBLE
 from train.report.collect import HeadResult, StoreResults
 from train.report.paper import TABLE_1
 
@@ -87,20 +88,24 @@ def draw_confusion(result: HeadResult, classes: Sequence[str], path: Path) -> No
 
 
 def draw_histories(results: StoreResults, path: Path) -> None:
-    """The median runs over epochs: train and val loss, and the epoch that was chosen."""
-    n_columns = min(4, len(results.heads))
-    n_rows = -(-len(results.heads) // n_columns)
+    """The median runs over epochs: train and val loss, and the epoch that was chosen.
+
+    Ensembles are left out: nothing of them is trained.
+    """
+    heads = [result for result in results.heads if result.head != ENSEMBLE]
+    n_columns = min(4, len(heads))
+    n_rows = -(-len(heads) // n_columns)
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(2.3 * n_columns + 0.6, 1.9 * n_rows + 0.5), layout="constrained")
         axes = figure.subplots(n_rows, n_columns, squeeze=False, sharey=True).ravel()
-        for axis, result in zip(axes, results.heads, strict=False):
+        for axis, result in zip(axes, heads, strict=False):
             run = result.median_run
             scored = run.history.dropna(subset=["val_loss"])
             axis.plot(run.history["epoch"], run.history["train_loss"], color=SOFT, lw=2)
             axis.plot(scored["epoch"], scored["val_loss"], color=OURS, lw=1.2)
             axis.axvline(run.summary.best_epoch, color=PAPER, lw=1, ls="--")
             axis.set_title(result.title)
-        for axis in axes[len(results.heads) :]:
+        for axis in axes[len(heads) :]:
             axis.set_visible(False)
         axes[0].plot([], [], color=SOFT, lw=2, label="train")
         axes[0].plot([], [], color=OURS, lw=1.2, label="val")

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from train.pooled import Pooled, find_pooled
-from train.report.paper import TITLES
+from train.report.collect import find_title
 from train.report.tables import format_interval, format_spread
 from train.runs import Run, find_runs, read_run
 
@@ -85,8 +85,12 @@ def tabulate_folds(part: FoldsPart) -> pd.DataFrame:
     the seed in the middle, with 95% intervals.
     """
     rows = []
+    titles: list[str] = []
     for head in part.heads:
-        title = TITLES.get(head.pooled[0].head, head.pooled[0].head)
+        title = find_title(head.pooled[0].head, head.pooled[0].settings)
+        n_before = titles.count(title)
+        titles.append(title)
+        title += f"-{n_before + 1}" if n_before else ""
         for fold in zip(*head.runs, strict=True):
             tests = [run.summary.test for run in fold if run.summary.test]
             if not tests:

@@ -23,6 +23,7 @@ from train.report.sweeps import collect_sweeps
 from train.report.tables import (
     compare_streams,
     tabulate_coverage,
+    tabulate_ensembles,
     tabulate_labels,
     tabulate_runs,
     tabulate_settings,
@@ -33,7 +34,7 @@ from train.report.tables import (
 
 _OWN_FILES = re.compile(
     r"folds\d+\.csv|sweep-.+-(trials|importance)\.csv"
-    r"|(store\d+-)?(table1|table2|median_runs|coverage|labels|settings|runs)\.csv"
+    r"|(store\d+-)?(table1|table2|ensembles|median_runs|coverage|labels|settings|runs)\.csv"
     r"|(store\d+-)?(scores|histories|confusion-.+)\.(png|svg)"
 )
 """Names that a report gives to its tables and figures."""
@@ -115,6 +116,7 @@ def _make_chapter(results: StoreResults, runs: Path, out: Path, prefix: str) -> 
     tables = {
         "table1": tabulate_table_1(results),
         "table2": tabulate_table_2(results),
+        "ensembles": tabulate_ensembles(results),
         "median_runs": tabulate_test(results),
         "coverage": tabulate_coverage(results),
         "labels": tabulate_labels(results),
@@ -184,7 +186,8 @@ def _list_commands(results: StoreResults, runs: Path) -> tuple[str, ...]:
     """The fit commands that train these heads again, one for each group of equal settings."""
     groups: dict[tuple[str, ...], list[HeadResult]] = {}
     for result in results.heads:
-        preset = "submitted" if result.head == "caca" and result.context == "7x7" else "table1"
+        submitted = result.head in PRESETS["submitted"].heads and result.context == "7x7"
+        preset = "submitted" if submitted else "table1"
         usual = asdict(PRESETS[preset].config)
         changed = [f"{k}={v}" for k, v in result.settings.items() if usual.get(k) != v]
         n_seeds = str(1 + max(run.summary.seed for run in result.runs))

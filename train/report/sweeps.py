@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from train.report.paper import TITLES
+from train.report.collect import find_title
 from train.sweep_folder import find_sweeps, read_record, read_tables
 
 MOST_TRIALS = 20
@@ -48,7 +48,7 @@ def collect_sweeps(runs: Path) -> list[SweepPart]:
         parts.append(
             SweepPart(
                 name=folder.name,
-                title=TITLES.get(record.head, record.head),
+                title=find_title(record.head, record.settings),
                 summary=(
                     f"{len(trials)} trials ({states}) on train and val; test was not read. "
                     f"Best: trial {record.best['trial']}, {settings}. "

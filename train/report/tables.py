@@ -14,10 +14,14 @@ import numpy as np
 import pandas as pd
 
 from features.contracts import SPLITS
+from train.config import ENSEMBLE, PRESETS
 from train.report.collect import HeadResult, StoreResults
 from train.report.paper import TABLE_1, TABLE_2, PaperScore
+from train.runs import Run
 
 NONE = "–"
+
+_SUBMITTED = PRESETS["submitted"].config.members
 
 _SINGLE_STREAMS = frozenset({"face", "context"})
 """Heads of Table I that read one stream."""
@@ -54,8 +58,10 @@ def tabulate_table_2(results: StoreResults) -> pd.DataFrame:
     """Table II: the submitted networks on val and test, median run; empty without such runs."""
     rows = []
     for row in TABLE_2:
-        ours = results.find([row.head], context="7x7" if row.head == "caca" else None)
+        ours = results.find([row.head], context="7x7")
         for result in ours:
+            if result.settings.get("members", _SUBMITTED) != _SUBMITTED:
+                continue
             summary = result.median_run.summary
             rows.append(
                 {
@@ -87,7 +93,7 @@ def tabulate_test(results: StoreResults) -> pd.DataFrame:
                 {
                     "Model": result.title,
                     "Seed": str(summary.seed),
-                    "Epoch": str(summary.best_epoch),
+                    "Epoch": _format_epoch(result.median_run),
                     "Split": split,
                     "Clips": str(scores["n_clips"]),
                     **{m: format_interval(scores, m) for m in ("map_mec", "acc", "uar")},
@@ -106,7 +112,7 @@ def tabulate_runs(results: StoreResults) -> pd.DataFrame:
             {
                 "Run": run.path.name,
                 "Seed": str(run.summary.seed),
-                "Epoch": f"{run.summary.best_epoch} of {run.config['n_epochs']}",
+                "Epoch": _format_epoch(run),
                 "val map_mec": _percent(run.summary.val["map_mec"]),
                 "val acc": _percent(run.summary.val["acc"]),
                 "test map_mec": _percent(run.summary.test.get("map_mec")),
@@ -114,6 +120,25 @@ def tabulate_runs(results: StoreResults) -> pd.DataFrame:
                 "Reported": "median" if run is result.median_run else "",
             }
             for result in results.heads
+            for run in result.runs
+        ]
+    )
+
+
+def tabulate_ensembles(results: StoreResults) -> pd.DataFrame:
+    """The weight of each member in each ensemble run; empty without ensembles."""
+    return pd.DataFrame(
+        [
+            {
+                "Ensemble": result.title,
+                "Seed": str(run.summary.seed),
+                "Weights": ", ".join(
+                    f"{member['head']} {member['weight']:.3f}" for member in run.config["members"]
+                ),
+                "Reported": "median" if run is result.median_run else "",
+            }
+            for result in results.heads
+            if result.head == ENSEMBLE
             for run in result.runs
         ]
     )
@@ -156,7 +181,7 @@ def tabulate_settings(heads: Sequence[HeadResult]) -> pd.DataFrame:
             columns[f"{same[0]}, {result.name}"] = columns.pop(same[0])
         else:
             columns[result.name] = settings
-    names = next(iter(columns.values()))
+    names = dict.fromkeys(name for settings in columns.values() for name in settings)
     return pd.DataFrame(
         [
             {"Setting": name, **{heads: str(s.get(name, NONE)) for heads, s in columns.items()}}
@@ -201,6 +226,13 @@ def _format_scores(split: str, ours: Mapping[str, Any], paper: PaperScore) -> di
         f"{split} mAP (paper)": f"{paper.map_mec:.2f}",
         f"{split} ACC (paper)": f"{paper.acc:.2f}",
     }
+
+
+def _format_epoch(run: Run) -> str:
+    """The chosen epoch and how many there may be; an ensemble has none."""
+    if run.summary.head == ENSEMBLE:
+        return NONE
+    return f"{run.summary.best_epoch} of {run.config['n_epochs']}"
 
 
 def format_spread(values: Sequence[float] | np.ndarray[Any, np.dtype[np.float64]]) -> str:
