@@ -1,81 +1,47 @@
-"""sweep: all points tried, test never read, the same table after a kill, the best ones trained."""
+"""sweep: all points tried, test never read, the best ones trained, what went wrong told."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
-import torch
 from click.testing import CliRunner
-from filelock import FileLock
 
 import features.store
-import train.sweep_batches
 from cli import cli
-from features.errors import ConfigError, RunError
-from features.store import open_store
-from features.store_writer import write_store
-from tests.builders import clip_features
-from train.config import FitConfig
+from features.contracts import ClipFeatures
+from features.errors import ConfigError, RunError, ShardError, UserError
+from tests.sweeps import (
+    CLASSES,
+    GRID,
+    QUICK,
+    SPACE,
+    batches_of_three,
+    draw,
+    hard_clips,
+    hard_store,
+    read_tables,
+)
 from train.fit import run_fit
-from train.folds import leave_out_test
 from train.runs import find_runs, read_run
-from train.search import Choices, Range, parse_grid, parse_space
+from train.search import parse_grid
 from train.sweep import SweepSummary, run_sweep
 from train.sweep_batches import Sweep
-from train.sweep_training import FIRST_SEED, TrialTrainer
+from train.sweep_training import FIRST_SEED
 from train.trials import Trial, TrialStorage
 
-ROOT = Path(__file__).parent.parent
-CLASSES = ("happy", "sad", "angry")
-QUICK = FitConfig(epochs=3, min_steps=0, batch_size=8, precision="float32", patience=1.0)
-GRID = parse_grid(["lr=1e-4,2e-3", "dropout=0,0.4"], QUICK)
-SPACE = parse_space(["lr=1e-4..3e-3", "class_weights=none,balanced"], QUICK)
-
-
-def hard_store(path: Path, *, test_seed: int = 0) -> Path:
-    """24 clips of 2 steps, half told by their faces; the test clips, a third, are of their seed."""
-    rng = np.random.default_rng(5)
-    faces = rng.random((3, 512))
-    clips = []
-    for i in range(24):
-        split = ("train", "train", "val", "test")[i // 3 % 4]
-        noise, label = rng.random((2, 512)), CLASSES[i % 3]
-        if split == "test":
-            of_test = np.random.default_rng([test_seed, i])
-            noise, label = of_test.random((2, 512)), CLASSES[of_test.integers(3)]
-        clips.append(
-            clip_features(
-                f"c{i:02}",
-                n_frames=2,
-                label=label,
-                split=split,
-                subject=f"{split}{i % 2}",
-                face_vector=(0.3 * faces[i % 3] + noise).astype(np.float16),
-            )
-        )
-    return write_store(path, clips, classes=CLASSES, fingerprint="test")
+NAN = np.full((2, 512), np.nan, np.float16)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _as_in_other_processes() -> Iterator[None]:
-    """One thread, and three trials a batch."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.sweep_batches, "TRIALS_AT_ONCE", 3)
+def _small_batches() -> Iterator[None]:
+    with batches_of_three():
         yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -85,17 +51,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(store: Path, tmp_path_factory: pytest.TempPathFactory) -> SweepSummary:
-    """A sweep of six drawn trials that nothing interrupted."""
-    return run_sweep([store], tmp_path_factory.mktemp("runs"), draw(), [0])
-
-
-def draw(n_trials: int = 6) -> Sweep:
-    return Sweep(head="face", config=QUICK, space=SPACE, n_trials=n_trials)
-
-
-def read_tables(summary: SweepSummary) -> list[str]:
-    names = ("trials.csv", "importance.csv")
-    return [(summary.folder / name).read_text() for name in names]
+    """A sweep of six drawn trials."""
+    return run_sweep([store], tmp_path_factory.mktemp("runs"), draw(), [])
 
 
 def test_a_grid_tries_every_combination_as_fit_would_train_it(store: Path, tmp_path: Path) -> None:
@@ -161,210 +118,116 @@ def test_trials_read_no_test_clip(
     assert "test" in splits
 
 
+OTHER_TEST: dict[str, Callable[[], list[ClipFeatures]]] = {
+    "poisoned": lambda: hard_clips(label=lambda i: CLASSES[(i + 1) % 3], face_vector=NAN),
+    "without labels": lambda: hard_clips(label=""),
+    "absent": lambda: [clip for clip in hard_clips() if clip.split != "test"],
+}
+
+
+@pytest.mark.parametrize("test_split", OTHER_TEST)
 def test_another_test_split_gives_the_same_sweep(
-    store: Path, whole: SweepSummary, tmp_path: Path
+    test_split: str, whole: SweepSummary, tmp_path: Path
 ) -> None:
-    other = hard_store(tmp_path / "store", test_seed=1)
-    ours, theirs = (open_store(path).clips for path in (store, other))
-    assert (ours["label"] != theirs["label"]).any()
+    other = hard_store(tmp_path / "store", OTHER_TEST[test_split]())
     sweep = run_sweep([other], tmp_path / "runs", draw(), [])
     assert sweep.folder.name == whole.folder.name
     assert read_tables(sweep) == read_tables(whole)
 
 
-_KILLED = """
-import os, signal, sys
-import train.sweep_batches
-from pathlib import Path
-from tests.test_sweep import draw
-from train.sweep import run_sweep
-from train.trials import TrialStorage
-
-train.sweep_batches.TRIALS_AT_ONCE = 3
-store, runs, when = sys.argv[1:]
-written = 0
-
-def progress(told):
-    if when == "while training" and told.n_done == 3 and told.epoch == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-write = TrialStorage.write
-def write_and_die(self, trial_id, trial):
-    global written
-    write(self, trial_id, trial)
-    written += 1
-    if when == "between trials" and written == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-TrialStorage.write = write_and_die
-run_sweep([Path(store)], Path(runs), draw(), [0], progress=progress)
-"""
-
-
-@pytest.mark.parametrize(("when", "n_done"), [("while training", 3), ("between trials", 4)])
-def test_a_killed_sweep_goes_on_and_ends_with_the_same_table(
-    when: str, n_done: int, store: Path, whole: SweepSummary, tmp_path: Path
+def test_trials_below_the_median_end_early_and_stand_in_the_table(
+    store: Path, whole: SweepSummary, tmp_path: Path
 ) -> None:
-    killed = subprocess.run(
-        [sys.executable, "-c", _KILLED, str(store), str(tmp_path / "killed"), when],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        check=False,
-        timeout=120,
-    )
-    assert killed.returncode == -signal.SIGKILL
-    (folder,) = (tmp_path / "killed").glob("sweep-*")
-    left = TrialStorage(
-        f"sqlite:///{folder}/trials.db", folder.name.removeprefix("sweep-"), draw().space
-    )
-    assert (len(left.read()), left.list_claimed()) == (n_done, set(range(n_done, 6)))
-
-    resumed = run_sweep([store], tmp_path / "killed", draw(), [0])
-    assert read_tables(resumed) == read_tables(whole)
-    assert resumed.runs == whole.runs
-    assert left.list_claimed() == set()
+    url = f"sqlite:///{tmp_path}/shared.db"
+    storage = TrialStorage(url, whole.folder.name.removeprefix("sweep-"), SPACE)
+    settings = {"lr": 1e-3, "class_weights": "none"}
+    result = {"acc": 1.0, "loss": 0.0, "best_epoch": 1, "n_epochs": 3}
+    for slot, trial_id in storage.claim(dict.fromkeys(range(3), settings)).items():
+        unreachable = {"by_epoch": {1: 1.5}, "state": "complete"}
+        storage.write(trial_id, Trial(slot=slot, settings=settings, result=result, **unreachable))
+    table = run_sweep([store], tmp_path / "runs", draw(), [], storage=url).trials
+    assert table["state"].tolist() == ["complete"] * 3 + ["pruned"] * 3
+    assert table["n_epochs"].tolist() == [3, 3, 3, 1, 1, 1]
+    assert table["val_map_mec"].iloc[3:].max() <= 1.0
 
 
-def test_an_interrupted_sweep_leaves_no_trial_claimed(store: Path, tmp_path: Path) -> None:
-    def interrupt(told: train.sweep_batches.SweepProgress) -> None:
-        if told.epoch == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_sweep([store], tmp_path, draw(), [], progress=interrupt)
-    (folder,) = tmp_path.glob("sweep-*")
-    storage = TrialStorage(
-        f"sqlite:///{folder}/trials.db", folder.name.removeprefix("sweep-"), SPACE
-    )
-    assert (storage.read(), storage.list_claimed()) == ({}, set())
-
-
-def test_a_finished_sweep_tries_nothing_again_and_more_trials_join(
-    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = run_sweep([store], tmp_path, draw(3), [])
-    longer = run_sweep([store], tmp_path, draw(5), [])
-    pd.testing.assert_frame_equal(first.trials, longer.trials.iloc[:3])
-    monkeypatch.setattr(TrialTrainer, "train", None)
-    again = run_sweep([store], tmp_path, draw(5), [])
-    pd.testing.assert_frame_equal(again.trials, longer.trials)
-
-
-def test_two_machines_share_the_trials(store: Path, whole: SweepSummary, tmp_path: Path) -> None:
-    url = f"journal:{tmp_path}/shared.log"
-    name = whole.folder.name.removeprefix("sweep-")
-    elsewhere = TrialStorage(url, name, SPACE)
-    of_first = whole.trials.set_index("trial")[["lr", "class_weights"]].to_dict("index")
-    ids = elsewhere.claim({slot: of_first[slot] for slot in range(3)})
-    here = run_sweep([store], tmp_path / "here", draw(), [], storage=url)
-    assert here.trials["trial"].tolist() == [3, 4, 5]
-    assert elsewhere.list_claimed() == {0, 1, 2}
-    elsewhere.give_up(ids.values())
-    here = run_sweep([store], tmp_path / "here", draw(), [0], storage=url)
-    assert here.trials["trial"].tolist() == list(range(6))
-    pd.testing.assert_frame_equal(here.trials.iloc[:3], whole.trials.iloc[:3])
-
-
-def test_a_slot_is_claimed_once(tmp_path: Path) -> None:
-    url, settings = f"sqlite:///{tmp_path}/x.db", {"lr": 1e-3, "class_weights": "none"}
-    one, other = TrialStorage(url, "s", SPACE), TrialStorage(url, "s", SPACE)
-    ids = one.claim({0: settings})
-    assert other.claim({0: settings, 1: settings}) == {}
-    assert one.list_claimed() == {0}
-    trial = Trial(
-        slot=0,
-        settings=settings,
-        state="complete",
-        by_epoch={1: 0.25, 2: 0.5},
-        result={"acc": 0.5, "loss": 1.0, "best_epoch": 2, "n_epochs": 2},
-    )
-    one.write(ids[0], trial)
-    assert other.read() == {0: trial}
-
-
-def test_a_claim_that_nobody_renews_is_given_up(tmp_path: Path) -> None:
-    storage = TrialStorage(f"sqlite:///{tmp_path}/x.db", "s", SPACE)
-    storage.claim({0: {"lr": 1e-3, "class_weights": "none"}})
-    storage.give_up_dead(60.0)
-    assert storage.list_claimed() == {0}
-    storage.give_up_dead(0.0)
-    assert (storage.list_claimed(), storage.read()) == (set(), {})
-
-
-def test_a_trial_that_is_ended_leaves_the_others_as_they_were(store: Path) -> None:
-    trainer = TrialTrainer(leave_out_test([open_store(store)]), "face")
-    configs = [replace(QUICK, lr=lr) for lr in (1e-3, 2e-3)]
-    ended, other = trainer.train(configs, 1, lambda i, e, _: i == 0 and e == 2, lambda _: None)
-    whole = trainer.train(configs, 1, lambda *_: False, lambda _: None)
-    assert (ended.state, ended.result["n_epochs"], set(ended.by_epoch)) == ("pruned", 2, {1, 2})
-    assert other.state == "complete"
-    assert other.by_epoch == pytest.approx(whole[1].by_epoch)
-
-
-def test_a_trial_below_the_median_of_earlier_ones_is_pruned(store: Path) -> None:
-    result = {"acc": 0.5, "loss": 1.0, "best_epoch": 1, "n_epochs": 8}
-    done = {
-        slot: Trial(
-            slot=slot,
-            settings={"lr": 1e-3 + slot / 1e4, "class_weights": "none"},
-            state="complete",
-            by_epoch={1: 0.5, 2: 0.5, 3: 0.5, 4: 0.6} if slot else {1: 0.9},
-            result=result,
-        )
-        for slot in range(3)
+def test_a_trial_whose_loss_is_not_a_number_is_a_row_and_the_others_go_on(tmp_path: Path) -> None:
+    # The second, smaller face of each frame is not a number; faces=largest does not read it.
+    faces = {
+        "face_frame": np.array([0, 0, 1, 1], np.int32),
+        "box_px": np.array([[0, 0, 9, 9], [0, 0, 5, 5]] * 2, np.float32),
+        "score": np.ones(4, np.float32),
+        "landmarks_px": np.zeros((4, 5, 2), np.float32),
+        "track": np.array([0, 1, 0, 1], np.int32),
     }
-
-    def judge(slots: range, values: list[float]) -> list[bool]:
-        batch = train.sweep_batches._plan_batch(draw(), slots, [], done, n_epochs=8)
-        return [batch.judge(0, epoch, value) for epoch, value in enumerate(values, 1)]
-
-    # Nothing in the first quarter of the epochs; then the median of what each had by then.
-    assert judge(range(3, 6), [0.1, 0.4, 0.6, 0.6]) == [False, True, False, False]
-    assert judge(range(3), [0.1, 0.1, 0.1, 0.1]) == [False] * 4
-
-
-def test_a_grid_without_a_finite_loss_ends_in_advice(tmp_path: Path) -> None:
-    faces = np.full((3, 512), np.nan, np.float16)
     clips = [
-        clip_features(f"c{i}", label=CLASSES[i % 3], split=split, face_vector=faces)
-        for i, split in enumerate(["train"] * 4 + ["val"] * 2)
+        replace(clip, **faces, face_vector=np.stack([clip.face_vector, NAN], 1).reshape(4, 512))
+        for clip in hard_clips()
     ]
-    path = write_store(tmp_path / "store", clips, classes=CLASSES, fingerprint="test")
-    with pytest.raises(RunError, match="none of 4 trials has come to a finite loss"):
-        run_sweep([path], tmp_path / "runs", Sweep(head="face", config=QUICK, space=GRID), [0])
+    store = hard_store(tmp_path / "store", clips)
+    grid = parse_grid(["faces=all,largest", "lr=1e-4,1e-3"], QUICK)
+    sweep = Sweep(head="face", config=QUICK, space=grid)
+    summary = run_sweep([store], tmp_path / "runs", sweep, [0])
+    by_faces = summary.trials.set_index("faces")
+    assert by_faces.loc["all", "state"].tolist() == ["failed", "failed"]
+    assert by_faces.loc["all", "reason"].str.contains("the loss is nan in epoch 1").all()
+    assert by_faces.loc["largest", "state"].tolist() == ["complete", "complete"]
+    assert summary.best.settings["faces"] == "largest"
+    assert len(summary.runs) == 1
+    told = json.loads(json.dumps(summary.as_json(), allow_nan=False))
+    assert [trial["val_map_mec"] is None for trial in told["trials"]] == [True, True, False, False]
 
 
-def test_a_second_process_at_one_sweep_is_refused(store: Path, tmp_path: Path) -> None:
-    folder = run_sweep([store], tmp_path, draw(3), []).folder
-    with FileLock(folder / ".lock"), pytest.raises(ConfigError, match="another process is at"):
-        run_sweep([store], tmp_path, draw(3), [])
+def test_a_sweep_without_a_finite_loss_ends_in_advice(tmp_path: Path) -> None:
+    store = hard_store(tmp_path, [replace(clip, face_vector=NAN) for clip in hard_clips()])
+    message = (
+        r"trials\.csv: none of 4 trials has come to a finite loss\. The first: .* is nan in epoch 1"
+    )
+    with pytest.raises(RunError, match=message):
+        run_sweep([store], tmp_path, Sweep(head="face", config=QUICK, space=GRID), [0])
+    (file,) = tmp_path.glob("sweep-*/trials.csv")
+    assert file.read_text().count(",failed,") == 4
 
 
-@pytest.mark.parametrize(
-    ("texts", "message"),
-    [
-        pytest.param(["lr"], "expected KEY=LOW..HIGH or KEY=A,B,C", id="no value"),
-        pytest.param(["lr=1e-2..1e-4"], "the lower one first", id="ends exchanged"),
-        pytest.param(["faces=all..track"], "expected two numbers", id="range of words"),
-        pytest.param(["lr=1e-4,1e-4"], "a value stands twice", id="value twice"),
-        pytest.param(["lr=1e-4,1e-3", "lr=1e-2,1e-1"], "lr is given twice", id="key twice"),
-        pytest.param(["rate=1..2"], "Known settings", id="unknown key"),
-        pytest.param(["dropout=0..1"], "out of range", id="end out of range"),
-    ],
-)
-def test_a_wrong_space_is_explained(texts: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        parse_space(texts, QUICK)
+UNTRAINABLE: list[Any] = [
+    pytest.param({"label": "sad"}, "face", ShardError, "every clip is 'sad'", id="one class"),
+    pytest.param({"label": ""}, "face", ShardError, "no clip with a label", id="no label"),
+    pytest.param({"split": "val"}, "face", ShardError, "split train: no clip", id="no train clip"),
+    pytest.param({"split": "train"}, "face", ShardError, "split val: no clip", id="no val clip"),
+    pytest.param({"split": "test"}, "face", ShardError, "split train: no clip", id="test only"),
+    pytest.param({}, "conv2d3d", ConfigError, "face maps, which the store does not", id="no map"),
+    pytest.param({}, "ensemble", ConfigError, "no settings of its own", id="ensemble"),
+    pytest.param({}, "cacao", ConfigError, "'cacao', expected face, context", id="no such head"),
+]
 
 
-def test_spaces_are_read_from_texts() -> None:
-    space = parse_space(["lr=1e-5..1e-3", "batch_size=8..16", "faces=all,track"], QUICK)
-    assert space == {
-        "lr": Range(low=1e-5, high=1e-3),
-        "batch_size": Range(low=8, high=16, whole=True),
-        "faces": Choices(values=("all", "track")),
-    }
-    assert [of_key.log for of_key in space.values() if isinstance(of_key, Range)] == [True, False]
+@pytest.mark.parametrize(("changed", "head", "kind", "message"), UNTRAINABLE)
+def test_what_cannot_be_swept_is_told(
+    changed: dict[str, str], head: str, kind: type[UserError], message: str, tmp_path: Path
+) -> None:
+    store = hard_store(tmp_path / "store", [replace(clip, **changed) for clip in hard_clips()])
+    with pytest.raises(kind, match=message):
+        run_sweep([store], tmp_path / "runs", Sweep(head=head, config=QUICK, space=GRID), [0])
+
+
+def test_a_test_store_that_does_not_fit_is_refused_before_the_first_trial(
+    store: Path, tmp_path: Path
+) -> None:
+    for other, message in ((store, "clip c09: stands in"), (tmp_path / "none", "no store.json")):
+        with pytest.raises(UserError, match=message):
+            run_sweep([store], tmp_path / "runs", draw(), [0], test_stores=[other])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_best_settings_are_tested_on_the_test_stores(store: Path, tmp_path: Path) -> None:
+    clips = [replace(clip, clip_id=f"e{clip.clip_id}") for clip in hard_clips()]
+    other = hard_store(tmp_path / "other", clips)
+    sweep = Sweep(head="face", config=QUICK, space=parse_grid(["lr=1e-3"], QUICK))
+    (summary,) = run_sweep([store], tmp_path / "runs", sweep, [0], test_stores=[other]).runs
+    run = read_run(tmp_path / "runs" / summary.run)
+    test = run.predictions[run.predictions["split"] == "test"]
+    assert len(test) == 6
+    assert all(clip_id.startswith("ec") for clip_id in test["clip_id"])
 
 
 def invoke(*arguments: str | Path) -> Any:
@@ -396,6 +259,7 @@ def test_the_verb_prints_trials_what_mattered_and_runs(store: Path, tmp_path: Pa
         (["--grid", "lr=1e-3", "--search", "lr=1..2"], "--search goes with --trials"),
         (["--trials", "3", "--storage", "nowhere"], "storage nowhere: cannot be opened"),
         (["--grid", "lr=fast"], "expected a number"),
+        (["--grid", "rate=1,2"], "setting 'rate': unknown. Known settings: faces,"),
     ],
 )
 def test_wrong_usage_exits_2(

@@ -63,7 +63,8 @@ def parse_grid(texts: Sequence[str], config: FitConfig) -> dict[str, Choices]:
     """Take ``KEY=A,B,C`` texts apart.
 
     Raises:
-        ConfigError: Not of that form, a key twice or unknown, a value twice, wrong or out of range.
+        ConfigError: Not of that form, a key twice or unknown, a value twice, wrong or out of
+            range; or ``select``, which trials are compared by.
     """
     grid: dict[str, Choices] = {}
     for text in texts:
@@ -124,6 +125,11 @@ def _split_text(text: str, expected: str, known: Mapping[str, object]) -> tuple[
         raise ConfigError(f"{text!r}: expected {expected}.")
     if key in known:
         raise ConfigError(f"{text!r}: {key} is given twice. List all its values once.")
+    if key == "select":
+        raise ConfigError(
+            f"{text!r}: select is the metric that trials are compared by, so it cannot be varied. "
+            "Choose one, for example --set select=acc."
+        )
     return key, listed
 
 

@@ -17,7 +17,7 @@ from features.fingerprint import hash_json
 from features.store import open_store
 from train.config import ENSEMBLE, check_heads, choose_settings
 from train.fit import FitProgress, run_fit
-from train.folds import leave_out_test
+from train.folds import leave_out_test, split_test_stores
 from train.runs import RunSummary
 from train.search import describe_space
 from train.stores import check_stores, check_streams, describe_stores, find_shapes
@@ -26,11 +26,7 @@ from train.sweep_folder import SweepRecord, write_record, write_tables
 from train.sweep_tables import describe_best, find_best, tabulate_importance, tabulate_trials
 from train.sweep_training import TrialTrainer
 from train.training import plan_epochs
-from train.trials import (
-    DEAD_AFTER_S,
-    Trial,
-    TrialStorage,
-)
+from train.trials import DEAD_AFTER_S, FAILED, STORAGE_ERRORS, Trial, TrialStorage
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,7 +74,8 @@ def run_sweep(
         sweep: What to try.
         seeds: Of the runs with the best settings; none: nothing is trained after the trials, and
             trials that other machines are at are not waited for.
-        test_stores: As of ``run_fit``; not opened before the last trial is finished.
+        test_stores: As of ``run_fit``; that they fit is checked at once, their features are read
+            once the last trial is finished.
         storage: URL of an Optuna storage that several machines share; empty: a SQLite file in the
             sweep's folder, whose transactions survive the death of the process at any moment.
         device: As of ``run_fit``.
@@ -88,7 +85,7 @@ def run_sweep(
     Raises:
         ConfigError: As of ``run_fit``; or another process is at this sweep.
         ShardError: As of ``run_fit``.
-        RunError: No trial came to a finite loss.
+        RunError: No trial came to a finite loss, or the storage was lost on the way.
     """
     check_heads([sweep.head])
     if sweep.head == ENSEMBLE:
@@ -96,9 +93,14 @@ def run_sweep(
             f"head {ENSEMBLE}: it has no settings of its own, its weights are found on val. Sweep "
             "its members, then fit it with their best settings."
         )
-    opened = leave_out_test([open_store(path) for path in stores])
+    whole = [open_store(path) for path in stores]
+    opened = leave_out_test(whole)
     check_stores(opened)
     check_streams([sweep.head], sweep.config, find_shapes(opened))
+    if test_stores:  # what the last step would refuse is refused before the first
+        tested = split_test_stores(whole, [open_store(path) for path in test_stores])
+        check_stores(tested)
+        check_streams([sweep.head], sweep.config, find_shapes(tested))
     described = describe_stores(opened)
     key = hash_json(
         [
@@ -119,23 +121,30 @@ def run_sweep(
         )
         trial_storage.give_up_dead(DEAD_AFTER_S if storage else 0.0)
         n_train = described["splits"]["train"]["n_labelled"]
-        trials = run_trials(
-            sweep,
-            trial_storage,
-            TrialTrainer(opened, sweep.head, device=device),
-            n_epochs=plan_epochs(max(n_train, 1), sweep.config).n_epochs,
-            wait=bool(seeds),
-            progress=progress,
-        )
-        best = find_best(trials)
-        if best is None:
-            raise RunError(
-                f"{folder}: none of {len(trials)} trials has come to a finite loss. Try smaller "
-                "steps, for example --grid lr=1e-5,1e-4."
+        try:
+            trials = run_trials(
+                sweep,
+                trial_storage,
+                TrialTrainer(opened, sweep.head, device=device),
+                n_epochs=plan_epochs(max(n_train, 1), sweep.config).n_epochs,
+                wait=bool(seeds),
+                progress=progress,
             )
+        except STORAGE_ERRORS as error:
+            raise RunError(
+                f"{folder}: the storage of the trials failed ({str(error).splitlines()[0]}). Run "
+                "the same sweep again once it is reachable: finished trials are kept."
+            ) from error
         table = tabulate_trials(trials, sweep.space, sweep.config.select)
         importance = tabulate_importance(trials, sweep.space, drawn=sweep.is_drawn)
         write_tables(folder, table, importance)
+        best = find_best(trials)
+        if best is None:
+            reason = next(t.result["reason"] for t in trials if t.state == FAILED)
+            raise RunError(
+                f"{folder / 'trials.csv'}: none of {len(trials)} trials has come to a finite loss. "
+                f"The first: {reason}"
+            )
         summaries = (
             run_fit(
                 stores,

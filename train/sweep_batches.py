@@ -83,7 +83,17 @@ def run_trials(
     wait: bool,
     progress: Callable[[SweepProgress], None],
 ) -> list[Trial]:
-    """Try what is not tried yet; all finished trials, in order."""
+    """Try what is not tried yet; all finished trials, in order.
+
+    Args:
+        sweep: What to try.
+        storage: Of its trials.
+        trainer: Of its head, on its stores.
+        n_epochs: Of a trial.
+        wait: For the trials that other machines are at. Without it they are waited for only until
+            one trial is complete.
+        progress: Told of every epoch and of every batch.
+    """
     points = [] if sweep.is_drawn else sweep.list_points()
     n_trials = sweep.n_trials or len(points)
     batches = [
@@ -100,7 +110,7 @@ def run_trials(
         claimed = storage.list_claimed()
         left = [batch for batch in batches if any(slot not in done for slot in batch)]
         free = [batch for batch in left if claimed.isdisjoint(batch)]
-        if not free and (not left or not wait):
+        if not left or not (free or wait or best is None):
             return list(done.values())
         if not free:  # other machines are at what is left
             time.sleep(_WAIT_S)

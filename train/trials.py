@@ -11,9 +11,11 @@ is not::
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,17 +27,24 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from features.errors import ConfigError
 from train.search import Choices, Space
+
+_log = logging.getLogger(__name__)
 
 DEAD_AFTER_S = 600.0
 """A claim on a shared storage that nobody renewed for so long belongs to a machine that is gone."""
 
 COMPLETE, PRUNED, FAILED = "complete", "pruned", "failed"
 """What can come of a trial: trained to its end; ended early as below the median; no finite loss."""
+
+STORAGE_ERRORS = (StorageInternalError, SQLAlchemyError)
+"""What a storage raises that cannot be read or written."""
 
 _STATES = {COMPLETE: TrialState.COMPLETE, PRUNED: TrialState.PRUNED, FAILED: TrialState.FAIL}
 
@@ -81,12 +90,13 @@ class TrialStorage:
             self._study = optuna.create_study(
                 storage=self._storage, study_name=name, direction="maximize", load_if_exists=True
             )
-        except (ImportError, ValueError, SQLAlchemyError) as error:
+        except (ImportError, OSError, ValueError, *STORAGE_ERRORS) as error:
             first_line = str(error).splitlines()[0]
             raise ConfigError(
-                f"storage {url}: cannot be opened ({first_line}). Give a URL that Optuna takes, "
-                "for example postgresql://host/database with its driver installed, or "
-                "journal:FILE in a folder that all machines see."
+                f"storage {_hide_password(url)}: cannot be opened ({first_line}). Give a URL that "
+                "Optuna takes, for example postgresql://host/database with its driver installed, "
+                "or journal:FILE in a folder that all machines see; delete a damaged file, and "
+                "its trials are tried again."
             ) from error
         self._study_id = self._storage.get_study_id_from_name(name)
 
@@ -129,14 +139,16 @@ class TrialStorage:
         return ids
 
     def renew(self, ids: Iterable[int]) -> None:
-        """Tell that claims are being worked on."""
+        """Tell that claims are being worked on; those that were given up meanwhile stay so."""
         for trial_id in ids:
-            self._storage.set_trial_user_attr(trial_id, "seen", time.time())
+            with suppress(UpdateFinishedTrialError):
+                self._storage.set_trial_user_attr(trial_id, "seen", time.time())
 
     def give_up(self, ids: Iterable[int]) -> None:
-        """Let go of claims, to be tried again."""
+        """Let go of claims, to be tried again; somebody else may have done so already."""
         for trial_id in ids:
-            self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
+            with suppress(UpdateFinishedTrialError):
+                self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
 
     def give_up_dead(self, unseen_s: float) -> None:
         """Let go of the claims that nobody renewed for so many seconds."""
@@ -147,12 +159,24 @@ class TrialStorage:
         )
 
     def write(self, trial_id: int, trial: Trial) -> None:
-        """Write what came of a claimed slot."""
-        for epoch, value in trial.by_epoch.items():
-            self._storage.set_trial_intermediate_value(trial_id, epoch, value)
-        self._storage.set_trial_user_attr(trial_id, "result", dict(trial.result))
-        values = None if trial.state == FAILED or trial.value is None else [trial.value]
-        self._storage.set_trial_state_values(trial_id, _STATES[trial.state], values)
+        """Write what came of a claimed slot.
+
+        Where the claim was given up meanwhile, as a machine that slept for long finds, nothing is
+        written: whoever took the slot over writes it.
+        """
+        try:
+            for epoch, value in trial.by_epoch.items():
+                self._storage.set_trial_intermediate_value(trial_id, epoch, value)
+            self._storage.set_trial_user_attr(trial_id, "result", dict(trial.result))
+            values = None if trial.state == FAILED or trial.value is None else [trial.value]
+            self._storage.set_trial_state_values(trial_id, _STATES[trial.state], values)
+        except UpdateFinishedTrialError:
+            _log.warning(
+                "trial %d: this machine was silent for more than %.0f minutes, so another may try "
+                "it again; what came of it here is dropped",
+                trial.slot,
+                DEAD_AFTER_S / 60,
+            )
 
 
 def make_history(
@@ -224,6 +248,13 @@ def _open_storage(url: str) -> optuna.storages.BaseStorage:
         file.parent.mkdir(parents=True, exist_ok=True)
         return optuna.storages.JournalStorage(JournalFileBackend(str(file)))
     return optuna.storages.RDBStorage(url)
+
+
+def _hide_password(url: str) -> str:
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except ArgumentError:
+        return url
 
 
 def _read_trial(frozen: FrozenTrial) -> Trial | None:
