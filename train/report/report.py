@@ -19,6 +19,7 @@ from train.report.collect import HeadResult, StoreResults, collect_results
 from train.report.figures import draw_confusion, draw_histories, draw_scores
 from train.report.folds import collect_folds, tabulate_folds
 from train.report.paper import PAPER_NOTE
+from train.report.per_class import tabulate_classes
 from train.report.sweeps import collect_sweeps
 from train.report.tables import (
     compare_streams,
@@ -34,7 +35,7 @@ from train.report.tables import (
 
 _OWN_FILES = re.compile(
     r"folds\d+\.csv|sweep-.+-(trials|importance)\.csv"
-    r"|(store\d+-)?(table1|table2|ensembles|median_runs|coverage|labels|settings|runs)\.csv"
+    r"|(store\d+-)?(table1|table2|ensembles|median_runs|classes|coverage|labels|settings|runs)\.csv"
     r"|(store\d+-)?(scores|histories|confusion-.+)\.(png|svg)"
 )
 """Names that a report gives to its tables and figures."""
@@ -118,6 +119,7 @@ def _make_chapter(results: StoreResults, runs: Path, out: Path, prefix: str) -> 
         "table2": tabulate_table_2(results),
         "ensembles": tabulate_ensembles(results),
         "median_runs": tabulate_test(results),
+        "classes": tabulate_classes(results),
         "coverage": tabulate_coverage(results),
         "labels": tabulate_labels(results),
         "settings": tabulate_settings(results.heads),
