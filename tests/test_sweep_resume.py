@@ -188,6 +188,18 @@ def test_a_machine_with_nothing_to_take_waits_for_the_first_trial(
     assert (len(waited), here.trials["trial"].tolist()) == (1, [2])
 
 
+def test_a_torn_journal_is_told(store: Path, tmp_path: Path) -> None:
+    file = tmp_path / "shared.log"
+    run_sweep([store], tmp_path, draw(3), [], storage=f"journal:{file}")
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(RunError, match=r"the storage of the trials failed \(Expecting"):
+        run_sweep([store], tmp_path, draw(), [], storage=f"journal:{file}")
+    with pytest.raises(
+        ConfigError, match=r"shared\.log: cannot be opened .* delete a damaged file"
+    ):
+        run_sweep([store], tmp_path, draw(), [], storage=f"journal:{file}")
+
+
 def test_a_storage_that_is_lost_on_the_way_is_told_and_loses_nothing(
     store: Path, whole: SweepSummary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

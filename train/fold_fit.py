@@ -12,7 +12,7 @@ import pandas as pd
 from features.store import open_store
 from train.config import FitConfig
 from train.fit import FitData, FitProgress, Observe, fit_data
-from train.folds import make_folds, split_stores
+from train.folds import join_splits, make_folds, split_stores
 from train.pooled import Pooled, pool_runs, write_pooled
 from train.runs import RunSummary, read_run
 from train.stores import check_stores, describe_stores
@@ -64,7 +64,7 @@ def run_fit_folds(
         RunError: As ``run_fit``.
     """
     opened = [open_store(path) for path in stores]
-    check_stores(opened)
+    check_stores(join_splits(opened))
     clips = pd.concat([store.clips for store in opened], ignore_index=True)
     divided = make_folds(clips, folds)
     _warn_of(clips)

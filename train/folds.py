@@ -185,6 +185,11 @@ def leave_out_test(stores: Sequence[Store]) -> list[Store]:
     return [_keep_splits(store, {"train", "val"}) for store in stores]
 
 
+def join_splits(stores: Sequence[Store]) -> list[Store]:
+    """Views of stores with all clips in one split, where the manifest's splits play no part."""
+    return [store.with_splits(dict.fromkeys(store.clips["clip_id"], "train")) for store in stores]
+
+
 def split_stores(stores: Sequence[Store], fold: Fold) -> list[Store]:
     """Views of stores with the splits of a fold."""
     return [store.with_splits(fold.splits) for store in stores]

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,8 @@ DEAD_AFTER_S = 600.0
 COMPLETE, PRUNED, FAILED = "complete", "pruned", "failed"
 """What can come of a trial: trained to its end; ended early as below the median; no finite loss."""
 
-STORAGE_ERRORS = (StorageInternalError, SQLAlchemyError)
-"""What a storage raises that cannot be read or written."""
+STORAGE_ERRORS = (StorageInternalError, SQLAlchemyError, JSONDecodeError)
+"""What a storage raises that cannot be read or written; the last is of a torn journal."""
 
 _STATES = {COMPLETE: TrialState.COMPLETE, PRUNED: TrialState.PRUNED, FAILED: TrialState.FAIL}
 
