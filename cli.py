@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,6 +20,9 @@ from features.errors import ConfigError, UserError
 if TYPE_CHECKING:
     from pipeline.extract import ExtractProgress, ExtractSummary
     from train.fit import FitProgress
+    from train.pooled import Pooled
+    from train.runs import RunSummary
+    from train.sweep_batches import SweepProgress
 
 # Threads that wait must not spin: beside another busy process that makes torch ten times slower.
 # Read when torch is loaded, which no import above does.
@@ -404,11 +407,29 @@ def bundle_info(file: Path, as_json: bool) -> None:
     _print_info({"bundle": str(file), **asdict(read_bundle_info(file))}, as_json)
 
 
-@cli.command()
-@click.option(
+_stores = click.option(
     "--store", "stores", type=_PATH, multiple=True, required=True, help="May be given again."
 )
-@click.option("--runs", type=_PATH, required=True, help="Folder of the runs, made if absent.")
+_test_stores = click.option(
+    "--test-store",
+    "test_stores",
+    type=_PATH,
+    multiple=True,
+    help="Test on its test clips, train and choose on those of --store; may be given again.",
+)
+_runs = click.option(
+    "--runs", type=_PATH, required=True, help="Folder of the runs, made if absent."
+)
+_device = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+_settings = click.option(
+    "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change a setting."
+)
+
+
+@cli.command()
+@_stores
+@_test_stores
+@_runs
 @click.option(
     "--preset",
     type=click.Choice(["table1", "submitted"]),
@@ -423,16 +444,25 @@ def bundle_info(file: Path, as_json: bool) -> None:
 @click.option(
     "--seeds", type=click.IntRange(1), default=5, show_default=True, help="Runs per head."
 )
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
-@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change a setting.")
+@click.option(
+    "--folds",
+    metavar="N|source",
+    help="N folds by subject, or leave each source out; the manifest's splits play no part.",
+)
+@click.option("--tensorboard", type=_PATH, metavar="DIR", help="Write TensorBoard event files.")
+@_device
+@_settings
 @_as_json
 def fit(
     stores: Sequence[Path],
+    test_stores: Sequence[Path],
     runs: Path,
     preset: str,
     heads: Sequence[str],
     streams: str | None,
     seeds: int,
+    folds: str | None,
+    tensorboard: Path | None,
     device: str,
     settings: Sequence[str],
     as_json: bool,
@@ -444,24 +474,152 @@ def fit(
         cli.py fit --store store --runs runs --preset table1 --seeds 5
         cli.py fit --store store --runs runs --head caca-a --set lr=3e-4
         cli.py fit --store store --runs runs --head cascade --streams context,face,audio
+        cli.py fit --store mec --store private --test-store mec-test --runs runs
+        cli.py fit --store store --runs runs --head caca-a --folds 5
+        cli.py fit --store store --runs runs --tensorboard events
     """
     from train.config import PRESETS, expand_heads, parse_settings
+    from train.event_files import EventFiles
     from train.fit import run_fit
+    from train.fold_fit import run_fit_folds
 
+    if folds and test_stores:
+        raise click.UsageError("--folds tests every clip of --store; --test-store cannot join it")
     named = [] if streams is None else [f"streams={streams}"]
     config = parse_settings([*settings, *named], PRESETS[preset].config)
     heads = heads or PRESETS[preset].heads
-    with _fit_progress(expand_heads(heads, config), seeds) as show:
-        summaries = run_fit(stores, runs, heads, range(seeds), config, device=device, progress=show)
+    pooled: Sequence[Pooled] = ()
+    with (
+        _fit_progress(expand_heads(heads, config), seeds) as show,
+        EventFiles(tensorboard) as events,
+    ):
+        common: dict[str, Any] = {"device": device, "progress": show, "observe": events.add_epoch}
+        if folds:
+            of_folds = run_fit_folds(
+                stores, runs, heads, range(seeds), config, folds=folds, **common
+            )
+            summaries, pooled = of_folds.runs, of_folds.pooled
+        else:
+            summaries = tuple(
+                run_fit(
+                    stores, runs, heads, range(seeds), config, test_stores=test_stores, **common
+                )
+            )
     if as_json:
-        click.echo(json.dumps({"runs": [asdict(summary) for summary in summaries]}))
+        told = {"runs": [asdict(summary) for summary in summaries]}
+        if folds:
+            told["pooled"] = [asdict(one) for one in pooled]
+        click.echo(json.dumps(told))
         return
-    for summary in summaries:
-        val = summary.val
-        click.echo(
-            f"{summary.run}: epoch {summary.best_epoch}, "
-            f"val map_mec {100 * val['map_mec']:.2f}, acc {100 * val['acc']:.2f}"
+    _tell_runs(summaries)
+    for one in pooled:
+        if one.test:
+            click.echo(
+                f"{one.pooled}: all folds together: {one.test['n_clips']} clips, "
+                f"map_mec {_in_percent(one.test, 'map_mec')}, acc {_in_percent(one.test, 'acc')}"
+            )
+
+
+@cli.command()
+@_stores
+@_test_stores
+@_runs
+@click.option("--head", required=True, help="The head whose settings are tried.")
+@click.option(
+    "--grid", metavar="KEY=A,B,C", multiple=True, help="Try all combinations; may be given again."
+)
+@click.option("--trials", type=click.IntRange(1), metavar="N", help="Draw N trials with Optuna.")
+@click.option(
+    "--search",
+    metavar="KEY=LOW..HIGH",
+    multiple=True,
+    help="With --trials: what to vary; KEY=A,B,C lists choices.  [default: docs/sweeps.md]",
+)
+@click.option(
+    "--storage", metavar="URL", default="", help="An Optuna storage that several machines share."
+)
+@click.option(
+    "--trial-seeds",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Runs per trial; their median counts.",
+)
+@click.option(
+    "--seeds",
+    type=click.IntRange(0),
+    default=5,
+    show_default=True,
+    help="Runs with the best settings; 0: none, and no waiting for other machines.",
+)
+@_device
+@_settings
+@_as_json
+def sweep(
+    stores: Sequence[Path],
+    test_stores: Sequence[Path],
+    runs: Path,
+    head: str,
+    grid: Sequence[str],
+    trials: int | None,
+    search: Sequence[str],
+    storage: str,
+    trial_seeds: int,
+    seeds: int,
+    device: str,
+    settings: Sequence[str],
+    as_json: bool,
+) -> None:
+    """Try settings of a head on train and val, then train the best over seeds as fit does.
+
+    Test is never read while settings are tried; the final runs score it once each. Run the same
+    again after a crash or Ctrl-C: it goes on, and ends with the same table.
+
+    \b
+    Example:
+        cli.py sweep --store store --runs runs --head face --grid lr=1e-4,1e-3 --grid dropout=0,0.3
+        cli.py sweep --store store --runs runs --head caca-a --trials 40
+        cli.py sweep --store store --runs runs --head caca --trials 40 --search lr=1e-5..1e-3
+    """
+    from train.config import choose_preset, parse_settings
+    from train.search import DEFAULT_SPACE, Space, parse_grid, parse_space
+    from train.sweep import run_sweep
+    from train.sweep_batches import Sweep
+
+    if bool(grid) == bool(trials):
+        raise click.UsageError("give either --grid KEY=A,B,C or --trials N")
+    if search and grid:
+        raise click.UsageError("--search goes with --trials; --grid lists what to try itself")
+    config = parse_settings(settings, choose_preset(head).config)
+    space: Space = parse_grid(grid, config) if grid else parse_space(search, config)
+    asked = Sweep(
+        head=head,
+        config=config,
+        space=space or DEFAULT_SPACE,
+        n_trials=trials or 0,
+        trial_seeds=trial_seeds,
+    )
+    with _sweep_progress(head, seeds) as (show, show_fit):
+        summary = run_sweep(
+            stores,
+            runs,
+            asked,
+            range(seeds),
+            test_stores=test_stores,
+            storage=storage,
+            device=device,
+            progress=show,
+            fit_progress=show_fit,
         )
+    if as_json:
+        click.echo(json.dumps(summary.as_json()))
+        return
+    click.echo(summary.trials.to_string(index=False, na_rep="", float_format="%.5g"))
+    click.echo("\nwhat mattered:")
+    click.echo(summary.importance.to_string(index=False, na_rep="", float_format="%.4g"))
+    best = " ".join(f"--set {key}={value}" for key, value in summary.best.settings.items())
+    click.echo(f"\nbest, trial {summary.best.slot}: {best}")
+    _tell_runs(summary.runs)
 
 
 @cli.command()
@@ -592,6 +750,19 @@ def weights(as_json: bool) -> None:
             click.echo(f"    {name:8} {one[name]}")
 
 
+def _tell_runs(summaries: Sequence[RunSummary]) -> None:
+    for summary in summaries:
+        click.echo(
+            f"{summary.run}: epoch {summary.best_epoch}, "
+            f"val map_mec {_in_percent(summary.val, 'map_mec')}, "
+            f"acc {_in_percent(summary.val, 'acc')}"
+        )
+
+
+def _in_percent(scores: Mapping[str, Any], metric: str) -> str:
+    return f"{100 * scores[metric]:.2f}"
+
+
 def _split(classes: str | None) -> list[str] | None:
     return None if classes is None else [name.strip() for name in classes.split(",")]
 
@@ -686,9 +857,25 @@ def _fit_progress(heads: Sequence[str], seeds: int) -> Iterator[Callable[[FitPro
                     "%s: %d complete runs are kept", told.head, len(told.seeds)
                 )
             note = f"{told.head}: epoch {told.epoch} of {told.n_epochs}" if told.epoch else ""
-            show(n_done, n_runs, note)
+            show(n_done, max(n_runs, n_done), note)
 
         yield show_fit
+
+
+@contextmanager
+def _sweep_progress(
+    head: str, seeds: int
+) -> Iterator[tuple[Callable[[SweepProgress], None], Callable[[FitProgress], None]]]:
+    with _progress("sweep", "trials") as show:
+
+        def show_sweep(told: SweepProgress) -> None:
+            epoch = f"epoch {told.epoch}, " if told.epoch else ""
+            show(told.n_done, told.n_trials, f"{epoch}best {100 * told.best:.2f}")
+
+        def show_fit(told: FitProgress) -> None:
+            show(1, 1, f"{head}, best settings, {seeds} seeds: epoch {told.epoch}")
+
+        yield show_sweep, show_fit
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -49,10 +50,17 @@ _CLIP_COLUMNS = (
 class Store:
     """A store opened for reading; holds its index, reads features when asked."""
 
-    def __init__(self, path: Path, header: ShardHeader, shards: Sequence[ShardEntry]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        header: ShardHeader,
+        shards: Sequence[ShardEntry],
+        splits: Mapping[str, str] | None = None,
+    ) -> None:
         self.path = path
         self.header = header
         self.shards = tuple(shards)
+        self._splits = splits
 
     @property
     def fingerprint(self) -> str:
@@ -61,6 +69,16 @@ class Store:
     @property
     def classes(self) -> tuple[str, ...]:
         return self.header.classes
+
+    def with_splits(self, splits: Mapping[str, str]) -> Store:
+        """The same store on disk, with other splits; clips that are not named are not there.
+
+        No feature of a clip that is left out is read.
+
+        Args:
+            splits: Clip id -> split; ids that the store lacks are passed over.
+        """
+        return Store(self.path, self.header, self.shards, splits)
 
     @cached_property
     def _indices(self) -> tuple[ShardIndex, ...]:
@@ -72,7 +90,8 @@ class Store:
         newest: dict[str, tuple[int, int]] = {}
         for number, index in enumerate(self._indices):
             for row, clip_id in enumerate(index.columns["id"]):
-                newest[clip_id] = (number, row)
+                if self._splits is None or clip_id in self._splits:
+                    newest[clip_id] = (number, row)
         return tuple(sorted(newest.values()))
 
     @cached_property
@@ -82,6 +101,8 @@ class Store:
         for number, row in self._places:
             index = self._indices[number]
             record = {name: values[row] for name, values in index.columns.items()}
+            if self._splits is not None:
+                record["split"] = self._splits[record["id"]]
             record["n_frames"] = int(index.frame_offset[row + 1] - index.frame_offset[row])
             record["n_faces"] = int(index.face_offset[row + 1] - index.face_offset[row])
             record["shard"] = self.shards[number].name
@@ -111,7 +132,8 @@ class Store:
         """
         for number, index in enumerate(self._indices):
             rows = [row for shard, row in self._places if shard == number]
-            yield from iter_shard_clips(index, rows, context_7x7=context_7x7, face_map=face_map)
+            for clip in iter_shard_clips(index, rows, context_7x7=context_7x7, face_map=face_map):
+                yield self._put_in_split(clip)
 
     def read_clip(
         self, i: int, *, context_7x7: bool = False, face_map: bool = False
@@ -119,7 +141,11 @@ class Store:
         """Clip i of ``clips``. Raises ShardError as ``iter_clips`` does, IndexError."""
         number, row = self._places[i]
         index = self._indices[number]
-        return next(iter_shard_clips(index, [row], context_7x7=context_7x7, face_map=face_map))
+        (clip,) = iter_shard_clips(index, [row], context_7x7=context_7x7, face_map=face_map)
+        return self._put_in_split(clip)
+
+    def _put_in_split(self, clip: ClipFeatures) -> ClipFeatures:
+        return clip if self._splits is None else replace(clip, split=self._splits[clip.clip_id])
 
 
 def open_store(path: Path | str) -> Store:

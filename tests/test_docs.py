@@ -1,16 +1,21 @@
-"""The documentation's code runs, and its links lead somewhere."""
+"""The documentation's code runs, its commands parse, and its links lead somewhere."""
 
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 import torch
 
+from cli import cli
 from tests.builders import small_store
-from train.config import FitConfig
+from train.config import FitConfig, parse_settings
 from train.fit import run_fit
+from train.search import DEFAULT_SPACE, Range, parse_grid, parse_space
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -33,3 +38,48 @@ def test_the_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def list_commands() -> Iterator[tuple[str, str]]:
+    """Where it stands, and each line of the pages and of ``--help`` that calls a verb."""
+    for page in PAGES:
+        for block in re.findall(r"^```\w*\n(.*?)^```", page.read_text(), re.S | re.M):
+            for line in block.splitlines():
+                if call := re.search(r"(?<=python cli\.py ).+", line):
+                    yield page.name, call[0]
+    for verb in list_verbs(cli):
+        for example in re.findall(r"^ +cli\.py (.+)", verb.help or "", re.M):
+            yield f"--help of {verb.name}", example
+
+
+def list_verbs(group: click.Group) -> Iterator[click.Command]:
+    for command in group.commands.values():
+        yield command
+        if isinstance(command, click.Group):
+            yield from list_verbs(command)
+
+
+@pytest.mark.parametrize(
+    ("place", "call"), [pytest.param(*c, id=f"{c[0]}: {c[1][:60]}") for c in list_commands()]
+)
+def test_commands_of_the_pages_are_such_as_the_verbs_take(place: str, call: str) -> None:
+    words = shlex.split(call, comments=True)
+    command: click.Command = cli
+    name = "cli.py"
+    while isinstance(command, click.Group):
+        name = words.pop(0)
+        command = command.commands[name]
+    given = command.make_context(name, words).params
+    config = parse_settings(given.get("settings", ()), FitConfig())
+    parse_grid(given.get("grid", ()), config)
+    parse_space(given.get("search", ()), config)
+
+
+def test_the_space_that_the_page_tells_is_the_one_that_is_drawn_from() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", (ROOT / "docs/sweeps.md").read_text(), re.M)
+    assert dict(rows) == {
+        name: f"{of_key.low:g} to {of_key.high:g}" + ", on a log scale" * of_key.log
+        if isinstance(of_key, Range)
+        else ", ".join(f"`{value}`" for value in of_key.values)
+        for name, of_key in DEFAULT_SPACE.items()
+    }

@@ -19,7 +19,7 @@ from tests.builders import clip_features
 from train.config import PRESETS, FitConfig, parse_settings
 from train.fit import FitProgress, run_fit
 from train.heads import HEADS, build_head, choose_streams, find_matrices
-from train.metrics import score_predictions
+from train.metrics import summarise_metrics
 from train.runs import RUN_FILES, find_runs, read_run
 from train.stores import check_stores, read_tables
 
@@ -81,7 +81,7 @@ def test_the_summary_is_what_metrics_json_holds(store: Path, runs: Path) -> None
     assert low <= summary.val["acc"] <= high
 
 
-def test_metrics_follow_from_the_predictions(runs: Path) -> None:
+def test_metrics_follow_from_the_predictions(store: Path, runs: Path) -> None:
     run = read_run(find_runs(runs)[0])
     table = run.predictions
     assert list(table.columns) == [
@@ -92,8 +92,13 @@ def test_metrics_follow_from_the_predictions(runs: Path) -> None:
         scores = part[["p_happy", "p_sad", "p_angry"]].to_numpy()
         np.testing.assert_allclose(scores.sum(1), 1, atol=1e-6)
         labels = np.array([CLASSES.index(label) for label in part["label"]])
-        assert score_predictions(labels, scores).map_rank == pytest.approx(told["map_rank"])
-        assert score_predictions(labels, scores).confusion.tolist() == told["confusion"]
+        subjects = part["clip_id"].map(open_store(store).clips.set_index("clip_id")["subject"])
+        expected = summarise_metrics(labels, scores, subjects.tolist())
+        assert set(told) == set(expected)
+        assert told["map_rank"] == pytest.approx(expected["map_rank"])
+        for name in ("confusion", "per_class", "intervals"):
+            assert told[name] == expected[name]
+        assert told["n_never_predicted"] == 3 - part["predicted"].nunique()
 
 
 def test_the_best_epoch_is_the_best_row_of_the_history(runs: Path) -> None:

@@ -11,10 +11,11 @@ from sklearn.metrics import (
     average_precision_score,
     balanced_accuracy_score,
     f1_score,
+    precision_recall_fscore_support,
     precision_score,
 )
 
-from train.metrics import bootstrap_intervals, score_predictions
+from train.metrics import bootstrap_intervals, score_predictions, summarise_metrics
 
 
 def one_hot(predicted: list[int], n_classes: int) -> NDArray[np.float64]:
@@ -110,3 +111,20 @@ def test_intervals_are_wider_when_few_subjects_stand_for_many_clips() -> None:
 def test_one_subject_says_nothing_about_others() -> None:
     intervals = bootstrap_intervals(np.array([0, 1]), np.array([0, 1]), ["a", "a"], 2)
     assert intervals["map_mec"] == (0.0, 1.0)
+
+
+@given(seed=st.integers(0, 99), n_classes=st.integers(2, 5))
+def test_figures_per_class_agree_with_scikit_learn(seed: int, n_classes: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, n_classes, 12)
+    predicted = rng.integers(0, n_classes, 12)
+    groups = [f"c{i}" for i in range(12)]
+    told = summarise_metrics(labels, one_hot(predicted.tolist(), n_classes), groups)
+    expected = precision_recall_fscore_support(
+        labels, predicted, labels=range(n_classes), zero_division=0
+    )
+    for name, values in zip(("precision", "recall", "f1", "support"), expected, strict=True):
+        np.testing.assert_allclose(told["per_class"][name], values)
+    assert told["map_mec"] == pytest.approx(np.mean(told["per_class"]["precision"]))
+    assert told["n_never_predicted"] == n_classes - len(set(predicted))
+    assert set(told["intervals"]) == {"map_mec", "acc", "uar"}

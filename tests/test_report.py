@@ -16,7 +16,7 @@ import pytest
 
 from features.errors import RunError
 from train.config import FitConfig
-from train.metrics import bootstrap_intervals, score_predictions
+from train.metrics import summarise_metrics
 from train.report.report import run_report
 from train.runs import RUN_FORMAT, RUN_VERSION, Run, RunSummary, name_run, write_run
 
@@ -27,10 +27,7 @@ LABELS = np.array([0, 0, 0, 0, 1, 1])
 def summarise(n_right: int) -> dict[str, Any]:
     """Scores of six clips of which the first ``n_right`` are right."""
     predicted = np.where(np.arange(6) < n_right, LABELS, 1 - LABELS)
-    metrics = score_predictions(LABELS, 0.2 + 0.6 * np.eye(2)[predicted])
-    summary = asdict(metrics) | {"confusion": metrics.confusion.tolist()}
-    summary["intervals"] = bootstrap_intervals(LABELS, predicted, list("abcdef"), 2)
-    return summary
+    return summarise_metrics(LABELS, 0.2 + 0.6 * np.eye(2)[predicted], list("abcdef"))
 
 
 def write_fake_run(
@@ -115,6 +112,18 @@ def test_the_median_run_is_the_one_reported(tmp_path: Path) -> None:
     table = read_table(tmp_path / "out", "runs")
     assert table.loc[table["Reported"] == "median", "Seed"].tolist() == ["2"]
     assert set(read_table(tmp_path / "out", "median_runs")["Seed"]) == {"2"}
+
+
+def test_single_classes_are_told_of_the_median_run(tmp_path: Path) -> None:
+    for seed, n_right in enumerate([6, 2, 5]):
+        write_fake_run(tmp_path / "runs", "face", seed, n_right)
+    page = run_report(tmp_path / "runs", tmp_path / "out").read_text()
+    table = read_table(tmp_path / "out", "classes")
+    of_val = table[table["Split"] == "val"].set_index("Figure")
+    # Of six clips, four happy and two sad, the last sad one was taken for happy.
+    assert of_val["happy"].to_dict() == {"precision": "80.00", "recall": "100.00", "f1": "88.89"}
+    assert of_val["sad"].to_dict() == {"precision": "100.00", "recall": "50.00", "f1": "66.67"}
+    assert "Precision, recall and F1 of each class" in page
 
 
 def test_of_an_even_number_of_seeds_the_lower_middle_one_is_reported(tmp_path: Path) -> None:

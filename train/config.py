@@ -24,6 +24,12 @@ PRECISIONS: tuple[str, ...] = ("auto", "float32", "bfloat16")
 SELECT_METRICS: tuple[str, ...] = ("map_mec", "acc", "uar", "f1_macro", "map_rank")
 """Metrics of the val split that may choose the epoch and the reported run; more is better."""
 
+CLASS_WEIGHTS: tuple[str, ...] = ("none", "balanced")
+"""How much a clip's class counts in the loss: all alike, or the rarer the more."""
+
+SAMPLINGS: tuple[str, ...] = ("shuffled", "balanced")
+"""Which clips an epoch shows: each once, or as many of each class as of every other."""
+
 TABLE_1_HEADS: tuple[str, ...] = (
     "face",
     "context",
@@ -95,12 +101,22 @@ class FitConfig:
     """Face rows of one clip that are read at most, from its start; 0: no limit."""
     precision: str = "auto"
     """Of the matrix products in training. Scores are always computed in float32."""
+    class_weights: str = "none"
+    """``balanced``: a clip counts in the loss by how rare its class is among the train clips."""
+    sampling: str = "shuffled"
+    """``balanced``: an epoch shows as many clips of each class, repeating those of rare classes."""
+    dropout: float = 0.0
+    """Share of the values zeroed in training before each LSTM layer and before the last Linear."""
+    label_smoothing: float = 0.0
+    """Share of each label that is spread evenly over the classes."""
 
     def __post_init__(self) -> None:
         _check_choice("faces", self.faces, FACES)
         _check_choice("context", self.context, CONTEXT_GRIDS)
         _check_choice("select", self.select, SELECT_METRICS)
         _check_choice("precision", self.precision, PRECISIONS)
+        _check_choice("class_weights", self.class_weights, CLASS_WEIGHTS)
+        _check_choice("sampling", self.sampling, SAMPLINGS)
         split_names("streams", self.streams)
         for member in split_names("members", self.members):
             _check_choice("members", member, [name for name in HEAD_NAMES if name != ENSEMBLE])
@@ -112,6 +128,8 @@ class FitConfig:
             "patience": 0 < self.patience <= 1,
             "scorings": self.scorings >= 1,
             "max_steps": self.max_steps >= 0,
+            "dropout": 0 <= self.dropout < 1,
+            "label_smoothing": 0 <= self.label_smoothing < 1,
         }
         for name, is_right in ranges.items():
             if not is_right:
@@ -139,6 +157,12 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
     }
 )
 """``table1``: the comparison of section V. ``submitted``: the two networks of Table II."""
+
+
+def choose_preset(head: str) -> Preset:
+    """The preset that a head was published with; ``table1`` for a head of neither."""
+    of_head = [preset for preset in PRESETS.values() if head in preset.heads]
+    return of_head[0] if of_head else PRESETS["table1"]
 
 
 def parse_settings(settings: Sequence[str], config: FitConfig) -> FitConfig:

@@ -234,6 +234,34 @@ def draw_phases(table: ClipTable, seed: int, epoch: int) -> NDArray[np.intp]:
     return drawn
 
 
+def draw_clips(label: NDArray[np.intp], sampling: str, seed: int, epoch: int) -> NDArray[np.intp]:
+    """Draw the clips that an epoch shows, as a function of seed and epoch.
+
+    Args:
+        label: [N] Class number of each clip, ``UNLABELLED`` ones never drawn.
+        sampling: ``shuffled``: each labelled clip once. ``balanced``: as many in all, and of each
+            class that has a clip as many as of every other, up to one; its clips take turns.
+        seed: Of the run.
+        epoch: From 1.
+
+    Returns:
+        Positions, as many as there are labelled clips.
+    """
+    labelled = np.flatnonzero(label != UNLABELLED)
+    if sampling == "shuffled":
+        return labelled
+    rng = np.random.default_rng([seed, epoch, 4])
+    classes = rng.permutation(np.unique(label[labelled]))
+    shares = np.array_split(np.arange(len(labelled)), len(classes))
+    drawn = []
+    for number, share in zip(classes, shares, strict=True):
+        of_class = np.flatnonzero(label == number)
+        n_turns = -(-len(share) // len(of_class))
+        turns = [rng.permutation(of_class) for _ in range(n_turns)]
+        drawn.append(np.concatenate([*turns, of_class[:0]])[: len(share)])
+    return np.concatenate(drawn)
+
+
 def order_batches(
     n_steps: NDArray[np.integer], batch_size: int, seed: int, epoch: int
 ) -> list[NDArray[np.intp]]:

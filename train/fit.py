@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Event, Lock
-from typing import Any
+from typing import Any, ParamSpec
 
 import numpy as np
 import pandas as pd
 from safetensors.torch import save
 
 from features.fingerprint import hash_json
-from features.store import open_store
+from features.store import Store, open_store
 from train.config import (
     ENSEMBLE,
     FitConfig,
@@ -26,6 +26,7 @@ from train.config import (
 )
 from train.dataset import ClipTable, check_train_table, check_val_table
 from train.ensemble import make_ensemble
+from train.folds import Fold, split_test_stores
 from train.heads import choose_grid, count_parameters, find_matrices
 from train.parallel import count_workers, run_jobs, split_seeds
 from train.runs import (
@@ -39,6 +40,8 @@ from train.runs import (
     read_summary,
     write_run,
 )
+from train.scoring import score_clips
+from train.specs import RunSpec
 from train.stores import (
     check_stores,
     check_streams,
@@ -49,15 +52,16 @@ from train.stores import (
 )
 from train.summaries import summarise_scores, tabulate_predictions
 from train.training import (
+    Epoch,
     Task,
     TrainedRun,
     choose_precision,
     plan_epochs,
-    score_clips,
     train_runs,
 )
 
-SCORED_SPLITS = ("val", "test")
+Observe = Callable[[str, Epoch], None]
+"""Told of a run's name and of an epoch of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +86,10 @@ def run_fit(
     seeds: Sequence[int],
     config: FitConfig,
     *,
+    test_stores: Sequence[Path] = (),
     device: str = "cpu",
     progress: Callable[[FitProgress], None] = lambda _: None,
+    observe: Observe = lambda *_: None,
 ) -> list[RunSummary]:
     """Train heads on stores, one run folder a head and seed; complete runs are not trained again.
 
@@ -96,8 +102,10 @@ def run_fit(
         heads: Names of ``train.config.HEAD_NAMES``; an ensemble's members are added to them.
         seeds: One run each.
         config: Settings that all heads share.
+        test_stores: If there are some, test is theirs, and train and val are of ``stores``.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         progress: Told of every epoch and of skipped and finished runs.
+        observe: Told of a run's name and its epoch, after each.
 
     Returns:
         metrics.json of every run asked for, by head, then seed.
@@ -107,22 +115,59 @@ def run_fit(
         ShardError: A store cannot be read, or has no labelled train or val clip, or a single class.
         RunError: A run folder lacks a file, or a loss is not a number.
     """
+    opened = [open_store(path) for path in stores]
+    if not test_stores:
+        data = FitData(stores=opened, described=describe_stores(opened))
+    else:
+        opened = split_test_stores(opened, [open_store(path) for path in test_stores])
+        paths = {"paths": list(map(str, stores)), "test_paths": list(map(str, test_stores))}
+        data = FitData(stores=opened, described=describe_stores(opened) | paths)
+    return fit_data(
+        data, runs, heads, seeds, config, device=device, progress=progress, observe=observe
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FitData:
+    """What runs learn from and are scored on."""
+
+    stores: Sequence[Store]
+    described: Mapping[str, Any]
+    """``train.stores.describe_stores`` of them."""
+    fold: Fold | None = None
+    """Whose splits the stores have, if not the manifest's."""
+
+
+def fit_data(
+    data: FitData,
+    runs: Path,
+    heads: Sequence[str],
+    seeds: Sequence[int],
+    config: FitConfig,
+    *,
+    device: str = "cpu",
+    progress: Callable[[FitProgress], None] = lambda _: None,
+    observe: Observe = lambda *_: None,
+) -> list[RunSummary]:
+    """As ``run_fit``, on stores that are open."""
     check_heads(heads)
     heads = expand_heads(heads, config)
     networks = [head for head in heads if head != ENSEMBLE]
-    opened = [open_store(path) for path in stores]
+    opened, described = data.stores, data.described
+    fold = data.fold.place if data.fold else ""
     check_stores(opened)
     config = replace(config, precision=choose_precision(config.precision, device))
     shapes = find_shapes(opened)
     check_streams(networks, config, shapes)
-    described = describe_stores(opened)
 
     keys = {head: _hash_task(head, config, described) for head in networks}
     if ENSEMBLE in heads:
         members = split_names("members", config.members)
         keys[ENSEMBLE] = hash_json([[member, keys[member]] for member in members])
     paths = {
-        (head, seed): runs / name_run(head, keys[head], seed) for head in heads for seed in seeds
+        (head, seed): runs / name_run(head, keys[head], seed, fold)
+        for head in heads
+        for seed in seeds
     }
     missing: dict[str, list[int]] = {}
     for head in heads:
@@ -136,7 +181,7 @@ def run_fit(
         tables = read_tables(opened, config, find_matrices(missing, config))
         check_train_table(tables["train"], opened[0].classes)
         check_val_table(tables["val"])
-        n_workers, tell = count_workers(device), _one_at_a_time(progress)
+        n_workers, lock = count_workers(device), Lock()
         jobs = [
             _Job(
                 task=Task(
@@ -150,8 +195,9 @@ def run_fit(
                 ),
                 test=tables["test"],
                 paths={seed: paths[head, seed] for seed in group},
-                described=described,
-                progress=tell,
+                data=data,
+                progress=_one_at_a_time(progress, lock),
+                observe=_one_at_a_time(observe, lock),
             )
             for head, left in missing.items()
             for group in split_seeds(left, len(missing), n_workers)
@@ -175,19 +221,28 @@ class _Job:
     test: ClipTable
     paths: Mapping[int, Path]
     """Seed -> run folder."""
-    described: Mapping[str, Any]
+    data: FitData
     progress: Callable[[FitProgress], None]
+    observe: Observe
 
     def run(self, stop: Event) -> None:
-        for trained in train_runs(self.task, list(self.paths), self._tell_epoch, stop):
-            write_run(*self._finish_run(trained))
+        specs = [RunSpec(seed=seed, config=self.task.config) for seed in self.paths]
+        trained = train_runs(self.task, specs, self._tell_epoch, stop)
+        for run in trained:
+            if run.error is None:
+                write_run(*self._finish_run(run))
+        for run in trained:
+            if run.error is not None:
+                raise run.error
         self.progress(FitProgress(head=self.task.head, seeds=tuple(self.paths), state="done"))
 
     def _tell_epoch(self, epoch: int, active: Sequence[TrainedRun]) -> None:
+        for run in active:
+            self.observe(self.paths[run.spec.seed].name, run.history[-1])
         self.progress(
             FitProgress(
                 head=self.task.head,
-                seeds=tuple(run.seed for run in active),
+                seeds=tuple(run.spec.seed for run in active),
                 state="training",
                 epoch=epoch,
                 n_epochs=plan_epochs(len(self.task.train.labelled), self.task.config).n_epochs,
@@ -203,21 +258,21 @@ class _Job:
         head.load_state_dict(dict(trained.state))
         scores = {split: score_clips(head, table, task.streams) for split, table in tables.items()}
         summary = RunSummary(
-            run=self.paths[trained.seed].name,
+            run=self.paths[trained.spec.seed].name,
             head=task.head,
-            seed=trained.seed,
+            seed=trained.spec.seed,
             n_parameters=count_parameters(head),
             best_epoch=trained.best_epoch,
             val=summarise_scores(task.val, scores["val"]),
             test=summarise_scores(self.test, scores["test"]),
         )
         run = Run(
-            path=self.paths[trained.seed],
+            path=self.paths[trained.spec.seed],
             config={
                 "format": RUN_FORMAT,
                 "version": RUN_VERSION,
                 "head": task.head,
-                "seed": trained.seed,
+                "seed": trained.spec.seed,
                 "context": choose_grid(task.head, config.context),
                 "streams": {
                     name: {"matrix": matrix, "shape": list(task.shapes[matrix])}
@@ -226,7 +281,8 @@ class _Job:
                 "n_epochs": plan_epochs(len(task.train.labelled), config).n_epochs,
                 "settings": choose_settings(task.head, config),
                 "device": task.device,
-                "store": dict(self.described),
+                "store": dict(self.data.described),
+                **({"fold": self.data.fold.describe()} if self.data.fold else {}),
                 "versions": _find_versions(),
             },
             summary=summary,
@@ -237,13 +293,15 @@ class _Job:
         return run, save(weights)
 
 
-def _one_at_a_time(progress: Callable[[FitProgress], None]) -> Callable[[FitProgress], None]:
-    """The same callback, never called from two threads at once."""
-    lock = Lock()
+_P = ParamSpec("_P")
 
-    def tell(told: FitProgress) -> None:
+
+def _one_at_a_time(call: Callable[_P, None], lock: Lock) -> Callable[_P, None]:
+    """The same callback, never called from two threads at once."""
+
+    def tell(*args: _P.args, **kwargs: _P.kwargs) -> None:
         with lock:
-            progress(told)
+            call(*args, **kwargs)
 
     return tell
 

@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from train.noise import Noise
 from train.recurrence import Steps, run_recurrence
 
 M = TypeVar("M", bound=nn.Module)
@@ -53,6 +54,9 @@ class Head(nn.Module):
 class Linear(nn.Module):
     """``torch.nn.Linear`` with an optional run dimension."""
 
+    noise: Noise | None = None
+    """Of dropout at the input, in training."""
+
     def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_out, n_in))
@@ -64,6 +68,8 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [*runs, ..., n_in]. Returns [*runs, ..., n_out]."""
+        if self.noise is not None:
+            x = self.noise.drop(x)
         return _project(x, self.weight, self.bias)
 
 
@@ -136,6 +142,9 @@ class Lstm(nn.Module):
     the step before.
     """
 
+    noise: Noise | None = None
+    """Of dropout at the input of each layer, in training."""
+
     def __init__(self, n_in: int, size: int, n_layers: int, *, attention_size: int = 0) -> None:
         super().__init__()
         if attention_size not in (0, size):
@@ -174,6 +183,8 @@ class Lstm(nn.Module):
         x = x.transpose(-3, -2)  # [*runs, T, B, n_in]: a step's rows lie together
         for layer in range(self.n_layers):
             begin = (first.hidden[layer], first.cell[layer]) if first is not None else None
+            if self.noise is not None:
+                x = self.noise.drop(x)
             steps = self._run_layer(layer, x, begin, memory if layer == 0 else None)
             x = steps.hidden
             attention = steps.attention if attention is None else attention
@@ -223,6 +234,14 @@ def draw_weights(module: nn.Module, seed: int) -> None:
     for part in module.modules():
         if isinstance(part, Linear | Conv | Lstm):
             part.draw_weights(rng)
+
+
+def set_noise(head: Head, noise: Noise | None) -> None:
+    """Switch dropout on, with this noise, or off: before each LSTM layer and the last Linear."""
+    head.classify.noise = noise
+    for part in head.modules():
+        if isinstance(part, Lstm):
+            part.noise = noise
 
 
 def stack_runs(modules: Sequence[M]) -> M:

@@ -7,7 +7,8 @@ exist here: ``map_mec`` and ``map_rank`` are two different things.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +63,30 @@ def score_predictions(labels: NDArray[np.intp], scores: NDArray[np.floating]) ->
         loss=float(-np.log(np.maximum(true_class, np.finfo(np.float32).tiny)).mean()),
         confusion=confusion,
     )
+
+
+def summarise_metrics(
+    labels: NDArray[np.intp], scores: NDArray[np.floating], groups: Sequence[str]
+) -> dict[str, Any]:
+    """What metrics.json tells of a set of predictions, as plain JSON values.
+
+    The fields of ``Metrics``; ``per_class``, lists in the order of classes: ``precision``,
+    ``recall``, ``f1`` (0 where there is nothing to divide by) and ``support``, the clips of the
+    class; and ``intervals``, as ``bootstrap_intervals`` gives them.
+
+    Args:
+        labels: [N] As of ``score_predictions``.
+        scores: [N, K] As of ``score_predictions``.
+        groups: [N] As of ``bootstrap_intervals``.
+    """
+    metrics = score_predictions(labels, scores)
+    intervals = bootstrap_intervals(labels, scores.argmax(1), groups, scores.shape[1])
+    return {
+        **asdict(metrics),
+        "confusion": metrics.confusion.tolist(),
+        "per_class": _describe_classes(metrics.confusion),
+        "intervals": {name: list(ends) for name, ends in intervals.items()},
+    }
 
 
 def count_confusion(
@@ -155,6 +180,16 @@ def bootstrap_intervals(
     return {
         name: (float(np.quantile(values, 0.025)), float(np.quantile(values, 0.975)))
         for name, values in resampled.items()
+    }
+
+
+def _describe_classes(confusion: NDArray[np.integer]) -> dict[str, list[float] | list[int]]:
+    hits, support, named = np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    return {
+        "precision": _divide(hits, named).tolist(),
+        "recall": _divide(hits, support).tolist(),
+        "f1": _divide(2 * hits, support + named).tolist(),
+        "support": support.tolist(),
     }
 
 

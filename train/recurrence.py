@@ -15,6 +15,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+sigmoid_backward = torch.ops.aten.sigmoid_backward
+"""(gradient of the output, output) -> gradient of the input, in one pass."""
+tanh_backward = torch.ops.aten.tanh_backward
+"""The same of tanh."""
+
 
 class Steps(NamedTuple):
     """What a recurrence computed at every step."""
@@ -60,6 +65,12 @@ def run_recurrence(
 
 
 class _Recurrence(torch.autograd.Function):
+    """Steps that touch little memory: what a step writes is still in the cache when it is read.
+
+    tanh(x) = 2 sigmoid(2x) - 1: with the cell gate's input doubled one sigmoid serves all four
+    gates, and so does its derivative; on a CPU this is several times faster than torch.tanh.
+    """
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -72,40 +83,37 @@ class _Recurrence(torch.autograd.Function):
         product_dtype: torch.dtype | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         n_runs, n_steps, n_clips, n_gates = gates.shape
-        size = n_gates // 4
+        size, full = n_gates // 4, weight.dtype
         w = weight.to(product_dtype) if product_dtype else weight
         gates = gates.to(w.dtype)
         w_t = w.transpose(1, 2)  # [S, R, 4H]
-        full = weight.dtype
+        double = _double_cell_gate(size, weight)
 
-        def buffer(*shape: int) -> Tensor:
-            return torch.empty(n_runs, n_steps, n_clips, *shape, dtype=full, device=gates.device)
+        def buffer(*shape: int, dtype: torch.dtype = full) -> Tensor:
+            return torch.empty(n_runs, n_steps, n_clips, *shape, dtype=dtype, device=gates.device)
 
         acts, hidden, cell, cell_tanh = buffer(n_gates), buffer(size), buffer(size), buffer(size)
-        read = buffer(weight.shape[2])  # [S, T, B, R] attention vector and hidden state
+        # [S, T, B, R] attention vector and hidden state
+        read = buffer(weight.shape[2], dtype=w.dtype)
         n_memory = memory.shape[2] if memory is not None else 0
         attention = buffer(n_memory)
-        blocked = None if memory_mask is None else ~memory_mask
+        if memory is not None and memory_mask is not None:
+            memory = memory.contiguous()
+            # 0 for a real step, minus infinity for another
+            blocked = torch.zeros_like(memory_mask, dtype=full)
+            blocked.masked_fill_(~memory_mask, -torch.inf)
 
         h, c = first_hidden, first_cell
         for t in range(n_steps):
             r = read[:, t]
             r[..., -size:] = h
-            if memory is not None and blocked is not None:
-                scores = torch.matmul(memory, h.unsqueeze(-1)).squeeze(-1)  # [S, B, U]
-                a = attention[:, t]
-                torch.softmax(scores.masked_fill_(blocked, -torch.inf), -1, out=a)
-                r[..., :size] = torch.matmul(a.unsqueeze(-2), memory).squeeze(-2)
-            act = acts[:, t]
-            act.copy_(torch.baddbmm(gates[:, t], r.to(w.dtype), w_t))
-            # tanh(x) = 2 sigmoid(2x) - 1: one sigmoid serves all gates, several times faster
-            # on a CPU than torch.tanh.
-            candidate = act[..., 2 * size : 3 * size]
-            candidate.mul_(2)
-            act.sigmoid_()
-            candidate.mul_(2).sub_(1)
-            i, f, g, o = act.chunk(4, -1)
-            c = torch.mul(f, c, out=cell[:, t]).addcmul_(i, g)
+            if memory is not None:
+                scores = _multiply_rows(h, memory.transpose(2, 3)).add_(blocked)  # [S, B, U]
+                a = torch.softmax(scores, -1, out=attention[:, t])
+                r[..., :size] = _multiply_rows(a, memory)
+            act = torch.mul(torch.baddbmm(gates[:, t], r, w_t), double, out=acts[:, t]).sigmoid_()
+            i, f, g, o = act.chunk(4, -1)  # g: (cell gate + 1) / 2
+            c = torch.mul(f, c, out=cell[:, t]).addcmul_(i, g, value=2).sub_(i)
             u = torch.mul(c, 2, out=cell_tanh[:, t]).sigmoid_().mul_(2).sub_(1)
             h = torch.mul(o, u, out=hidden[:, t])
 
@@ -121,46 +129,59 @@ class _Recurrence(torch.autograd.Function):
         ctx: Any, d_hidden: Tensor, d_cell: Tensor, _: Tensor
     ) -> tuple[Tensor | None, ...]:
         w, first_cell, acts, cell, cell_tanh, read, attention, memory = ctx.saved_tensors
-        size = first_cell.shape[-1]
-        n_steps = acts.shape[1]
-        i, f, g, o = acts.chunk(4, -1)
-        # What of each gate's derivative does not depend on later steps, for all steps at once.
-        by_cell = o * (1 - cell_tanh.square())
-        before = torch.cat([first_cell.unsqueeze(1), cell[:, :-1]], 1)
-        local = torch.stack(  # [S, T, B, 4, H]
-            [g * i * (1 - i), before * f * (1 - f), i * (1 - g.square()), cell_tanh * o * (1 - o)],
-            -2,
-        )
-        d_gates = torch.empty_like(local)
+        n_runs, n_steps, n_clips, n_gates = acts.shape
+        size = n_gates // 4
+        double = _double_cell_gate(size, acts)
+        d_gates = torch.empty_like(acts, dtype=w.dtype)
         d_vector = torch.empty_like(cell) if memory is not None else None  # of the attention vector
         d_scores = torch.empty_like(attention)
 
+        d = torch.empty(n_runs, n_clips, n_gates, dtype=acts.dtype, device=acts.device)
+        d_i, d_f, d_g, d_o = d.chunk(4, -1)
         dh = torch.zeros_like(first_cell)
         dc = torch.zeros_like(first_cell)
         for t in range(n_steps - 1, -1, -1):
+            i, f, g, o = acts[:, t].chunk(4, -1)
+            u = cell_tanh[:, t]
             dh = dh + d_hidden[:, t]
-            dc = torch.addcmul(dc.add_(d_cell[:, t]), dh, by_cell[:, t])
-            d = d_gates[:, t]
-            torch.mul(local[:, t, :, :3], dc.unsqueeze(-2), out=d[:, :, :3])
-            torch.mul(local[:, t, :, 3], dh, out=d[:, :, 3])
-            dc = dc * f[:, t]
-            dr = torch.bmm(d.flatten(-2).to(w.dtype), w).to(d.dtype)  # [S, B, R]
+            dc.add_(d_cell[:, t]).add_(tanh_backward(dh * o, u))
+            torch.mul(dc, g, out=d_i).mul_(2).sub_(dc)
+            torch.mul(dc, cell[:, t - 1] if t else first_cell, out=d_f)
+            torch.mul(dc, i, out=d_g).mul_(2)
+            torch.mul(dh, u, out=d_o)
+            dc = dc * f
+            d_step = torch.mul(sigmoid_backward(d, acts[:, t]), double, out=d_gates[:, t])
+            dr = torch.bmm(d_step, w).to(d.dtype)  # [S, B, R]
             dh = dr[..., -size:]
             if memory is not None and d_vector is not None:
-                d_vector[:, t] = dr[..., :size]
+                dv = d_vector[:, t].copy_(dr[..., :size])
                 a = attention[:, t]
-                da = torch.matmul(memory, dr[..., :size].unsqueeze(-1)).squeeze(-1)  # [S, B, U]
+                da = _multiply_rows(dv, memory.transpose(2, 3))  # [S, B, U]
                 ds = torch.mul(a, da - (a * da).sum(-1, keepdim=True), out=d_scores[:, t])
-                dh = dh + torch.matmul(ds.unsqueeze(-2), memory).squeeze(-2)
+                dh = dh + _multiply_rows(ds, memory)
 
         d_memory = None
         if d_vector is not None:
-            asked = read[..., size:]
+            asked = read[..., size:].to(attention.dtype)
             d_memory = _sum_over_steps(attention, d_vector) + _sum_over_steps(d_scores, asked)
-        d_gates = d_gates.flatten(-2)  # [S, T, B, 4H]
-        flat = d_gates.flatten(1, 2).to(w.dtype)
-        d_weight = torch.bmm(flat.transpose(1, 2), read.flatten(1, 2).to(w.dtype)).to(acts.dtype)
-        return d_gates, d_weight, dh, dc, d_memory, None, None
+        d_weight = torch.bmm(d_gates.flatten(1, 2).transpose(1, 2), read.flatten(1, 2))
+        return d_gates, d_weight.to(acts.dtype), dh, dc, d_memory, None, None
+
+
+def _double_cell_gate(size: int, like: Tensor) -> Tensor:
+    """[4H] 2 for the cell gate, 1 for the others."""
+    double = torch.ones(4 * size, dtype=like.dtype, device=like.device)
+    double[2 * size : 3 * size] = 2
+    return double
+
+
+def _multiply_rows(rows: Tensor, matrices: Tensor) -> Tensor:
+    """[S, B, N] rows times [S, B, N, M] matrices: [S, B, M].
+
+    As a row on the left: MKL takes several times longer for the same as a column on the right.
+    """
+    *many, n, m = matrices.shape
+    return torch.bmm(rows.reshape(-1, 1, n), matrices.reshape(-1, n, m)).view(*many, m)
 
 
 def _sum_over_steps(weights: Tensor, values: Tensor) -> Tensor:

@@ -69,9 +69,16 @@ class Run:
         return self.path / "weights.safetensors"
 
 
-def name_run(head: str, key: str, seed: int) -> str:
-    """The folder of a run. key: a hash of the settings and of the store's clips."""
-    return f"{head}-{key[:12]}-seed{seed}"
+def name_run(head: str, key: str, seed: int, fold: str = "") -> str:
+    """The folder of a run.
+
+    Args:
+        head: Its head.
+        key: A hash of the settings and of the store's clips.
+        seed: Its seed.
+        fold: Of a run of a fold, for example ``fold2of5``.
+    """
+    return "-".join(filter(None, [head, key[:12], fold, f"seed{seed}"]))
 
 
 def write_run(run: Run, weights: bytes) -> None:
@@ -87,9 +94,9 @@ def write_run(run: Run, weights: bytes) -> None:
     partial = partial_path(run.path)
     shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
     partial.mkdir(parents=True)
-    _write_json(partial / "config.json", dict(run.config))
+    write_json(partial / "config.json", dict(run.config))
     (partial / "weights.safetensors").write_bytes(weights)
-    _write_json(partial / "metrics.json", asdict(run.summary))
+    write_json(partial / "metrics.json", asdict(run.summary))
     run.history.to_csv(
         partial / "history.csv", index=False, lineterminator="\n", float_format="%.9g"
     )
@@ -129,7 +136,7 @@ def read_run(path: Path) -> Run:
     """
     if not is_run(path):
         raise RunError(f"{path}: no run folder here. Train one with: cli.py fit")
-    config = _read_json(path / "config.json")
+    config = read_json(path / "config.json")
     found = (config.get("format"), config.get("version"))
     if found != (RUN_FORMAT, RUN_VERSION):
         raise RunError(
@@ -155,18 +162,18 @@ def read_summary(path: Path) -> RunSummary:
     """metrics.json of a run. Raises RunError where it cannot be read."""
     file = path / "metrics.json"
     try:
-        return RunSummary(**_read_json(file))
+        return RunSummary(**read_json(file))
     except TypeError as error:
         raise RunError(f"{file}: not a run's summary ({error}). Delete the run and fit.") from error
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(
         json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except ValueError as error:

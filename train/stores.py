@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 def check_stores(stores: Sequence[Store]) -> None:
     """Raise ConfigError unless stores may be mixed: same fingerprint and classes, no clip twice.
 
-    Subjects that stand in two splits are logged as a warning: scores on such splits flatter.
+    Subjects and files that stand in two splits are logged as a warning: such scores flatter.
     """
     if not stores:
         raise ConfigError("no store given. Name one with --store DIR.")
@@ -51,6 +51,7 @@ def check_stores(stores: Sequence[Store]) -> None:
             )
     clips = _join_clips(stores)
     _warn_of_shared_subjects(clips)
+    _warn_of_shared_files(clips)
     ids = clips["clip_id"]
     twice = sorted(set(ids[ids.duplicated()]))
     if twice:
@@ -204,6 +205,21 @@ def _warn_of_shared_subjects(clips: pd.DataFrame) -> None:
             len(shared),
             ", ".join(shared[:_NAMED_SUBJECTS]),
             more,
+        )
+
+
+def _warn_of_shared_files(clips: pd.DataFrame) -> None:
+    known = clips[clips["sha256"] != ""]
+    same = known.groupby(["sha256", "start_s", "end_s"], dropna=False)
+    n_splits = same["split"].transform("nunique")
+    shared = sorted(known.loc[n_splits > 1, "clip_id"])
+    if shared:
+        _log.warning(
+            "%d clips are the same files as clips of another split, under other ids: %s%s. Scores "
+            "on val and test then count what training saw; leave them out of the manifests.",
+            len(shared),
+            ", ".join(shared[:_NAMED_SUBJECTS]),
+            ", ..." if len(shared) > _NAMED_SUBJECTS else "",
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from train.dataset import UNLABELLED, ClipTable
-from train.metrics import bootstrap_intervals, score_predictions
+from train.metrics import summarise_metrics
 
 
 def summarise_scores(table: ClipTable, scores: NDArray[np.float64]) -> dict[str, Any]:
@@ -19,16 +18,8 @@ def summarise_scores(table: ClipTable, scores: NDArray[np.float64]) -> dict[str,
     known = table.labelled
     if len(known) == 0:
         return {}
-    metrics = score_predictions(table.label[known], scores[known])
-    summary = asdict(metrics)
-    summary["confusion"] = metrics.confusion.tolist()
-    summary["intervals"] = bootstrap_intervals(
-        table.label[known],
-        scores[known].argmax(1),
-        [table.group[i] for i in known],
-        scores.shape[1],
-    )
-    return summary
+    groups = [table.group[i] for i in known]
+    return summarise_metrics(table.label[known], scores[known], groups)
 
 
 def tabulate_predictions(

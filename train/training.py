@@ -1,32 +1,35 @@
-"""Trains the seeds of one head side by side, as one model with a run dimension.
+"""Trains runs of one head side by side, as one model with a run dimension.
 
-Each run has its own weights, order of batches and initial frames, all functions of its seed, and
-ends by its own patience: the numbers are those of training it alone, up to rounding.
+Each run has its own seed and settings, and from them its own weights, order of batches, initial
+frames, noise and end: the numbers are those of training it alone, up to rounding.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from threading import Event
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from features.errors import ConfigError, RunError
 from train.config import FitConfig
-from train.dataset import Batch, ClipTable, draw_phases, gather_batch, order_batches
+from train.dataset import Batch, ClipTable, draw_clips, draw_phases, gather_batch, order_batches
 from train.heads import Shapes, build_head, choose_streams
-from train.layers import Head, read_run_state, stack_runs
+from train.layers import Head, read_run_state, set_noise, stack_runs
+from train.losses import RunLosses, make_losses
 from train.metrics import Metrics, score_predictions
+from train.noise import Noise
+from train.optimizer import RunOptimizer
+from train.scoring import score_clips
+from train.specs import RunSpec, may_train_together
 
-SCORED_CLIPS = 64
-"""Clips scored at a time."""
+OnEpoch = Callable[[int, Sequence["TrainedRun"]], Collection["TrainedRun"] | None]
+"""Told of each epoch and the runs that trained in it; returns those that are to end now, if any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +48,15 @@ class Epoch:
 class TrainedRun:
     """A run as far as it has come."""
 
-    seed: int
+    spec: RunSpec
     state: Mapping[str, Tensor] = field(default_factory=dict)
     """Weights after the best epoch so far, on the CPU."""
     best_epoch: int = 0
     best: tuple[float, float, float] = (-math.inf, -math.inf, -math.inf)
     """Chosen metric, accuracy, minus loss, of the best epoch: greater is better, in this order."""
     history: list[Epoch] = field(default_factory=list)
+    error: RunError | None = None
+    """Why the run ended without a result: its loss is not a number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +65,6 @@ class Schedule:
 
     n_epochs: int
     scored_every: int
-    patience: int
 
     def is_scored(self, epoch: int) -> bool:
         """epoch: from 1."""
@@ -77,6 +81,7 @@ class Task:
     """Features in the type that training multiplies in, or any that casts to it."""
     val: ClipTable
     config: FitConfig
+    """What the runs share; of ``train.specs.OWN_SETTINGS`` each run has its own."""
     shapes: Shapes
     """Of the store's feature matrices, as ``train.stores.find_shapes`` gives them."""
     device: str = "cpu"
@@ -105,7 +110,6 @@ def plan_epochs(n_train: int, config: FitConfig) -> Schedule:
     return Schedule(
         n_epochs=n_epochs,
         scored_every=math.ceil(n_epochs / config.scorings),
-        patience=math.ceil(config.patience * n_epochs),
     )
 
 
@@ -120,173 +124,170 @@ def choose_precision(precision: str, device: str) -> str:
 
 
 def train_runs(
-    task: Task,
-    seeds: Sequence[int],
-    on_epoch: Callable[[int, Sequence[TrainedRun]], None],
-    stop: Event | None = None,
+    task: Task, specs: Sequence[RunSpec], on_epoch: OnEpoch, stop: Event | None = None
 ) -> list[TrainedRun]:
-    """Train a head from several seeds; each run keeps the weights of its best epoch on val.
+    """Train a head once for each spec, all at once; each run keeps its best epoch on val.
 
-    Adam on the mean cross-entropy of each batch (IV-C); the CNNs are not here at all.
+    Adam on the cross-entropy of each batch (IV-C); the CNNs are not here at all. A run that ends,
+    by patience, by ``on_epoch`` or by a loss that is not a number, leaves the others unchanged.
 
     Args:
         task: What to train on what.
-        seeds: One run each.
-        on_epoch: Called after each epoch with its number and the runs that trained in it.
+        specs: The runs; see ``train.specs.group_specs`` for which may be trained together.
+        on_epoch: Called after each epoch with its number and the runs that trained in it, as far as
+            they have come; the runs that it returns end there and keep what they have.
         stop: Training ends after the batch at hand once this is set.
 
+    Returns:
+        A run for each spec, in order. Those that have an ``error`` have no weights.
+
     Raises:
-        RunError: A run's loss is not a number.
         CancelledError: ``stop`` was set.
         ConfigError: The task's tables lack what the head reads.
+        ValueError: Specs that cannot be trained together.
     """
-    config = task.config
-    heads = [task.build_head(seed) for seed in seeds]
-    streams = task.streams
-    missing = set(streams.values()) - set(task.train.features)
+    if not all(may_train_together(task.config, spec.config) for spec in specs):
+        raise ValueError("runs train together only where they differ in OWN_SETTINGS alone")
+    missing = set(task.streams.values()) - set(task.train.features)
     if missing:
         raise ConfigError(f"head {task.head}: the store gives no {', '.join(sorted(missing))}.")
-    stacked = stack_runs(heads).to(task.device)
-    optimizer = _make_optimizer(stacked, config.lr)
-    schedule = plan_epochs(len(task.train.labelled), config)
-    runs = [TrainedRun(seed=seed) for seed in seeds]
-    active = list(runs)
+    runs = [TrainedRun(spec=spec) for spec in specs]
+    model = _Model.build(task, runs)
+    schedule = plan_epochs(len(task.train.labelled), task.config)
     for epoch in range(1, schedule.n_epochs + 1):
-        losses = np.zeros(len(active))
-        for batch in _iter_batches(task, [run.seed for run in active], streams, epoch):
-            if stop is not None and stop.is_set():
-                raise CancelledError
-            losses += _take_step(task, stacked, optimizer, batch)
-        losses /= len(task.train.labelled)
-        metrics: list[Metrics | None] = [None] * len(active)
+        active = list(model.runs)
+        losses = model.train_epoch(epoch, stop)
+        metrics: Sequence[Metrics | None] = [None] * len(active)
         if schedule.is_scored(epoch):
-            metrics = list(_score_val(task, stacked, streams))
-        for i, (run, loss, val) in enumerate(zip(active, losses, metrics, strict=True)):
-            _check_finite(task, run.seed, epoch, loss)
-            run.history.append(Epoch(epoch=epoch, train_loss=float(loss), val=val))
-            if val is not None and (key := _rank(val, config.select)) > run.best:
-                run.best, run.best_epoch = key, epoch
-                state = read_run_state(stacked, i)
-                run.state = {name: tensor.cpu() for name, tensor in state.items()}
-        on_epoch(epoch, active)
+            metrics = model.score_val()
+        for i, run in enumerate(active):
+            _note_epoch(task, run, Epoch(epoch=epoch, train_loss=losses[i], val=metrics[i]))
+            if run.best_epoch == epoch:
+                run.state = model.read_state(i)
+        dropped = set(on_epoch(epoch, active) or ())
         going = [
             i
             for i, run in enumerate(active)
-            if epoch - max(run.best_epoch, 1) < schedule.patience or not run.state
+            if run.error is None and run not in dropped and not _is_tired(run, epoch, schedule)
         ]
         if not going:
             break
         if len(going) < len(active):
-            _keep_runs(stacked, optimizer, going)
-            active = [active[i] for i in going]
+            model.keep(going)
     return runs
 
 
-def score_clips(
-    head: Head,
-    table: ClipTable,
-    streams: Mapping[str, str],
-    *,
-    n_runs: int = 0,
-    device: str = "cpu",
-) -> NDArray[np.float64]:
-    """Class probabilities of all clips at their first phase, computed in float32.
+class _Model:
+    """The runs that still train: their weights side by side, and what trains them."""
 
-    Args:
-        head: With ``n_runs`` runs side by side, or plain where that is 0.
-        table: The clips.
-        streams: What the head reads, as ``train.heads.choose_streams`` gives it.
-        n_runs: S.
-        device: Where the head stands.
+    def __init__(
+        self,
+        task: Task,
+        runs: Sequence[TrainedRun],
+        stacked: Head,
+        optimizer: RunOptimizer,
+        losses: RunLosses,
+    ) -> None:
+        self.task, self.runs = task, list(runs)
+        self._stacked, self._optimizer, self._losses = stacked, optimizer, losses
 
-    Returns:
-        [*runs, N, K] Probabilities, in the table's order; N is 0 for a table without clips.
-    """
-    if len(table) == 0:
-        n_classes = head.classify.bias.shape[-1]
-        return np.empty((n_runs, 0, n_classes) if n_runs else (0, n_classes))
-    by_length = np.argsort([len(phases[0].context) for phases in table.phases], kind="stable")
-    parts = []
-    with torch.no_grad():
-        for begin in range(0, len(by_length), SCORED_CLIPS):
-            clips = by_length[begin : begin + SCORED_CLIPS]
-            batch = gather_batch(table, clips, np.zeros_like(clips), streams)
-            inputs = {name: x.to(device, torch.float32) for name, x in batch.streams.items()}
-            n_steps = batch.n_steps.to(device)
-            if n_runs:
-                inputs = {name: x.expand(n_runs, *x.shape) for name, x in inputs.items()}
-                n_steps = n_steps.expand(n_runs, -1)
-            parts.append(torch.softmax(head.score(inputs, n_steps).double(), -1).cpu().numpy())
-    scores = np.concatenate(parts, axis=-2)
-    result = np.empty_like(scores)
-    result[..., by_length, :] = scores
-    return result
+    @classmethod
+    def build(cls, task: Task, runs: Sequence[TrainedRun]) -> _Model:
+        heads = [task.build_head(run.spec.seed) for run in runs]
+        stacked = stack_runs(heads).to(task.device)
+        configs = [run.spec.config for run in runs]
+        label = task.train.label[task.train.labelled]
+        return cls(
+            task,
+            runs,
+            stacked,
+            RunOptimizer(stacked, [config.lr for config in configs]),
+            make_losses(configs, label, len(task.classes), task.device),
+        )
+
+    def train_epoch(self, epoch: int, stop: Event | None) -> list[float]:
+        """One pass over the train clips. Returns each run's mean loss."""
+        losses = torch.zeros(len(self.runs), dtype=torch.float64, device=self.task.device)
+        specs = [run.spec for run in self.runs]
+        rates = [spec.config.dropout for spec in specs]
+        for number, batch in enumerate(_iter_batches(self.task, specs, epoch)):
+            if stop is not None and stop.is_set():
+                raise CancelledError
+            if any(rates):
+                noise = Noise(rates, [spec.seed for spec in specs], epoch, number)
+                set_noise(self._stacked, noise)
+            losses += self._take_step(batch) * batch.label.shape[1]
+        set_noise(self._stacked, None)
+        mean: list[float] = (losses / len(self.task.train.labelled)).tolist()
+        return mean
+
+    def score_val(self) -> list[Metrics]:
+        task, known = self.task, self.task.val.labelled
+        scores = score_clips(
+            self._stacked, task.val, task.streams, n_runs=len(self.runs), device=task.device
+        )
+        return [score_predictions(task.val.label[known], of_run[known]) for of_run in scores]
+
+    def read_state(self, i: int) -> dict[str, Tensor]:
+        """A copy of one run's weights, on the CPU."""
+        state = read_run_state(self._stacked, i)
+        return {name: tensor.cpu() for name, tensor in state.items()}
+
+    def keep(self, kept: Sequence[int]) -> None:
+        """Go on with some of the runs."""
+        self.runs = [self.runs[i] for i in kept]
+        self._optimizer.keep(kept)
+        self._losses = self._losses.keep(torch.tensor(kept, device=self.task.device))
+
+    def _take_step(self, batch: Batch) -> Tensor:
+        """One step of Adam for every run. Returns [S] each run's loss."""
+        device, precision = self.task.device, self.task.config.precision
+        in_bfloat16 = choose_precision(precision, device) == "bfloat16"
+        inputs = {name: x.to(device) for name, x in batch.streams.items()}
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=in_bfloat16):
+            logits = self._stacked.score(inputs, batch.n_steps.to(device))  # [S, B, K]
+        losses = self._losses.average(logits.float(), batch.label.to(device))
+        # Runs share no weight: each gets the gradient of its own loss.
+        parameters = list(self._stacked.parameters())
+        self._optimizer.step(torch.autograd.grad(losses.sum(), parameters))
+        return losses.detach()
 
 
-def _make_optimizer(head: Head, lr: float) -> torch.optim.Adam:
-    return torch.optim.Adam(head.parameters(), lr=lr, fused=True)
-
-
-def _iter_batches(
-    task: Task, seeds: Sequence[int], streams: Mapping[str, str], epoch: int
-) -> Iterator[Batch]:
+def _iter_batches(task: Task, specs: Sequence[RunSpec], epoch: int) -> Iterator[Batch]:
     """One pass over the train clips with a label, every run in its own order: [S, B] at a time."""
     table = task.train
-    phases = np.stack([draw_phases(table, seed, epoch) for seed in seeds])
+    phases = np.stack([draw_phases(table, spec.seed, epoch) for spec in specs])
     orders = []
-    for seed, own in zip(seeds, phases, strict=True):
-        n_steps = [len(table.phases[clip][own[clip]].context) for clip in table.labelled]
-        batches = order_batches(np.array(n_steps), task.config.batch_size, seed, epoch)
-        orders.append([table.labelled[batch] for batch in batches])
+    for spec, own in zip(specs, phases, strict=True):
+        drawn = draw_clips(table.label, spec.config.sampling, spec.seed, epoch)
+        n_steps = np.array([len(table.phases[clip][own[clip]].context) for clip in drawn])
+        batches = order_batches(n_steps, task.config.batch_size, spec.seed, epoch)
+        orders.append([drawn[batch] for batch in batches])
     for of_each_run in zip(*orders, strict=True):
         clips = np.stack(of_each_run)  # [S, B]
-        yield gather_batch(table, clips, np.take_along_axis(phases, clips, 1), streams)
+        yield gather_batch(table, clips, np.take_along_axis(phases, clips, 1), task.streams)
 
 
-def _take_step(
-    task: Task, stacked: Head, optimizer: torch.optim.Adam, batch: Batch
-) -> NDArray[np.float64]:
-    """One step of Adam for every run. Returns [S] each run's loss, summed over its clips."""
-    in_bfloat16 = choose_precision(task.config.precision, task.device) == "bfloat16"
-    inputs = {name: x.to(task.device) for name, x in batch.streams.items()}
-    with torch.autocast(torch.device(task.device).type, torch.bfloat16, enabled=in_bfloat16):
-        logits = stacked.score(inputs, batch.n_steps.to(task.device))  # [S, B, K]
-    labels = batch.label.to(task.device)
-    losses = cross_entropy(logits.float().mT, labels, reduction="none")  # [S, B]
-    optimizer.zero_grad()
-    # Runs share no weight: each gets the gradient of the mean over its own clips.
-    torch.autograd.backward(losses.mean(1).sum())
-    optimizer.step()
-    summed: NDArray[np.float64] = losses.detach().sum(1).double().cpu().numpy()
-    return summed
+def _note_epoch(task: Task, run: TrainedRun, epoch: Epoch) -> None:
+    """Add to a run's history; say if this epoch is its best, or if it went wrong."""
+    run.history.append(epoch)
+    loss = epoch.train_loss if epoch.val is None else epoch.train_loss + epoch.val.loss
+    if not math.isfinite(loss):
+        run.error = RunError(
+            f"head {task.head}, seed {run.spec.seed}: the loss is {loss} in epoch {epoch.epoch}. "
+            f"Try a smaller step, for example --set lr={run.spec.config.lr / 10:g}, or --set "
+            "precision=float32; store verify tells whether the features are whole."
+        )
+        run.state = {}
+    elif epoch.val is not None and (key := _rank(epoch.val, run.spec.config.select)) > run.best:
+        run.best, run.best_epoch = key, epoch.epoch
 
 
-def _score_val(task: Task, stacked: Head, streams: Mapping[str, str]) -> list[Metrics]:
-    n_runs = next(iter(stacked.parameters())).shape[0]
-    scores = score_clips(stacked, task.val, streams, n_runs=n_runs, device=task.device)
-    known = task.val.labelled
-    return [score_predictions(task.val.label[known], of_run[known]) for of_run in scores]
+def _is_tired(run: TrainedRun, epoch: int, schedule: Schedule) -> bool:
+    """Whether a run's best epoch lies so far back that it ends."""
+    patience = math.ceil(run.spec.config.patience * schedule.n_epochs)
+    return bool(run.state) and epoch - max(run.best_epoch, 1) >= patience
 
 
 def _rank(val: Metrics, select: str) -> tuple[float, float, float]:
     return (getattr(val, select), val.acc, -val.loss)
-
-
-def _keep_runs(stacked: Head, optimizer: torch.optim.Adam, kept: Sequence[int]) -> None:
-    """Drop the runs that ended, from the weights and from Adam's averages."""
-    for parameter in stacked.parameters():
-        index = torch.tensor(kept, device=parameter.device)
-        parameter.data = parameter.data.index_select(0, index)
-        parameter.grad = None
-        state = optimizer.state[parameter]
-        for name in ("exp_avg", "exp_avg_sq"):
-            state[name] = state[name].index_select(0, index)
-
-
-def _check_finite(task: Task, seed: int, epoch: int, loss: float) -> None:
-    if not math.isfinite(loss):
-        raise RunError(
-            f"head {task.head}, seed {seed}: the loss is {loss} in epoch {epoch}. Try a smaller "
-            f"step, for example --set lr={task.config.lr / 10:g}, or --set precision=float32; "
-            "store verify tells whether the features are whole."
-        )

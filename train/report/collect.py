@@ -31,7 +31,7 @@ class HeadResult:
 
     @property
     def title(self) -> str:
-        return _find_title(self.head, self.settings) + self.name.removeprefix(self.head)
+        return find_title(self.head, self.settings) + self.name.removeprefix(self.head)
 
     @property
     def context(self) -> str:
@@ -80,11 +80,14 @@ class StoreResults:
 def collect_results(runs: Path) -> list[StoreResults]:
     """Read every run in a folder and sort it into its store, head and settings.
 
+    Runs of folds are passed over: each has learned from other clips than the next.
+
     Raises:
         RunError: No run in the folder, or one that cannot be read.
     """
-    read = [read_run(path) for path in find_runs(runs)]
-    if not read:
+    found = [read_run(path) for path in find_runs(runs)]
+    read = [run for run in found if "fold" not in run.config]
+    if not found:
         raise RunError(f"{runs}: no run folder here. Train some with: cli.py fit --runs {runs}")
     by_store: dict[str, list[Run]] = {}
     for run in read:
@@ -96,11 +99,11 @@ def collect_results(runs: Path) -> list[StoreResults]:
     ]
 
 
-def _find_title(head: str, settings: Mapping[str, Any]) -> str:
+def find_title(head: str, settings: Mapping[str, Any]) -> str:
     """How the paper calls a head, or what an ensemble or a cascade is made of."""
     if head == ENSEMBLE:
         members = split_names("members", settings["members"])
-        return " + ".join(_find_title(member, settings) for member in members)
+        return " + ".join(find_title(member, settings) for member in members)
     if head == "cascade":
         return f"Cascade ({', '.join(split_names('streams', settings['streams']))})"
     return TITLES.get(head, head)

@@ -17,7 +17,10 @@ from features.disk import write_atomically
 from train.config import PRESETS
 from train.report.collect import HeadResult, StoreResults, collect_results
 from train.report.figures import draw_confusion, draw_histories, draw_scores
+from train.report.folds import collect_folds, tabulate_folds
 from train.report.paper import PAPER_NOTE
+from train.report.per_class import tabulate_classes
+from train.report.sweeps import collect_sweeps
 from train.report.tables import (
     compare_streams,
     tabulate_coverage,
@@ -31,7 +34,8 @@ from train.report.tables import (
 )
 
 _OWN_FILES = re.compile(
-    r"(store\d+-)?(table1|table2|ensembles|median_runs|coverage|labels|settings|runs)\.csv"
+    r"folds\d+\.csv|sweep-.+-(trials|importance)\.csv"
+    r"|(store\d+-)?(table1|table2|ensembles|median_runs|classes|coverage|labels|settings|runs)\.csv"
     r"|(store\d+-)?(scores|histories|confusion-.+)\.(png|svg)"
 )
 """Names that a report gives to its tables and figures."""
@@ -88,8 +92,22 @@ def run_report(runs: Path, out: Path) -> Path:
     for number, of_store in enumerate(results, 1):
         prefix = "" if len(results) == 1 else f"store{number}-"
         chapters.append(_make_chapter(of_store, runs, out, prefix))
+    folds = [
+        (part, _write_table(tabulate_folds(part), out, f"folds{number}"))
+        for number, part in enumerate(collect_folds(runs), 1)
+    ]
+    sweeps = collect_sweeps(runs)
+    for sweep in sweeps:
+        _write_table(sweep.trials, out, f"{sweep.name}-trials")
+        _write_table(sweep.importance, out, f"{sweep.name}-importance")
     report_command = _join_command("report", "--runs", str(runs), "--out", str(out))
-    values = {"chapters": chapters, "paper_note": PAPER_NOTE, "report_command": report_command}
+    values = {
+        "chapters": chapters,
+        "folds": folds,
+        "sweeps": sweeps,
+        "paper_note": PAPER_NOTE,
+        "report_command": report_command,
+    }
     for name in ("report.md", "report.html"):
         write_atomically(out / name, _render(f"{name}.jinja", values))
     return out / "report.html"
@@ -101,6 +119,7 @@ def _make_chapter(results: StoreResults, runs: Path, out: Path, prefix: str) -> 
         "table2": tabulate_table_2(results),
         "ensembles": tabulate_ensembles(results),
         "median_runs": tabulate_test(results),
+        "classes": tabulate_classes(results),
         "coverage": tabulate_coverage(results),
         "labels": tabulate_labels(results),
         "settings": tabulate_settings(results.heads),
@@ -108,7 +127,7 @@ def _make_chapter(results: StoreResults, runs: Path, out: Path, prefix: str) -> 
     }
     for name, table in tables.items():
         if len(table):
-            table.to_csv(out / "tables" / f"{prefix}{name}.csv", index=False, lineterminator="\n")
+            _write_table(table, out, f"{prefix}{name}")
 
     figures = out / "figures"
     draw_scores(results, figures / f"{prefix}scores")
@@ -132,6 +151,11 @@ def _make_chapter(results: StoreResults, runs: Path, out: Path, prefix: str) -> 
             for result in results.heads
         ),
     )
+
+
+def _write_table(table: pd.DataFrame, out: Path, name: str) -> pd.DataFrame:
+    table.to_csv(out / "tables" / f"{name}.csv", index=False, lineterminator="\n")
+    return table
 
 
 def _tell_rule(select: str) -> str:
@@ -176,6 +200,8 @@ def _list_commands(results: StoreResults, runs: Path) -> tuple[str, ...]:
         words = ["fit"]
         for path in results.store["paths"]:
             words += ["--store", path]
+        for path in results.store.get("test_paths", ()):
+            words += ["--test-store", path]
         words += ["--runs", str(runs), "--preset", preset, "--seeds", n_seeds]
         names = [result.head for result in heads]
         if set(names) != set(PRESETS[preset].heads):

@@ -43,9 +43,9 @@ def tabulate_table_1(results: StoreResults) -> pd.DataFrame:
                 "Parameters": f"{median.n_parameters:,}",
                 "Parameters (paper)": paper.parameters if paper else NONE,
                 "Seeds": str(len(result.runs)),
-                "map_mec": _format_spread(result.val_values("map_mec")),
-                "acc": _format_spread(result.val_values("acc")),
-                "uar": _format_spread(result.val_values("uar")),
+                "map_mec": format_spread(result.val_values("map_mec")),
+                "acc": format_spread(result.val_values("acc")),
+                "uar": format_spread(result.val_values("uar")),
                 "Never predicted": f"{median.val['n_never_predicted']} of {len(results.classes)}",
                 "mAP (paper)": f"{paper.val.map_mec:.2f}" if paper else NONE,
                 "ACC (paper)": f"{paper.val.acc:.2f}" if paper else NONE,
@@ -96,7 +96,7 @@ def tabulate_test(results: StoreResults) -> pd.DataFrame:
                     "Epoch": _format_epoch(result.median_run),
                     "Split": split,
                     "Clips": str(scores["n_clips"]),
-                    **{m: _format_interval(scores, m) for m in ("map_mec", "acc", "uar")},
+                    **{m: format_interval(scores, m) for m in ("map_mec", "acc", "uar")},
                     "map_rank": _percent(scores["map_rank"]),
                     "f1_macro": _percent(scores["f1_macro"]),
                     "Never predicted": str(scores["n_never_predicted"]),
@@ -235,13 +235,15 @@ def _format_epoch(run: Run) -> str:
     return f"{run.summary.best_epoch} of {run.config['n_epochs']}"
 
 
-def _format_spread(values: Sequence[float] | np.ndarray[Any, np.dtype[np.float64]]) -> str:
+def format_spread(values: Sequence[float] | np.ndarray[Any, np.dtype[np.float64]]) -> str:
+    """Median in percent, and lowest and highest where there are several values."""
     middle, low, high = np.median(values), np.min(values), np.max(values)
     spread = f" ({100 * low:.2f}–{100 * high:.2f})" if len(values) > 1 else ""
     return f"{100 * middle:.2f}{spread}"
 
 
-def _format_interval(scores: Mapping[str, Any], metric: str) -> str:
+def format_interval(scores: Mapping[str, Any], metric: str) -> str:
+    """A metric of metrics.json in percent, with its 95% interval."""
     low, high = scores["intervals"][metric]
     return f"{100 * scores[metric]:.2f} [{100 * low:.1f}, {100 * high:.1f}]"
 

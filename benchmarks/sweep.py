@@ -1,0 +1,81 @@
+"""How long a grid takes as a sweep, and point by point: ``python benchmarks/sweep.py``.
+
+Both train the same runs on the same synthetic clips: a sweep trains eight points as one batched
+model on each head, the other way is one ``fit`` a point. Scoring of test, which only ``fit`` does,
+is left out by giving the store no test clips.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from features.contracts import MEC_CLASSES, ClipFeatures
+from features.store_writer import write_store
+from train.config import FitConfig
+from train.fit import run_fit
+from train.search import parse_grid
+from train.sweep import run_sweep
+from train.sweep_batches import Sweep
+from train.sweep_training import FIRST_SEED
+
+N_TRAIN, N_VAL, N_STEPS = 768, 128, 16
+HEADS = ("caca-a", "parallel")
+CONFIG = FitConfig(context="2x2", epochs=3, min_steps=0, patience=1.0)
+GRID = ("lr=1e-4,3e-4,1e-3,3e-3", "dropout=0,0.3")
+
+
+def iter_clips() -> Iterator[ClipFeatures]:
+    """Clips of ``N_STEPS`` frames with a face each; noise, with a little of the class in it."""
+    rng = np.random.default_rng(0)
+    of_class = rng.random((len(MEC_CLASSES), 512))
+    context_7x7 = np.zeros((N_STEPS, 512, 7, 7), np.float16)
+    for i in range(N_TRAIN + N_VAL):
+        label = i % len(MEC_CLASSES)
+        yield ClipFeatures(
+            clip_id=f"c{i:05}",
+            label=MEC_CLASSES[label],
+            split="train" if i < N_TRAIN else "val",
+            pts_s=np.arange(N_STEPS) / 5,
+            phase=np.zeros(N_STEPS, np.int16),
+            context_2x2=rng.random((N_STEPS, 512, 2, 2)).astype(np.float16),
+            context_7x7=context_7x7,
+            face_frame=np.arange(N_STEPS, dtype=np.int32),
+            box_px=np.zeros((N_STEPS, 4), np.float32),
+            score=np.ones(N_STEPS, np.float32),
+            landmarks_px=np.zeros((N_STEPS, 5, 2), np.float32),
+            track=np.zeros(N_STEPS, np.int32),
+            face_vector=(of_class[label] + rng.random((N_STEPS, 512))).astype(np.float16),
+        )
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        store = write_store(folder / "store", iter_clips(), classes=MEC_CLASSES, fingerprint="b")
+        for head in HEADS:
+            sweep = Sweep(head=head, config=CONFIG, space=parse_grid(GRID, CONFIG))
+            started_s = time.perf_counter()
+            trials = run_sweep([store], folder / "sweep", sweep, []).trials
+            sweep_s = time.perf_counter() - started_s
+            started_s = time.perf_counter()
+            for row in trials.to_dict("records"):
+                config = replace(CONFIG, lr=row["lr"], dropout=row["dropout"])
+                run_fit([store], folder / "runs", [head], [FIRST_SEED], config)
+            single_s = time.perf_counter() - started_s
+            print(
+                f"{head}: {len(trials)} points of {CONFIG.epochs} epochs: sweep {sweep_s:.1f} s, "
+                f"one fit a point {single_s:.1f} s, ratio {single_s / sweep_s:.1f}"
+            )
+
+
+if __name__ == "__main__":
+    main()

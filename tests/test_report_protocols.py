@@ -1,0 +1,122 @@
+"""report: folds stand apart from plain runs, and sweeps are told."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.test_fold_fit import QUICK, people_store
+from train.fit import run_fit
+from train.fold_fit import FoldsSummary, run_fit_folds
+from train.report.report import run_report
+from train.runs import find_runs
+from train.search import parse_grid
+from train.sweep import run_sweep
+from train.sweep_batches import Sweep
+
+
+def read_table(out: Path, name: str) -> pd.DataFrame:
+    return pd.read_csv(out / "tables" / f"{name}.csv", dtype=str, keep_default_na=False)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return people_store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def folds(store: Path, runs: Path) -> FoldsSummary:
+    return run_fit_folds([store], runs, ["face"], [0, 1, 2], QUICK, folds="2")
+
+
+def test_folds_are_told_one_by_one_and_together(
+    folds: FoldsSummary, runs: Path, tmp_path: Path
+) -> None:
+    page = run_report(runs, tmp_path / "out").read_text()
+    table = read_table(tmp_path / "out", "folds1")
+    assert table["Fold"].tolist() == ["1of2", "2of2", "all together"]
+    assert table["Clips"].astype(int).tolist() == [9, 9, 18]
+    accs = sorted(100 * one.test["acc"] for one in folds.pooled)
+    median = sorted(folds.pooled, key=lambda o: (o.test["map_mec"], o.test["acc"]))[1]
+    assert table["acc"].iloc[2].startswith(f"{100 * median.test['acc']:.2f} [")
+    assert f"{100 * median.test['acc']:.2f}" in [f"{acc:.2f}" for acc in accs]
+    assert "Cross-validation: 2 folds by subject" in page
+    assert "Results on store" not in page  # there is no plain run
+
+
+def test_folds_and_plain_runs_are_not_mixed(
+    folds: FoldsSummary, runs: Path, store: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(runs, tmp_path / "runs")
+    run_fit([store], tmp_path / "runs", ["face"], [0], QUICK)
+    run_report(tmp_path / "runs", tmp_path / "out")
+    assert len(find_runs(tmp_path / "runs")) == 7
+    assert read_table(tmp_path / "out", "table1")["Seeds"].tolist() == ["1"]
+    assert len(read_table(tmp_path / "out", "runs")) == 1
+    assert len(read_table(tmp_path / "out", "folds1")) == 3
+
+
+def test_a_fold_whose_run_is_gone_is_left_out(
+    folds: FoldsSummary, runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(runs, tmp_path / "runs")
+    shutil.rmtree(tmp_path / "runs" / folds.runs[0].run)
+    run_report(tmp_path / "runs", tmp_path / "out")
+    assert f"its run {folds.runs[0].run} is gone" in caplog.text
+    assert len(read_table(tmp_path / "out", "folds1")) == 3
+
+
+def test_a_sweep_is_told_with_all_its_trials(store: Path, tmp_path: Path) -> None:
+    sweep = Sweep(head="face", config=QUICK, space=parse_grid(["lr=1e-4,1e-3"], QUICK))
+    summary = run_sweep([store], tmp_path / "runs", sweep, [0])
+    page = run_report(tmp_path / "runs", tmp_path / "out").read_text()
+    assert "Sweep: Face-RNN" in page
+    assert "2 trials (2 complete) on train and val; test was not read" in page
+    assert summary.runs[0].run in page
+    assert read_table(tmp_path / "out", f"{summary.folder.name}-trials")["lr"].tolist() == [
+        "0.0001",
+        "0.001",
+    ]
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert re.search(r"^\| lr \| [01]", text, re.M)
+    shutil.rmtree(summary.folder)
+    assert "Sweep:" not in run_report(tmp_path / "runs", tmp_path / "out").read_text()
+    assert not list((tmp_path / "out" / "tables").glob("sweep-*"))
+
+
+def test_a_run_on_test_stores_can_be_made_again_by_its_command(store: Path, tmp_path: Path) -> None:
+    other = people_store(tmp_path / "other", prefix="e")
+    run_fit([store], tmp_path / "runs", ["face"], [0], QUICK, test_stores=[other])
+    run_report(tmp_path / "runs", tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert f"--store {store} --test-store {other} " in text
+
+
+def test_newer_sweeps_and_folds_are_refused(
+    folds: FoldsSummary, runs: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(runs, tmp_path / "runs")
+    file = tmp_path / "runs" / folds.pooled[0].pooled / "pooled.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"version": 2}))
+    with pytest.raises(Exception, match=r"version 2, but this code reads .* 1\. Update the code"):
+        run_report(tmp_path / "runs", tmp_path / "out")
+
+
+def test_the_parts_of_the_report_load_no_network() -> None:
+    code = (
+        "import sys, train.report.folds, train.report.sweeps\n"
+        "sys.exit(bool({'torch', 'optuna'} & set(sys.modules)))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

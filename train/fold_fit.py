@@ -1,0 +1,108 @@
+"""The driver of ``fit --folds``: runs of every fold, and what comes of all folds together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from features.store import open_store
+from train.config import FitConfig
+from train.fit import FitData, FitProgress, Observe, fit_data
+from train.folds import join_splits, make_folds, split_stores
+from train.pooled import Pooled, pool_runs, write_pooled
+from train.runs import RunSummary, read_run
+from train.stores import check_stores, describe_stores
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldsSummary:
+    """What came of all folds."""
+
+    runs: tuple[RunSummary, ...]
+    """By fold, head, seed."""
+    pooled: tuple[Pooled, ...]
+    """By head, seed: the result."""
+
+
+def run_fit_folds(
+    stores: Sequence[Path],
+    runs: Path,
+    heads: Sequence[str],
+    seeds: Sequence[int],
+    config: FitConfig,
+    *,
+    folds: str,
+    device: str = "cpu",
+    progress: Callable[[FitProgress], None] = lambda _: None,
+    observe: Observe = lambda *_: None,
+) -> FoldsSummary:
+    """Train heads once a fold and score the clips of all folds together.
+
+    Every fold's run chooses its epoch on a val split of its own and scores its test clips once;
+    the pooled metrics count every clip of the stores once.
+
+    Args:
+        stores: As of ``train.fit.run_fit``; the manifests' splits play no part.
+        runs: As of ``run_fit``.
+        heads: As of ``run_fit``.
+        seeds: As of ``run_fit``.
+        config: As of ``run_fit``.
+        folds: As of ``train.folds.make_folds``.
+        device: As of ``run_fit``.
+        progress: As of ``run_fit``, for each fold.
+        observe: As of ``run_fit``.
+
+    Raises:
+        ConfigError: As ``run_fit``, or folds that cannot be made.
+        ShardError: As ``run_fit``.
+        RunError: As ``run_fit``.
+    """
+    opened = [open_store(path) for path in stores]
+    check_stores(join_splits(opened))
+    clips = pd.concat([store.clips for store in opened], ignore_index=True)
+    divided = make_folds(clips, folds)
+    _warn_of(clips)
+    summaries: list[RunSummary] = []
+    for fold in divided:
+        of_fold = split_stores(opened, fold)
+        data = FitData(stores=of_fold, described=describe_stores(of_fold), fold=fold)
+        summaries += fit_data(
+            data, runs, heads, seeds, config, device=device, progress=progress, observe=observe
+        )
+    described = describe_stores(opened)
+    subjects = dict(zip(clips["clip_id"], clips["subject"], strict=True))
+    by_run: dict[tuple[str, int], list[str]] = {}
+    for summary in summaries:
+        by_run.setdefault((summary.head, summary.seed), []).append(summary.run)
+    pooled = []
+    for names in by_run.values():
+        one, predictions = pool_runs([read_run(runs / n) for n in names], described, subjects)
+        write_pooled(runs, one, predictions)
+        pooled.append(one)
+    return FoldsSummary(runs=tuple(summaries), pooled=tuple(pooled))
+
+
+def _warn_of(clips: pd.DataFrame) -> None:
+    n_alone = int((clips["subject"] == "").sum())
+    if n_alone:
+        _log.warning(
+            "%d of %d clips have no subject: each is taken for a subject of its own, and people "
+            "may be tested who were trained on. Fill the column subject of the manifest and run "
+            "extract again.",
+            n_alone,
+            len(clips),
+        )
+    if clips["n_phases"].nunique() > 1:
+        _log.warning(
+            "%d of %d clips are stored in fewer phases than others, as val and test clips are: in "
+            "training they have fewer initial frames to draw from. Extract with --phases 1, or "
+            "with the split train for all, to treat all alike.",
+            int((clips["n_phases"] < clips["n_phases"].max()).sum()),
+            len(clips),
+        )

@@ -1,0 +1,132 @@
+"""Folds put together: the test predictions of all folds of a head and seed, scored once.
+
+::
+
+    folds-caca-a-1f0c9e2ab34d-seed0/
+        pooled.json       head, seed, protocol, the folds' runs, and the metrics of the whole
+        predictions.csv   clip_id, fold, label, predicted, p_<class> per class; each clip once
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from features.disk import partial_path, publish
+from features.errors import RunError
+from features.fingerprint import hash_json
+from train.metrics import summarise_metrics
+from train.runs import Run, read_json, write_json
+
+POOLED_FORMAT = "caca-rnn-folds"
+POOLED_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pooled:
+    """What came of all folds of one head and seed; pooled.json holds these fields."""
+
+    pooled: str
+    """Name of the folder."""
+    head: str
+    seed: int
+    protocol: str
+    """``subject`` or ``source``."""
+    key: str
+    """Of the division into folds: the same for all heads and seeds."""
+    context: str
+    settings: Mapping[str, Any]
+    store: Mapping[str, Any]
+    """As ``train.stores.describe_stores`` tells of it; with the manifest's splits."""
+    runs: tuple[str, ...]
+    """The runs' folders, by fold."""
+    test: Mapping[str, Any]
+    """Metrics over the clips of all folds, and ``intervals``; empty where no clip has a label."""
+
+
+def pool_runs(
+    runs: Sequence[Run], store: Mapping[str, Any], subjects: Mapping[str, str]
+) -> tuple[Pooled, pd.DataFrame]:
+    """Put the test predictions of a head's folds together and score them as one set.
+
+    Args:
+        runs: One a fold, of one head, seed and setting.
+        store: For ``Pooled.store``.
+        subjects: Clip id -> subject, or empty where none is known: what intervals draw.
+
+    Returns:
+        The summary, and the predictions, a row a clip.
+    """
+    first = runs[0]
+    fold, classes = first.config["fold"], list(store["classes"])
+    tables = []
+    for run in runs:
+        test = run.predictions[run.predictions["split"] == "test"].drop(columns="split")
+        tables.append(test.assign(fold=run.config["fold"]["name"]))
+    table = pd.concat(tables, ignore_index=True).sort_values("clip_id", ignore_index=True)
+    table.insert(1, "fold", table.pop("fold"))
+    known = table[table["label"] != ""]
+    metrics: dict[str, Any] = {}
+    if len(known):
+        labels = np.array([classes.index(label) for label in known["label"]], np.intp)
+        scores = known[[f"p_{name}" for name in classes]].to_numpy(np.float64)
+        groups = [subjects[clip_id] or clip_id for clip_id in known["clip_id"]]
+        metrics = summarise_metrics(labels, scores, groups)
+    key = hash_json([first.config["settings"], first.config["context"], fold["key"]])
+    pooled = Pooled(
+        pooled=f"folds-{first.summary.head}-{key[:12]}-seed{first.summary.seed}",
+        head=first.summary.head,
+        seed=first.summary.seed,
+        protocol=fold["protocol"],
+        key=fold["key"],
+        context=first.config["context"],
+        settings=first.config["settings"],
+        store=store,
+        runs=tuple(run.path.name for run in runs),
+        test=metrics,
+    )
+    return pooled, table
+
+
+def write_pooled(folder: Path, pooled: Pooled, predictions: pd.DataFrame) -> None:
+    """Write ``folder / pooled.pooled``, whole or not at all; an older one is replaced."""
+    path = folder / pooled.pooled
+    partial = partial_path(path)
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed fit left
+    partial.mkdir(parents=True)
+    told = {"format": POOLED_FORMAT, "version": POOLED_VERSION, **asdict(pooled)}
+    write_json(partial / "pooled.json", told)
+    predictions.to_csv(
+        partial / "predictions.csv", index=False, lineterminator="\n", float_format="%.9g"
+    )
+    shutil.rmtree(path, ignore_errors=True)
+    publish(partial, path)
+
+
+def find_pooled(runs: Path) -> list[Pooled]:
+    """All that were put together in a folder of runs, by name.
+
+    Raises:
+        RunError: One cannot be read, or newer code wrote it.
+    """
+    return [_read_pooled(file) for file in sorted(runs.glob("[!.]*/pooled.json"))]
+
+
+def _read_pooled(file: Path) -> Pooled:
+    told = read_json(file)
+    found = (told.pop("format", None), told.pop("version", None))
+    if found != (POOLED_FORMAT, POOLED_VERSION):
+        raise RunError(
+            f"{file}: format {found[0]!r} version {found[1]!r}, but this code reads "
+            f"{POOLED_FORMAT!r} version {POOLED_VERSION}. Update the code, or run fit again."
+        )
+    try:
+        return Pooled(**{**told, "runs": tuple(told["runs"])})
+    except (TypeError, KeyError) as error:
+        raise RunError(f"{file}: not as fit writes it ({error}). Run fit again.") from error

@@ -1,0 +1,33 @@
+"""The part of the report on single classes: which of them a head finds."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from train.report.collect import StoreResults
+
+FIGURES = ("precision", "recall", "f1")
+
+
+def tabulate_classes(results: StoreResults) -> pd.DataFrame:
+    """Precision, recall and F1 of the median run of each head, a column a class, in percent."""
+    rows = []
+    for result in results.heads:
+        summary = result.median_run.summary
+        for split, scores in (("val", summary.val), ("test", summary.test)):
+            if not scores:
+                continue
+            for figure in FIGURES:
+                values = scores["per_class"][figure]
+                rows.append(
+                    {
+                        "Model": result.title,
+                        "Split": split,
+                        "Figure": figure,
+                        **{
+                            name: f"{100 * value:.2f}"
+                            for name, value in zip(results.classes, values, strict=True)
+                        },
+                    }
+                )
+    return pd.DataFrame(rows)

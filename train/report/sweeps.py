@@ -1,0 +1,61 @@
+"""The part of the report on sweeps: what was tried, what was best, what mattered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from train.report.collect import find_title
+from train.sweep_folder import find_sweeps, read_record, read_tables
+
+MOST_TRIALS = 20
+"""Trials that the page shows, the best ones; the CSV beside it has all."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SweepPart:
+    """One sweep as the pages show it; every cell a text."""
+
+    name: str
+    title: str
+    summary: str
+    trials: pd.DataFrame
+    importance: pd.DataFrame
+
+    @property
+    def best_trials(self) -> pd.DataFrame:
+        """The best trials first; those that ended early, or failed, last."""
+        value = next(name for name in self.trials.columns if name.startswith("val_"))
+        order = self.trials.assign(
+            ended=(self.trials["state"] != "complete"),
+            key=-pd.to_numeric(self.trials[value]).fillna(-1.0),
+        ).sort_values(["ended", "key"], kind="stable")
+        return self.trials.loc[order.index[:MOST_TRIALS]].drop(columns="reason")
+
+
+def collect_sweeps(runs: Path) -> list[SweepPart]:
+    """Read the finished sweeps in a folder of runs. Raises RunError where one cannot be read."""
+    parts = []
+    for folder in find_sweeps(runs):
+        record = read_record(folder)
+        trials, importance = read_tables(folder)
+        counts = trials["state"].value_counts()
+        states = ", ".join(f"{counts[state]} {state}" for state in sorted(counts.index))
+        settings = ", ".join(f"{k} = {v}" for k, v in record.best["settings"].items())
+        trained = ", ".join(record.runs) or "none yet"
+        parts.append(
+            SweepPart(
+                name=folder.name,
+                title=find_title(record.head, record.settings),
+                summary=(
+                    f"{len(trials)} trials ({states}) on train and val; test was not read. "
+                    f"Best: trial {record.best['trial']}, {settings}. "
+                    f"Runs with these settings: {trained}."
+                ),
+                trials=trials,
+                importance=importance,
+            )
+        )
+    return parts

@@ -1,0 +1,56 @@
+"""Scores clips with trained heads, one run or several side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from train.dataset import ClipTable, gather_batch
+from train.layers import Head
+
+SCORED_CLIPS = 64
+"""Clips scored at a time."""
+
+
+def score_clips(
+    head: Head,
+    table: ClipTable,
+    streams: Mapping[str, str],
+    *,
+    n_runs: int = 0,
+    device: str = "cpu",
+) -> NDArray[np.float64]:
+    """Class probabilities of all clips at their first phase, computed in float32.
+
+    Args:
+        head: With ``n_runs`` runs side by side, or plain where that is 0.
+        table: The clips.
+        streams: What the head reads, as ``train.heads.choose_streams`` gives it.
+        n_runs: S.
+        device: Where the head stands.
+
+    Returns:
+        [*runs, N, K] Probabilities, in the table's order; N is 0 for a table without clips.
+    """
+    if len(table) == 0:
+        n_classes = head.classify.bias.shape[-1]
+        return np.empty((n_runs, 0, n_classes) if n_runs else (0, n_classes))
+    by_length = np.argsort([len(phases[0].context) for phases in table.phases], kind="stable")
+    parts = []
+    with torch.no_grad():
+        for begin in range(0, len(by_length), SCORED_CLIPS):
+            clips = by_length[begin : begin + SCORED_CLIPS]
+            batch = gather_batch(table, clips, np.zeros_like(clips), streams)
+            inputs = {name: x.to(device, torch.float32) for name, x in batch.streams.items()}
+            n_steps = batch.n_steps.to(device)
+            if n_runs:
+                inputs = {name: x.expand(n_runs, *x.shape) for name, x in inputs.items()}
+                n_steps = n_steps.expand(n_runs, -1)
+            parts.append(torch.softmax(head.score(inputs, n_steps).double(), -1).cpu().numpy())
+    scores = np.concatenate(parts, axis=-2)
+    result = np.empty_like(scores)
+    result[..., by_length, :] = scores
+    return result

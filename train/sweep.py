@@ -1,0 +1,189 @@
+"""The driver of ``sweep``: tries settings of a head on train and val, and trains the best ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock, Timeout
+
+from features.errors import ConfigError, RunError
+from features.fingerprint import hash_json
+from features.store import open_store
+from train.config import ENSEMBLE, check_heads, choose_settings
+from train.fit import FitProgress, run_fit
+from train.folds import leave_out_test, split_test_stores
+from train.runs import RunSummary
+from train.search import describe_space
+from train.stores import check_stores, check_streams, describe_stores, find_shapes
+from train.sweep_batches import Sweep, SweepProgress, run_trials
+from train.sweep_folder import SweepRecord, write_record, write_tables
+from train.sweep_tables import describe_best, find_best, tabulate_importance, tabulate_trials
+from train.sweep_training import TrialTrainer
+from train.training import plan_epochs
+from train.trials import DEAD_AFTER_S, FAILED, STORAGE_ERRORS, Trial, TrialStorage
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SweepSummary:
+    """What came of a sweep."""
+
+    folder: Path
+    """sweep.json, trials.csv and importance.csv."""
+    trials: pd.DataFrame
+    importance: pd.DataFrame
+    best: Trial
+    runs: tuple[RunSummary, ...]
+    """The best trial's settings over seeds."""
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {
+            "sweep": str(self.folder),
+            "trials": json.loads(self.trials.to_json(orient="records")),
+            "importance": json.loads(self.importance.to_json(orient="records")),
+            "best": describe_best(self.best),
+            "runs": [asdict(summary) for summary in self.runs],
+        }
+
+
+def run_sweep(
+    stores: Sequence[Path],
+    runs: Path,
+    sweep: Sweep,
+    seeds: Sequence[int],
+    *,
+    test_stores: Sequence[Path] = (),
+    storage: str = "",
+    device: str = "cpu",
+    progress: Callable[[SweepProgress], None] = lambda _: None,
+    fit_progress: Callable[[FitProgress], None] = lambda _: None,
+) -> SweepSummary:
+    """Try settings on train and val, then train the best over seeds as ``fit`` does.
+
+    Test is not read while settings are tried; the runs of the best trial score it once each.
+
+    Args:
+        stores: As of ``run_fit``.
+        runs: Folder of run folders. The sweep's own is in it: ``sweep-HEAD-HASH``.
+        sweep: What to try.
+        seeds: Of the runs with the best settings; none: nothing is trained after the trials, and
+            trials that other machines are at are not waited for.
+        test_stores: As of ``run_fit``; that they fit is checked at once, their features are read
+            once the last trial is finished.
+        storage: URL of an Optuna storage that several machines share; empty: a SQLite file in the
+            sweep's folder, whose transactions survive the death of the process at any moment.
+        device: As of ``run_fit``.
+        progress: Told of every epoch and every batch of trials.
+        fit_progress: As of ``run_fit``.
+
+    Raises:
+        ConfigError: As of ``run_fit``; or another process is at this sweep.
+        ShardError: As of ``run_fit``.
+        RunError: No trial came to a finite loss, or the storage was lost on the way.
+    """
+    check_heads([sweep.head])
+    if sweep.head == ENSEMBLE:
+        raise ConfigError(
+            f"head {ENSEMBLE}: it has no settings of its own, its weights are found on val. Sweep "
+            "its members, then fit it with their best settings."
+        )
+    whole = [open_store(path) for path in stores]
+    opened = leave_out_test(whole)
+    check_stores(opened)
+    check_streams([sweep.head], sweep.config, find_shapes(opened))
+    if test_stores:  # what the last step would refuse is refused before the first
+        tested = split_test_stores(whole, [open_store(path) for path in test_stores])
+        check_stores(tested)
+        check_streams([sweep.head], sweep.config, find_shapes(tested))
+    described = describe_stores(opened)
+    key = hash_json(
+        [
+            choose_settings(sweep.head, sweep.config),
+            describe_space(sweep.space),
+            ["grid", "trials"][sweep.is_drawn],
+            sweep.trial_seeds,
+            described["fingerprint"],
+            described["clips_sha256"],
+        ]
+    )
+    name = f"{sweep.head}-{key[:12]}"
+    folder = runs / f"sweep-{name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with nullcontext() if storage else _lock(folder):
+        trial_storage = TrialStorage(
+            storage or f"sqlite:///{folder / 'trials.db'}", name, sweep.space
+        )
+        trial_storage.give_up_dead(DEAD_AFTER_S if storage else 0.0)
+        n_train = described["splits"]["train"]["n_labelled"]
+        try:
+            trials = run_trials(
+                sweep,
+                trial_storage,
+                TrialTrainer(opened, sweep.head, device=device),
+                n_epochs=plan_epochs(max(n_train, 1), sweep.config).n_epochs,
+                wait=bool(seeds),
+                progress=progress,
+            )
+        except STORAGE_ERRORS as error:
+            raise RunError(
+                f"{folder}: the storage of the trials failed ({str(error).splitlines()[0]}). Run "
+                "the same sweep again once it is reachable: finished trials are kept."
+            ) from error
+        table = tabulate_trials(trials, sweep.space, sweep.config.select)
+        importance = tabulate_importance(trials, sweep.space, drawn=sweep.is_drawn)
+        write_tables(folder, table, importance)
+        best = find_best(trials)
+        if best is None:
+            reason = next(t.result["reason"] for t in trials if t.state == FAILED)
+            raise RunError(
+                f"{folder / 'trials.csv'}: none of {len(trials)} trials has come to a finite loss. "
+                f"The first: {reason}"
+            )
+        summaries = (
+            run_fit(
+                stores,
+                runs,
+                [sweep.head],
+                seeds,
+                sweep.configure(best.settings),
+                test_stores=test_stores,
+                device=device,
+                progress=fit_progress,
+            )
+            if seeds
+            else []
+        )
+        record = SweepRecord(
+            sweep=folder.name,
+            head=sweep.head,
+            kind="trials" if sweep.is_drawn else "grid",
+            settings=choose_settings(sweep.head, sweep.config),
+            space=describe_space(sweep.space),
+            trial_seeds=sweep.trial_seeds,
+            store={name: described[name] for name in ("fingerprint", "clips_sha256")},
+            best=describe_best(best),
+            runs=tuple(summary.run for summary in summaries),
+        )
+        write_record(folder, record)
+    return SweepSummary(
+        folder=folder, trials=table, importance=importance, best=best, runs=tuple(summaries)
+    )
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """One process at a time: what it finds unfinished was left by a process that is gone."""
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise ConfigError(
+            f"{folder}: another process is at this sweep. Wait for it, or share the trials by "
+            "--storage."
+        ) from error
