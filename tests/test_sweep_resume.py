@@ -127,11 +127,14 @@ def test_an_interrupted_sweep_leaves_no_trial_claimed(store: Path, tmp_path: Pat
 
 
 def test_a_finished_sweep_tries_nothing_again_and_more_trials_join(
-    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Path, whole: SweepSummary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = run_sweep([store], tmp_path, draw(3), [])
     longer = run_sweep([store], tmp_path, draw(5), [])
     pd.testing.assert_frame_equal(first.trials, longer.trials.iloc[:3])
+    # The same is tried, however many are asked for at a time.
+    for name in SPACE:
+        assert longer.trials[name].tolist() == whole.trials[name].tolist()[:5]
     monkeypatch.setattr(TrialTrainer, "train", None)
     again = run_sweep([store], tmp_path, draw(5), [])
     pd.testing.assert_frame_equal(again.trials, longer.trials)
