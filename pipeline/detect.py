@@ -95,8 +95,7 @@ class FaceDetector:
             level = rgb[first : first + n_at_once]
             for number, scale in enumerate(scales):
                 level = _shrunk(level, (int(height * scale), int(width * scale)))
-                offsets, scores = self.pnet(level)
-                windows = _choose_windows(offsets, scores, self.thresholds[0])
+                windows = _choose_windows(self.pnet(level)[0], self.thresholds[0])
                 windows[:, 0] += first
                 windows[:, 1:5] /= scale
                 found.append(np.insert(windows, 6, number, axis=1))
@@ -159,16 +158,19 @@ def _run(network: Network, patches: Tensor, multiple: int) -> list[NDArray[np.fl
     return [out.cpu().numpy() for out in outputs]
 
 
-def _choose_windows(offsets: Tensor, scores: Tensor, threshold: float) -> Boxes:
-    """P-Net's output at one scale -> a table of boxes in pixels of that scale."""
-    place = torch.nonzero(scores > threshold)  # (N, 3): frame, row, column
+def _choose_windows(seen: Tensor, threshold: float) -> Boxes:
+    """P-Net's output at one scale, [B, 5, h, w] -> a table of boxes in pixels of that scale."""
+    margin = seen[:, 4]
+    least = torch.logit(torch.tensor(threshold)).to(seen.device)
+    place = torch.nonzero(margin > least)  # (N, 3): frame, row, column
     frame, row, column = place.unbind(1)
-    score, offset = scores[frame, row, column], offsets[frame, :, row, column]
-    table = torch.cat([place, score[:, None], offset], dim=1).cpu().numpy()  # (N, 8)
+    chosen = seen[frame, :, row, column]  # (N, 5)
+    table = torch.cat([place, chosen], dim=1).cpu().numpy()  # (N, 8)
     left_top = table[:, 2:0:-1] * _STRIDE_PX + 1
     corners = np.concatenate([left_top, left_top + WINDOW_PX - 1], axis=1)
-    boxes = corners + table[:, 4:] * (WINDOW_PX - 1)
-    return np.concatenate([table[:, :1], boxes, table[:, 3:4]], axis=1)
+    boxes = corners + table[:, 3:7] * (WINDOW_PX - 1)
+    scores = 1 / (1 + np.exp(-table[:, 7:]))
+    return np.concatenate([table[:, :1], boxes, scores], axis=1, dtype=np.float32)
 
 
 def _suppress(

@@ -17,11 +17,11 @@ from torch import Tensor
 from features.contracts import TICK_RATE_HZ, Faces
 from pipeline.detect import Boxes, FaceDetector
 
-_CHUNK_S = 1.0
+_CHUNK_S = 2.0
 _MOST_FRAMES = 15
 _CUT_LEVELS = 24.0
 """Mean change of grey levels from one frame to the next that is a cut."""
-_CHANGED_LEVELS = 14.0
+_CHANGED_LEVELS = 20.0
 """Mean change since the middle frame from which on a frame is looked at anew."""
 _THUMB_PX = 32
 _MOVES = np.array(
@@ -40,7 +40,7 @@ _MOVES = np.array(
 
 
 def count_chunk_frames(n_phases: int) -> int:
-    """Frames of a chunk: a second of a clip, but no more than memory allows."""
+    """Frames of a chunk: two seconds of a clip, but no more than memory allows."""
     return min(round(_CHUNK_S * TICK_RATE_HZ * n_phases), _MOST_FRAMES)
 
 

@@ -26,7 +26,7 @@ from pipeline.parts import iter_parts
 from pipeline.see import load_seer
 
 _CPU_DECODED_BYTES, _CUDA_DECODED_BYTES = 128 << 20, 1 << 30
-_CHUNK_BYTES = 96 << 20
+_CHUNK_BYTES = 48 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +82,9 @@ def split_work(work: Work, n_workers: int) -> list[Work]:
     device = choose_device(work.device)
     n_cards = torch.cuda.device_count() if device.type == "cuda" and device.index is None else 0
     n_workers = min(n_workers, len(work.clips))
-    # Two on a card: while one waits for it, the other does what is left to the CPU.
-    n_threads = 2 if device.type == "cuda" else max(1, torch.get_num_threads() // n_workers)
+    # On a card two: while one waits for it, the other does what is left to the CPU. On a CPU one
+    # more than cores: at times one waits for frames or for Python.
+    n_threads = 2 if device.type == "cuda" else torch.get_num_threads() // n_workers + 1
     return [
         replace(
             work,
