@@ -8,9 +8,12 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from click.testing import CliRunner
 
+from cli import cli
 from features.contracts import MEC_CLASSES, SPLITS, Clip
 from features.errors import ConfigError
 from pipeline import demo, demo_scenes
@@ -20,6 +23,7 @@ from pipeline.demo_expressions import EXPRESSIONS
 from pipeline.demo_faces import FaceRig
 from pipeline.demo_scenes import ANYWHERE
 from pipeline.detect import FaceDetector
+from train.config import PRESETS, TABLE_1_HEADS, Preset
 
 ROOT = Path(__file__).parents[1]
 
@@ -188,6 +192,33 @@ def test_progress_counts_every_clip(tmp_path: Path, two_clips: tuple[DemoClip, .
     render_demo_set(tmp_path, progress=lambda done, total: seen.append((done, total)))
 
     assert seen == [(1, 2), (2, 2)]
+
+
+def test_the_demo_ends_with_both_tables_of_the_paper(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = [_clip(f"demo_{label}_{n:02}") for label in ("happy", "sad") for n in (1, 2, 8, 11)]
+    clips = tuple(dataclasses.replace(c, n_frames=6, still=(0, 0)) for c in chosen)
+    quick = {name: _shorten(preset) for name, preset in PRESETS.items()}
+    monkeypatch.setattr(demo, "demo_clips", lambda: clips)
+    monkeypatch.setattr("train.config.PRESETS", quick)
+
+    result = CliRunner().invoke(cli, ["demo", "--dir", str(tmp_path), "--seeds", "4"])
+
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == str(tmp_path / "report/report.html")
+    tables = [pd.read_csv(tmp_path / f"report/tables/table{n}.csv", dtype=str) for n in (1, 2)]
+    heads = [*TABLE_1_HEADS, "caca", "conv2d3d", "ensemble"]
+    seeds = [*["4"] * 6, *["3"] * 3]
+    assert dict(zip(tables[0]["Head"], tables[0]["Seeds"], strict=True)) == dict(
+        zip(heads, seeds, strict=True)
+    )
+    assert tables[1]["Method"].tolist()[:2] == ["CACA-RNN", "CACA-RNN + 2D-3D-CNN"]
+
+
+def _shorten(preset: Preset) -> Preset:
+    config = dataclasses.replace(preset.config, epochs=1, min_steps=0)
+    return dataclasses.replace(preset, config=config)
 
 
 def test_a_missing_picture_says_which_package_lacks_it() -> None:

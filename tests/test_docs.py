@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -28,10 +29,14 @@ def test_the_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     config = FitConfig(epochs=1, min_steps=0)
     run_fit([tmp_path / "store"], tmp_path / "runs", ["caca-a"], [0], config)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.S)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     names: dict[str, object] = {}
     for block in blocks:
         exec(block, names)
+    run_fit(
+        [tmp_path / "with-audio"], tmp_path / "more", ["cascade"], [0],
+        replace(config, streams="context,face,audio"),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

@@ -194,3 +194,25 @@ def test_bfloat16_products_give_nearly_the_logits_of_float32() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rough = head(streams["context"], streams["face"], n_steps)
     torch.testing.assert_close(rough.float(), exact, rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 3, 4])
+def test_bfloat16_gradients_of_conv2d3d_hold_no_memory_that_nothing_was_written_to(
+    n_steps: int,
+) -> None:
+    shapes = {"face_map": (8, 7, 7)}
+    head = build_head("conv2d3d", 3, shapes=shapes)
+    maps = torch.rand(2, n_steps, 8 * 49, generator=torch.Generator().manual_seed(0))
+    parameters = list(head.parameters())
+
+    def differentiate(*, in_bfloat16: bool) -> list[Tensor]:
+        for exponent in range(10, 24):  # memory that is given out again is now full of NaN
+            torch.full((2**exponent,), torch.nan)
+        with torch.autocast("cpu", torch.bfloat16, enabled=in_bfloat16):
+            logits = head.score({"face_map": maps}, torch.tensor([n_steps, 1]))
+        return list(torch.autograd.grad(logits.float().square().sum(), parameters))
+
+    expected = differentiate(in_bfloat16=False)
+    for _ in range(4):
+        for rough, exact in zip(differentiate(in_bfloat16=True), expected, strict=True):
+            assert (rough - exact).norm() <= 0.3 * exact.norm()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import Tensor
-from torch.nn.functional import relu
+from torch.nn.functional import pad, relu
 
 from train.layers import Conv, Head, Linear, mask_steps
 
@@ -18,6 +18,9 @@ REDUCED = 32
 """Channels that a map's own are reduced to before time is looked at."""
 WIDTHS = (32, 64)
 """Channels of the two 3-D convolutions."""
+_FEWEST_STEPS = 3
+"""Clips are padded to so many: over exactly two steps, the weight gradient of a 3-D convolution in
+bfloat16 holds memory that nothing was written to (torch 2.15's oneDNN on an AVX-512 processor)."""
 
 
 class Conv2d3d(Head):
@@ -42,6 +45,7 @@ class Conv2d3d(Head):
 
     def score(self, streams: Mapping[str, Tensor], n_steps: Tensor) -> Tensor:
         maps = streams["face_map"]  # [*runs, B, T, C h w]
+        maps = pad(maps, (0, 0, 0, max(_FEWEST_STEPS - maps.shape[-2], 0)))
         *runs, n_clips, n_padded, _ = maps.shape
         x = maps.reshape(*runs, n_clips * n_padded, *self.map_shape)  # [*runs, B T, C, h, w]
         x = relu(self.reduce(x))  # [*runs, B T, 32, h, w]
