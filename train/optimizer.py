@@ -21,7 +21,9 @@ class RunOptimizer:
         """One step of every run. gradients: of each stacked parameter, in order."""
         for run, parameters in enumerate(self._slices):
             for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient[run]
+                # Fused Adam walks through both as they lie in memory: a transposed gradient would
+                # move the wrong weights.
+                parameter.grad = gradient[run].contiguous()
         self._adam.step()
         self._adam.zero_grad()
 
