@@ -24,9 +24,6 @@ UNLABELLED = -1
 FACE_MATRICES: tuple[str, ...] = ("face", "face_map")
 """Feature matrices with a row a face; all others have a row a frame."""
 
-LENGTH_UNIT = 8
-"""ClipSteps: batches gather clips that agree in length up to this much, to pad little."""
-
 WINDOW_BATCHES = 16
 """Clips are sorted by length among this many batches; a store with fewer is not sorted at all."""
 
@@ -268,7 +265,7 @@ def order_batches(
     """Shuffle clips into batches, as a function of seed and epoch.
 
     In a large set, clips of like length meet: the shuffled clips are cut into windows of
-    ``WINDOW_BATCHES`` batches, and each window is sorted by length (in units of ``LENGTH_UNIT``).
+    ``WINDOW_BATCHES`` batches, and each window is sorted by length; equals stay shuffled.
     The order of its batches is then shuffled by the epoch alone, so that runs trained side by side
     meet short and long batches at the same time.
 
@@ -290,8 +287,7 @@ def order_batches(
         if len(part) < window:
             batches += _cut(part, batch_size)
             continue
-        units = -(-n_steps[part] // LENGTH_UNIT)
-        sorted_batches = _cut(part[np.argsort(units, kind="stable")], batch_size)
+        sorted_batches = _cut(part[np.argsort(n_steps[part], kind="stable")], batch_size)
         batches += [sorted_batches[i] for i in shared.permutation(WINDOW_BATCHES)]
     return batches
 
