@@ -397,6 +397,14 @@ def bundle_info(file: Path, as_json: bool) -> None:
     "--seeds", type=click.IntRange(1), default=5, show_default=True, help="Runs per head."
 )
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option(
+    "--memory",
+    "memory_gb",
+    type=click.FloatRange(0),
+    metavar="GB",
+    help="What features may take of it; the rest is read from a scratch file in --runs, to the "
+    "same numbers.  [default: three quarters of what is free]",
+)
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change a setting.")
 @_as_json
 def fit(
@@ -407,6 +415,7 @@ def fit(
     streams: str | None,
     seeds: int,
     device: str,
+    memory_gb: float | None,
     settings: Sequence[str],
     as_json: bool,
 ) -> None:
@@ -417,6 +426,7 @@ def fit(
         cli.py fit --store store --runs runs --preset table1 --seeds 5
         cli.py fit --store store --runs runs --head caca-a --set lr=3e-4
         cli.py fit --store store --runs runs --head cascade --streams context,face,audio
+        cli.py fit --store store --runs runs --preset submitted --memory 4
     """
     from train.config import PRESETS, parse_settings
     from train.fit import run_fit
@@ -425,7 +435,16 @@ def fit(
     config = parse_settings([*settings, *named], PRESETS[preset].config)
     heads = heads or PRESETS[preset].heads
     with _fit_progress(heads, seeds) as show:
-        summaries = run_fit(stores, runs, heads, range(seeds), config, device=device, progress=show)
+        summaries = run_fit(
+            stores,
+            runs,
+            heads,
+            range(seeds),
+            config,
+            device=device,
+            memory_gb=memory_gb,
+            progress=show,
+        )
     if as_json:
         click.echo(json.dumps({"runs": [asdict(summary) for summary in summaries]}))
         return

@@ -69,6 +69,7 @@ def run_fit(
     config: FitConfig,
     *,
     device: str = "cpu",
+    memory_gb: float | None = None,
     progress: Callable[[FitProgress], None] = lambda _: None,
 ) -> list[RunSummary]:
     """Train heads on stores, one run folder a head and seed; complete runs are not trained again.
@@ -83,13 +84,15 @@ def run_fit(
         seeds: One run each.
         config: Settings that all heads share.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
+        memory_gb: What features may take of the memory; the rest is read from a scratch file in
+            ``runs``, to the same numbers. None: three quarters of what is free.
         progress: Told of every epoch and of skipped and finished runs.
 
     Returns:
         metrics.json of every run asked for, by head, then seed.
 
     Raises:
-        ConfigError: Stores that do not fit together, too little memory for them, no such head.
+        ConfigError: Stores that do not fit together, no room for features on disk, no such head.
         ShardError: A store cannot be read, or has no labelled train or val clip, or a single class.
         RunError: A run folder lacks a file, or a loss is not a number.
     """
@@ -114,7 +117,9 @@ def run_fit(
         if len(there) < len(seeds):
             missing[head] = [seed for seed in seeds if seed not in there]
     if missing:
-        tables = read_tables(opened, config, find_matrices(missing, config))
+        tables = read_tables(
+            opened, config, find_matrices(missing, config), memory_gb=memory_gb, scratch=runs
+        )
         check_train_table(tables["train"], opened[0].classes)
         check_val_table(tables["val"])
         n_workers, tell = count_workers(device), _one_at_a_time(progress)
