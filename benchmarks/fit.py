@@ -1,16 +1,19 @@
 """Stage two at CHEAVD's size: all heads of Table I by ``fit``, against ordinary PyTorch code.
 
 A store of 4,917 train and 707 val clips is written (kept in --dir and used again); ``run_fit``
-trains six heads x 5 seeds x 30 epochs on it, as ``cli.py fit`` does: reading, scoring and writing
-count. In the same process, before and after, the heads of ``naive_heads.py`` take --steps steps
-each, by turns: one run at a time, float32, features in memory, the faster of one and all threads.
-Its reading, scoring and writing are not counted. Two ratios are told: against naive steps on the
-very batches that fit makes (clips of like length), and on batches shuffled at random, as ordinary
-code draws them, which are padded to longer clips.
+trains six heads x 5 seeds x 30 epochs on it, as ``cli.py fit`` does. In the same process, before
+and after, the heads of ``naive_heads.py`` take --steps steps each: one run at a time, float32,
+features in memory.
+
+Compared is the time of a core: of fit, scoring val included; of the naive way, its steps alone,
+with one thread, which wastes none, a head a core as fit has it, so that caches are as crowded. Two
+ratios are told: against naive steps on the very batches that fit makes (clips of like length), and
+on batches shuffled at random, as ordinary code draws them, which are padded to longer clips.
+Minutes are of the clock, with reading and writing.
 
     python benchmarks/fit.py --dir /scratch/cheavd-like
-    python benchmarks/fit.py --dir /scratch/cheavd-like --epochs 2     # a sample, extrapolated
-    python benchmarks/fit.py --dir /scratch/cheavd-like --head caca    # 25,088 context values
+    python benchmarks/fit.py --dir /scratch/sample --clips 1200 --epochs 2     # extrapolated
+    python benchmarks/fit.py --dir /scratch/cheavd-like --head caca --memory 2 --epochs 1 --steps 0
 """
 
 from __future__ import annotations
@@ -22,10 +25,10 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import product
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import get_ident
+from threading import Event, get_ident
 
 import numpy as np
 import torch
@@ -39,6 +42,7 @@ from train.config import PRESETS, TABLE_1_HEADS, FitConfig
 from train.dataset import Batch, draw_phases, gather_batch, order_batches
 from train.fit import FitProgress, run_fit
 from train.heads import choose_streams, find_matrices
+from train.parallel import count_workers, run_jobs
 from train.stores import read_tables
 from train.training import choose_precision
 
@@ -50,14 +54,14 @@ N_SEEDS = 5
 N_EPOCHS = 30
 
 
-def iter_clips() -> Iterator[ClipFeatures]:
-    """Clips whose faces lean to their class, and whose context does at one tick of them."""
+def iter_clips(share: float) -> Iterator[ClipFeatures]:
+    """That share of the clips: faces lean to the clip's class, and context does at one tick."""
     rng = np.random.default_rng(0)
     n_classes = len(MEC_CLASSES)
     face_means = rng.random((n_classes, 512), np.float32)
     context_means = rng.random((n_classes, 512), np.float32)
     for split, n_clips in N_CLIPS.items():
-        for i in range(n_clips):
+        for i in range(round(share * n_clips)):
             label = int(rng.integers(n_classes))
             # 3.3 s in the mean, 1 to 12 s
             n_ticks = int(np.clip(rng.gamma(5, MEAN_TICKS / 5), 5, 60))
@@ -105,34 +109,31 @@ class Naive:
             "same": order_batches(lengths, config.batch_size, 0, 1)[:-1],
             "shuffled": np.array_split(shuffled, len(shuffled) // config.batch_size),
         }
-        self.seconds: dict[tuple[str, str, int], list[float]] = defaultdict(list)
-        """(head, kind of batch, threads) -> of each step."""
-        self.n_taken = 0
+        self.seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
+        """(head, kind of batch) -> of each step."""
+        self.n_taken = dict.fromkeys(heads, 0)
 
     def take_steps(self, n_steps: int) -> None:
-        """So many steps of every head, on both kinds of batches, with one thread and with all."""
-        most = torch.get_num_threads()
-        for n_threads, kind, head in product(sorted({1, most}), self.batches, self.models):
-            torch.set_num_threads(n_threads)
+        """So many steps of every head, on both kinds of batches."""
+        jobs = [partial(self._take_head_steps, head, n_steps) for head in self.models]
+        run_jobs(jobs, count_workers("cpu"))
+
+    def _take_head_steps(self, head: str, n_steps: int, _: Event) -> None:
+        for kind in self.batches:
             for step in range(-1, n_steps):  # the first warms up
-                begin = time.perf_counter()
+                begin = time.thread_time()
                 self._take_step(head, kind)
                 if step >= 0:
-                    self.seconds[head, kind, n_threads].append(time.perf_counter() - begin)
-        torch.set_num_threads(most)
+                    self.seconds[head, kind].append(time.thread_time() - begin)
 
     def find_ms(self, head: str, kind: str) -> float:
-        """Of a step with the better number of threads, in the mean."""
-        return min(
-            1e3 * float(np.mean(seconds))
-            for (name, of_kind, _), seconds in self.seconds.items()
-            if (name, of_kind) == (head, kind)
-        )
+        """Of a core, a step, in the mean."""
+        return 1e3 * float(np.mean(self.seconds[head, kind]))
 
     def _take_step(self, head: str, kind: str) -> None:
         # Spread over the epoch: its batches differ in length.
-        clips = self.batches[kind][self.n_taken * 37 % len(self.batches[kind])]
-        self.n_taken += 1
+        clips = self.batches[kind][self.n_taken[head] * 37 % len(self.batches[kind])]
+        self.n_taken[head] += 1
         batch: Batch = gather_batch(
             self.table, clips, self.phases[clips], choose_streams(head, context=self.config.context)
         )
@@ -147,43 +148,46 @@ class Naive:
 
 
 class Stopwatch:
-    """The time that each head's jobs took, summed over the threads that they ran in."""
+    """What each head's jobs took of a core, from the second epoch on."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._last: dict[int, float] = {}
         self.begin = time.perf_counter()
-        self.first_epoch_s = 0.0
-        """When the first epoch ended: reading the store is before it, and one epoch."""
+        self.core_s: dict[str, float] = defaultdict(float)
+        self.n_epochs: dict[str, int] = defaultdict(int)
+        """Epochs of single seeds."""
+        self._last: dict[int, float] = {}
+        """Thread -> its time so far."""
 
     def tell(self, told: FitProgress) -> None:
-        now = time.perf_counter()
-        if told.state == "training" and told.epoch == 1:
-            self.first_epoch_s = self.first_epoch_s or now - self.begin
-        if told.epoch != 1:  # the first has the wait for memory and libraries in it
-            self.seconds[told.head] += now - self._last.get(get_ident(), now)
-        self._last[get_ident()] = now
+        now = time.thread_time()
+        if told.state == "training":
+            if told.epoch > 1:  # the first has the search for memory in it
+                self.core_s[told.head] += now - self._last[get_ident()]
+                self.n_epochs[told.head] += len(told.seeds)
+            self._last[get_ident()] = now
 
 
 def main() -> None:
     arguments = read_arguments()
     heads = tuple(arguments.head or TABLE_1_HEADS)
     config = replace(
-        PRESETS["table1"].config if "caca" not in heads else PRESETS["submitted"].config,
+        PRESETS["submitted" if "caca" in heads else "table1"].config,
         epochs=arguments.epochs,
         min_steps=0,
         patience=1.0,
     )
-    store = arguments.dir / "store"
+    store = arguments.dir / f"store-{arguments.clips}"
     if not (store / "store.json").is_file():
         begin = time.perf_counter()
-        write_store(store, iter_clips(), classes=MEC_CLASSES, fingerprint="benchmark")
+        share = arguments.clips / N_CLIPS["train"]
+        write_store(store, iter_clips(share), classes=MEC_CLASSES, fingerprint="benchmark")
         print(f"store written in {time.perf_counter() - begin:.0f} s")
     clips = open_store(store).clips
     n_train = int((clips["split"] == "train").sum())
     print(
         f"{n_train} train clips, {clips['n_frames'].sum()} frames, {torch.get_num_threads()} "
-        f"threads, torch {torch.__version__}, {choose_precision('auto', 'cpu')}"
+        f"threads, torch {torch.__version__}, {choose_precision('auto', 'cpu')}",
+        flush=True,
     )
     naive = None
     if arguments.steps:
@@ -191,49 +195,52 @@ def main() -> None:
         naive.take_steps(arguments.steps)
     with TemporaryDirectory(dir=arguments.dir) as runs:
         watch = Stopwatch()
-        run_fit([store], Path(runs), heads, range(N_SEEDS), config, progress=watch.tell)
+        run_fit(
+            [store],
+            Path(runs),
+            heads,
+            range(N_SEEDS),
+            config,
+            memory_gb=arguments.memory,
+            progress=watch.tell,
+        )
         fit_s = time.perf_counter() - watch.begin
     if naive is not None:
         naive.take_steps(arguments.steps)
-    report(heads, naive, watch, fit_s, n_train, config)
-
-
-def report(
-    heads: Sequence[str],
-    naive: Naive | None,
-    watch: Stopwatch,
-    fit_s: float,
-    n_train: int,
-    config: FitConfig,
-) -> None:
-    n_steps = N_SEEDS * -(-n_train // config.batch_size)  # of one epoch of all seeds
-    # Jobs run side by side, a thread each: what one takes is shared out by the time it ran.
-    share = fit_s / sum(watch.seconds.values()) if watch.seconds else 0.0
-    naive_s = {"same": 0.0, "shuffled": 0.0}
-    print("ms a step    fit   naive, same batches   naive, shuffled batches")
-    for head in heads:
-        ours = 1e3 * share * watch.seconds[head] / (n_steps * config.epochs)
-        line = f"{head:12}{ours:6.2f}"
-        for kind in naive_s if naive is not None and ours else ():
-            theirs = naive.find_ms(head, kind)
-            naive_s[kind] += theirs / 1e3 * n_steps * N_EPOCHS
-            line += f"{theirs:12.2f} ({theirs / ours:.1f} x)"
-        print(line)
-    whole_s, label = fit_s, "measured"
-    if config.epochs < N_EPOCHS:
-        epoch_s = (fit_s - watch.first_epoch_s) / max(config.epochs - 1, 1)
-        whole_s, label = fit_s + epoch_s * (N_EPOCHS - config.epochs), "EXTRAPOLATED"
-        print(f"fit of {config.epochs} epochs: {fit_s / 60:.2f} min measured")
-    print(f"fit, {len(heads)} heads x {N_SEEDS} seeds x {N_EPOCHS} epochs: {whole_s / 60:.1f} min")
-    print(f"  ({label}; reading, scoring val and writing runs included)")
-    if naive is not None:
-        for kind, seconds in naive_s.items():
-            print(
-                f"naive, {kind} batches, its steps alone: {seconds / 60:.1f} min (EXTRAPOLATED "
-                f"from the sample), ratio overall {seconds / whole_s:.2f}"
-            )
+    print(
+        f"fit, {len(heads)} heads x {N_SEEDS} seeds x {config.epochs} epochs: {fit_s / 60:.1f} min"
+    )
+    if config.epochs > 1:
+        print_steps(heads, naive, watch, -(-n_train // config.batch_size))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(f"peak memory{' (with naive)' if naive else ''}: {peak / 1e9:.2f} GB")
+    print(f"peak memory{' (with the naive way)' if naive else ''}: {peak / 1e9:.2f} GB")
+
+
+def print_steps(
+    heads: Sequence[str], naive: Naive | None, watch: Stopwatch, n_batches: int
+) -> None:
+    """What a step of one run takes of a core, and what that makes of the whole table."""
+    ours, theirs = 0.0, {"same": 0.0, "shuffled": 0.0}
+    print("core-ms a step    fit   naive, same batches   naive, shuffled batches")
+    for head in heads:
+        of_fit = 1e3 * watch.core_s[head] / (watch.n_epochs[head] * n_batches)
+        ours += of_fit
+        line = f"{head:14}{of_fit:7.1f}"
+        for kind in theirs if naive is not None else ():
+            of_naive = naive.find_ms(head, kind)
+            theirs[kind] += of_naive
+            line += f"{of_naive:14.1f} ({of_naive / of_fit:.2f} x)"
+        print(line)
+    n_steps = N_SEEDS * N_EPOCHS * -(-N_CLIPS["train"] // FitConfig().batch_size)
+    print(
+        f"EXTRAPOLATED to {N_SEEDS} seeds x {N_EPOCHS} epochs of {N_CLIPS['train']} clips: fit "
+        f"{ours * n_steps / 6e4:.0f} core-minutes"
+    )
+    for kind, of_naive in theirs.items() if naive is not None else ():
+        print(
+            f"naive, {kind} batches: {of_naive * n_steps / 6e4:.0f} core-minutes, "
+            f"ratio overall {of_naive / ours:.2f}"
+        )
 
 
 def read_arguments() -> argparse.Namespace:
@@ -241,6 +248,8 @@ def read_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dir", type=Path, required=True, help="keeps the store: 1 to 2 GB")
+    parser.add_argument("--clips", type=int, default=N_CLIPS["train"], help="fewer: a sample")
+    parser.add_argument("--memory", type=float, help="GB for features, as of fit")
     parser.add_argument("--head", action="append", help="only this head (repeatable)")
     parser.add_argument("--epochs", type=int, default=N_EPOCHS, help="fewer: a sample")
     parser.add_argument("--steps", type=int, default=20, help="of the naive way, twice; 0: none")
