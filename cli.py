@@ -464,6 +464,14 @@ _settings = click.option(
     help="N folds by subject, or leave each source out; the manifest's splits play no part.",
 )
 @click.option("--tensorboard", type=_PATH, metavar="DIR", help="Write TensorBoard event files.")
+@click.option(
+    "--memory",
+    "memory_gb",
+    type=click.FloatRange(0),
+    metavar="GB",
+    help="What features may take of it; the rest is read from a scratch file in --runs, to the "
+    "same numbers.  [default: three quarters of what is free]",
+)
 @_device
 @_settings
 @_as_json
@@ -478,6 +486,7 @@ def fit(
     folds: str | None,
     tensorboard: Path | None,
     device: str,
+    memory_gb: float | None,
     settings: Sequence[str],
     as_json: bool,
 ) -> None:
@@ -491,6 +500,7 @@ def fit(
         cli.py fit --store mec --store private --test-store mec-test --runs runs
         cli.py fit --store store --runs runs --head caca-a --folds 5
         cli.py fit --store store --runs runs --tensorboard events
+        cli.py fit --store store --runs runs --preset submitted --memory 4
     """
     from train.config import PRESETS, expand_heads, parse_settings
     from train.event_files import EventFiles
@@ -507,7 +517,12 @@ def fit(
         _fit_progress(expand_heads(heads, config), seeds) as show,
         EventFiles(tensorboard) as events,
     ):
-        common: dict[str, Any] = {"device": device, "progress": show, "observe": events.add_epoch}
+        common: dict[str, Any] = {
+            "device": device,
+            "memory_gb": memory_gb,
+            "progress": show,
+            "observe": events.add_epoch,
+        }
         if folds:
             of_folds = run_fit_folds(
                 stores, runs, heads, range(seeds), config, folds=folds, **common

@@ -21,7 +21,7 @@ from train.fit import FitProgress, run_fit
 from train.heads import HEADS, build_head, choose_streams, find_matrices
 from train.metrics import summarise_metrics
 from train.runs import RUN_FILES, find_runs, read_run
-from train.stores import check_stores, read_tables
+from train.stores import check_stores
 
 CLASSES = ("happy", "sad", "angry")
 QUICK = FitConfig(epochs=3, min_steps=0, batch_size=4, precision="float32")
@@ -292,20 +292,6 @@ def test_subjects_in_two_splits_are_warned_of(
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert "2 subject(s) stand in more than one split: ann, bo." in record.getMessage()
-
-
-def test_features_that_exceed_the_memory_are_refused_before_they_are_read(
-    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal: 9999999 kB\nMemFree: 1 kB\nMemAvailable: 1000 kB\n")
-    monkeypatch.setattr("train.stores._MEMINFO", meminfo)
-    with pytest.raises(ConfigError, match=r"0\.0 GB are available\. Set context=2x2, or"):
-        read_tables([open_store(store)], QUICK, {"context_7x7"})
-    tables = read_tables([open_store(store)], QUICK, find_matrices(["face"], QUICK))
-    assert set(tables["train"].features) == {"face"}
-    meminfo.unlink()
-    assert len(read_tables([open_store(store)], QUICK, {"context_7x7"})["train"]) == 15
 
 
 @pytest.mark.parametrize("head", HEADS)

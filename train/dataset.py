@@ -1,14 +1,16 @@
-"""Clips in memory as sequences: which rows a head reads, which batches, in which order.
+"""Clips as sequences: which rows a head reads, which batches, in which order.
 
-Features of a split lie in matrices, a row a frame or face, as 16-bit floats; a clip is two lists of
-row numbers. Row 0 is all zeros: it pads, and it stands for the face of a clip without one.
+Features of a split lie in matrices, a row a frame or face, as 16-bit floats, in memory or, where
+they do not fit, on disk; a clip is two lists of row numbers. Row 0 is all zeros: it pads, and it
+stands for the face of a clip without one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,15 +19,13 @@ from torch import Tensor
 
 from features.contracts import ClipFeatures
 from features.errors import ConfigError, ShardError
+from train.matrices import DiskMatrix, Matrix, gather_rows, write_rows
 
 UNLABELLED = -1
 """Class number of a clip that is only to be predicted."""
 
 FACE_MATRICES: tuple[str, ...] = ("face", "face_map")
 """Feature matrices with a row a face; all others have a row a frame."""
-
-LENGTH_UNIT = 8
-"""ClipSteps: batches gather clips that agree in length up to this much, to pad little."""
 
 WINDOW_BATCHES = 16
 """Clips are sorted by length among this many batches; a store with fewer is not sorted at all."""
@@ -43,7 +43,7 @@ class ClipSteps:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClipTable:
-    """The clips of one split, ordered by clip id, with their features in memory."""
+    """The clips of one split, ordered by clip id, with their features."""
 
     clip_id: tuple[str, ...]
     label: NDArray[np.intp]
@@ -52,7 +52,7 @@ class ClipTable:
     """[N] Subject of each clip; the clip's own id where none is known."""
     phases: tuple[tuple[ClipSteps, ...], ...]
     """[N] Each clip's phases, at least one; evaluation reads the first."""
-    features: Mapping[str, Tensor]
+    features: Mapping[str, Matrix]
     """``face`` [A+1, 512], ``face_map`` [A+1, 512 h w], ``context_2x2`` [F+1, 2048],
     ``context_7x7`` [F+1, 25088], and by their names extra streams [F+1, D]."""
 
@@ -87,12 +87,28 @@ class TableBuilder:
         n_faces: int,
         shapes: Mapping[str, tuple[int, ...]],
         dtype: torch.dtype,
+        on_disk: Collection[str] = (),
+        scratch: Path | None = None,
     ) -> None:
-        """Make room for the counts given; shapes: matrix -> shape of one step's values."""
-        self.features = {}
+        """Make room for the counts given.
+
+        Args:
+            n_frames: Of all clips.
+            n_faces: Of all clips.
+            shapes: Matrix -> shape of one step's values.
+            dtype: What they are kept in.
+            on_disk: Matrices that do not come into memory.
+            scratch: The folder that takes their files; None: the system's.
+        """
+        self.features: dict[str, Matrix] = {}
         for name, shape in shapes.items():
-            n_rows = n_faces if name in FACE_MATRICES else n_frames
-            self.features[name] = torch.zeros(n_rows + 1, math.prod(shape), dtype=dtype)
+            n_rows = 1 + (n_faces if name in FACE_MATRICES else n_frames)
+            n_values = math.prod(shape)
+            self.features[name] = (
+                DiskMatrix(n_rows, n_values, dtype, scratch)
+                if name in on_disk
+                else torch.zeros(n_rows, n_values, dtype=dtype)
+            )
         self.n_frames = self.n_faces = 0
         self.rows: list[tuple[str, int, str, tuple[ClipSteps, ...]]] = []
 
@@ -102,19 +118,22 @@ class TableBuilder:
             raise ShardError(
                 f"clip {clip.clip_id}: no frame of it in the store. Run store verify, then extract."
             )
-        first_frame, first_face = 1 + self.n_frames, 1 + self.n_faces
+        # A phase's rows lie together: what a batch reads of a clip is one piece.
+        frames = np.argsort(clip.phase, kind="stable")
+        faces_by_phase = np.argsort(clip.phase[clip.face_frame], kind="stable")
+        frame_at = 1 + self.n_frames + np.argsort(frames)
+        face_at = 1 + self.n_faces + np.argsort(faces_by_phase)
         for name, matrix in self.features.items():
-            values = read_matrix(clip, name)
-            begin = first_face if name in FACE_MATRICES else first_frame
-            matrix[begin : begin + len(values)] = torch.from_numpy(
-                np.ascontiguousarray(values).reshape(-1, matrix.shape[1])
-            )
+            of_faces = name in FACE_MATRICES
+            values = read_matrix(clip, name)[faces_by_phase if of_faces else frames]
+            rows = torch.from_numpy(values.reshape(len(values), matrix.shape[1]))
+            write_rows(matrix, 1 + (self.n_faces if of_faces else self.n_frames), rows)
         phases = []
         for phase in np.unique(clip.phase):
             frame, face = choose_steps(clip, int(phase), faces)
             n = max_steps or len(frame)
-            at = np.where(face < 0, 0, face + first_face)
-            phases.append(ClipSteps(context=(frame + first_frame)[:n], face=at[:n]))
+            at = np.where(face < 0, 0, np.append(face_at, 0)[face])
+            phases.append(ClipSteps(context=frame_at[frame][:n], face=at[:n]))
         self.rows.append((clip.clip_id, label, clip.subject or clip.clip_id, tuple(phases)))
         self.n_frames += clip.n_frames
         self.n_faces += clip.n_faces
@@ -268,7 +287,7 @@ def order_batches(
     """Shuffle clips into batches, as a function of seed and epoch.
 
     In a large set, clips of like length meet: the shuffled clips are cut into windows of
-    ``WINDOW_BATCHES`` batches, and each window is sorted by length (in units of ``LENGTH_UNIT``).
+    ``WINDOW_BATCHES`` batches, and each window is sorted by length; equals stay shuffled.
     The order of its batches is then shuffled by the epoch alone, so that runs trained side by side
     meet short and long batches at the same time.
 
@@ -290,8 +309,7 @@ def order_batches(
         if len(part) < window:
             batches += _cut(part, batch_size)
             continue
-        units = -(-n_steps[part] // LENGTH_UNIT)
-        sorted_batches = _cut(part[np.argsort(units, kind="stable")], batch_size)
+        sorted_batches = _cut(part[np.argsort(n_steps[part], kind="stable")], batch_size)
         batches += [sorted_batches[i] for i in shared.permutation(WINDOW_BATCHES)]
     return batches
 
@@ -323,9 +341,9 @@ def gather_batch(
             at[i, : n_steps[i]] = s.face if stream in FACE_MATRICES else s.context
     return Batch(
         streams={
-            stream: table.features[streams[stream]]
-            .index_select(0, torch.from_numpy(at.ravel()))
-            .view(*clips.shape, at.shape[1], -1)
+            stream: gather_rows(table.features[streams[stream]], torch.from_numpy(at.ravel())).view(
+                *clips.shape, at.shape[1], -1
+            )
             for stream, at in rows.items()
         },
         n_steps=torch.from_numpy(n_steps).view(clips.shape),

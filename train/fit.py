@@ -88,6 +88,7 @@ def run_fit(
     *,
     test_stores: Sequence[Path] = (),
     device: str = "cpu",
+    memory_gb: float | None = None,
     progress: Callable[[FitProgress], None] = lambda _: None,
     observe: Observe = lambda *_: None,
 ) -> list[RunSummary]:
@@ -104,6 +105,8 @@ def run_fit(
         config: Settings that all heads share.
         test_stores: If there are some, test is theirs, and train and val are of ``stores``.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
+        memory_gb: What features may take of the memory; the rest is read from a scratch file in
+            ``runs``, to the same numbers. None: three quarters of what is free.
         progress: Told of every epoch and of skipped and finished runs.
         observe: Told of a run's name and its epoch, after each.
 
@@ -111,7 +114,7 @@ def run_fit(
         metrics.json of every run asked for, by head, then seed.
 
     Raises:
-        ConfigError: Stores that do not fit together, too little memory for them, no such head.
+        ConfigError: Stores that do not fit together, no room for features on disk, no such head.
         ShardError: A store cannot be read, or has no labelled train or val clip, or a single class.
         RunError: A run folder lacks a file, or a loss is not a number.
     """
@@ -123,7 +126,15 @@ def run_fit(
         paths = {"paths": list(map(str, stores)), "test_paths": list(map(str, test_stores))}
         data = FitData(stores=opened, described=describe_stores(opened) | paths)
     return fit_data(
-        data, runs, heads, seeds, config, device=device, progress=progress, observe=observe
+        data,
+        runs,
+        heads,
+        seeds,
+        config,
+        device=device,
+        memory_gb=memory_gb,
+        progress=progress,
+        observe=observe,
     )
 
 
@@ -146,6 +157,7 @@ def fit_data(
     config: FitConfig,
     *,
     device: str = "cpu",
+    memory_gb: float | None = None,
     progress: Callable[[FitProgress], None] = lambda _: None,
     observe: Observe = lambda *_: None,
 ) -> list[RunSummary]:
@@ -178,7 +190,9 @@ def fit_data(
             missing[head] = [seed for seed in seeds if seed not in there]
     ensembles = missing.pop(ENSEMBLE, [])
     if missing:
-        tables = read_tables(opened, config, find_matrices(missing, config))
+        tables = read_tables(
+            opened, config, find_matrices(missing, config), memory_gb=memory_gb, scratch=runs
+        )
         check_train_table(tables["train"], opened[0].classes)
         check_val_table(tables["val"])
         n_workers, lock = count_workers(device), Lock()

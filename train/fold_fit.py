@@ -39,6 +39,7 @@ def run_fit_folds(
     *,
     folds: str,
     device: str = "cpu",
+    memory_gb: float | None = None,
     progress: Callable[[FitProgress], None] = lambda _: None,
     observe: Observe = lambda *_: None,
 ) -> FoldsSummary:
@@ -55,6 +56,7 @@ def run_fit_folds(
         config: As of ``run_fit``.
         folds: As of ``train.folds.make_folds``.
         device: As of ``run_fit``.
+        memory_gb: As of ``run_fit``.
         progress: As of ``run_fit``, for each fold.
         observe: As of ``run_fit``.
 
@@ -73,7 +75,15 @@ def run_fit_folds(
         of_fold = split_stores(opened, fold)
         data = FitData(stores=of_fold, described=describe_stores(of_fold), fold=fold)
         summaries += fit_data(
-            data, runs, heads, seeds, config, device=device, progress=progress, observe=observe
+            data,
+            runs,
+            heads,
+            seeds,
+            config,
+            device=device,
+            memory_gb=memory_gb,
+            progress=progress,
+            observe=observe,
         )
     described = describe_stores(opened)
     subjects = dict(zip(clips["clip_id"], clips["subject"], strict=True))

@@ -204,9 +204,13 @@ class Lstm(nn.Module):
             self.get_parameter(f"{name}_l{layer}") for name in _layer_shapes(0, 0)
         )
         n_in = x.shape[-1]
-        gates = _project(x, w_input[..., :n_in], b_input + b_hidden)  # [*runs, T, B, 4H]
-        # Columns of the attention vector, if any, stand behind the input's own.
-        weight = torch.cat([w_input[..., n_in:], w_hidden], -1)
+        weight: Tensor = w_hidden
+        if self.attention_size and memory is not None:
+            # Columns of the attention vector stand behind the input's own.
+            weight = torch.cat([w_input[..., n_in:], w_hidden], -1)
+            gates = _project(x, w_input[..., :n_in], b_input + b_hidden)  # [*runs, T, B, 4H]
+        else:
+            gates = _project(x, w_input, b_input + b_hidden)
         if begin is None:
             zeros = x.new_zeros(*gates.shape[:-3], gates.shape[-2], self.size, dtype=weight.dtype)
             begin = (zeros, zeros)

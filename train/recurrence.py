@@ -87,7 +87,6 @@ class _Recurrence(torch.autograd.Function):
         w = weight.to(product_dtype) if product_dtype else weight
         gates = gates.to(w.dtype)
         w_t = w.transpose(1, 2)  # [S, R, 4H]
-        double = _double_cell_gate(size, weight)
 
         def buffer(*shape: int, dtype: torch.dtype = full) -> Tensor:
             return torch.empty(n_runs, n_steps, n_clips, *shape, dtype=dtype, device=gates.device)
@@ -111,8 +110,10 @@ class _Recurrence(torch.autograd.Function):
                 scores = _multiply_rows(h, memory.transpose(2, 3)).add_(blocked)  # [S, B, U]
                 a = torch.softmax(scores, -1, out=attention[:, t])
                 r[..., :size] = _multiply_rows(a, memory)
-            act = torch.mul(torch.baddbmm(gates[:, t], r, w_t), double, out=acts[:, t]).sigmoid_()
-            i, f, g, o = act.chunk(4, -1)  # g: (cell gate + 1) / 2
+            act = acts[:, t].copy_(torch.baddbmm(gates[:, t], r, w_t))
+            i, f, g, o = act.chunk(4, -1)
+            g.mul_(2)
+            act.sigmoid_()  # g is now (cell gate + 1) / 2
             c = torch.mul(f, c, out=cell[:, t]).addcmul_(i, g, value=2).sub_(i)
             u = torch.mul(c, 2, out=cell_tanh[:, t]).sigmoid_().mul_(2).sub_(1)
             h = torch.mul(o, u, out=hidden[:, t])
@@ -131,7 +132,6 @@ class _Recurrence(torch.autograd.Function):
         w, first_cell, acts, cell, cell_tanh, read, attention, memory = ctx.saved_tensors
         n_runs, n_steps, n_clips, n_gates = acts.shape
         size = n_gates // 4
-        double = _double_cell_gate(size, acts)
         d_gates = torch.empty_like(acts, dtype=w.dtype)
         d_vector = torch.empty_like(cell) if memory is not None else None  # of the attention vector
         d_scores = torch.empty_like(attention)
@@ -147,10 +147,10 @@ class _Recurrence(torch.autograd.Function):
             dc.add_(d_cell[:, t]).add_(tanh_backward(dh * o, u))
             torch.mul(dc, g, out=d_i).mul_(2).sub_(dc)
             torch.mul(dc, cell[:, t - 1] if t else first_cell, out=d_f)
-            torch.mul(dc, i, out=d_g).mul_(2)
+            torch.mul(dc, i, out=d_g).mul_(4)  # 2 for g, 2 for its doubled input
             torch.mul(dh, u, out=d_o)
             dc = dc * f
-            d_step = torch.mul(sigmoid_backward(d, acts[:, t]), double, out=d_gates[:, t])
+            d_step = d_gates[:, t].copy_(sigmoid_backward(d, acts[:, t]))
             dr = torch.bmm(d_step, w).to(d.dtype)  # [S, B, R]
             dh = dr[..., -size:]
             if memory is not None and d_vector is not None:
@@ -166,13 +166,6 @@ class _Recurrence(torch.autograd.Function):
             d_memory = _sum_over_steps(attention, d_vector) + _sum_over_steps(d_scores, asked)
         d_weight = torch.bmm(d_gates.flatten(1, 2).transpose(1, 2), read.flatten(1, 2))
         return d_gates, d_weight.to(acts.dtype), dh, dc, d_memory, None, None
-
-
-def _double_cell_gate(size: int, like: Tensor) -> Tensor:
-    """[4H] 2 for the cell gate, 1 for the others."""
-    double = torch.ones(4 * size, dtype=like.dtype, device=like.device)
-    double[2 * size : 3 * size] = 2
-    return double
 
 
 def _multiply_rows(rows: Tensor, matrices: Tensor) -> Tensor:

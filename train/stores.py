@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
+import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,8 @@ from features.store import Store
 from train.config import FitConfig
 from train.dataset import FACE_MATRICES, ClipTable, TableBuilder, number_label
 from train.heads import SHAPES, Shapes, choose_streams
+from train.memory import choose_limit, choose_on_disk
 
-_MEMINFO = Path("/proc/meminfo")
 _BYTES_PER_VALUE = 2  # of float16 and bfloat16 alike
 _NAMED_SUBJECTS = 5
 _CONTEXT = ("context_2x2", "context_7x7")
@@ -153,23 +155,38 @@ def list_clips(stores: Sequence[Store]) -> dict[str, ClipTable]:
 
 
 def read_tables(
-    stores: Sequence[Store], config: FitConfig, matrices: Collection[str]
+    stores: Sequence[Store],
+    config: FitConfig,
+    matrices: Collection[str],
+    *,
+    memory_gb: float | None = None,
+    scratch: Path | None = None,
 ) -> dict[str, ClipTable]:
-    """Read all clips once: split -> its clips with their features in memory.
+    """Read all clips once: split -> its clips with their features.
+
+    Matrices that exceed the memory are unpacked into files without a name, from which each batch
+    takes its rows: the numbers of training are the same.
 
     Args:
         stores: Checked by ``check_stores``.
         config: ``precision`` resolved; train rows are kept in bfloat16 where training multiplies in
             it, everything else as stored, in float16.
         matrices: Names of the feature matrices that heads read, as ``find_shapes`` knows them.
+        memory_gb: What features may take of it, in 10^9 bytes; None: three quarters of the free.
+        scratch: Folder for the rest; made where it is missing. None: the system's.
 
     Raises:
         ShardError: A store is damaged.
-        ConfigError: A label that the stores do not declare, or the features exceed the memory.
+        ConfigError: A label that the stores do not declare, or no room in the scratch folder.
     """
     clips = _join_clips(stores)
     shapes = {name: shape for name, shape in find_shapes(stores).items() if name in matrices}
-    _check_memory(clips, shapes)
+    n_bytes = _count_bytes(clips, shapes)
+    on_disk = choose_on_disk(n_bytes, choose_limit(memory_gb))
+    if on_disk:
+        if scratch is not None:
+            scratch.mkdir(parents=True, exist_ok=True)
+        _check_disk(sum(n_bytes[key] for key in on_disk), scratch)
     builders = {}
     for split in SPLITS:
         of_split = clips[clips["split"] == split]
@@ -179,6 +196,8 @@ def read_tables(
             n_faces=int(of_split["n_faces"].sum()),
             shapes=shapes,
             dtype=torch.bfloat16 if in_bfloat16 else torch.float16,
+            on_disk=[name for of, name in on_disk if of == split],
+            scratch=scratch,
         )
     for store in stores:
         for clip in store.iter_clips(
@@ -223,37 +242,28 @@ def _warn_of_shared_files(clips: pd.DataFrame) -> None:
         )
 
 
-def _check_memory(clips: pd.DataFrame, shapes: Shapes) -> None:
-    """Raise ConfigError where the feature matrices need more memory than the machine has free."""
-    available = _read_available_bytes()
-    n_rows = {"faces": int(clips["n_faces"].sum()), "frames": int(clips["n_frames"].sum())}
-    n_values = sum(
-        n_rows["faces" if name in FACE_MATRICES else "frames"] * math.prod(shape)
-        for name, shape in shapes.items()
-    )
-    needed = n_values * _BYTES_PER_VALUE
-    if available is None or needed <= available:
-        return
-    remedy = (
-        "Set context=2x2, or give a smaller store"
-        if "context_7x7" in shapes
-        else "Give a smaller store"
-    )
-    raise ConfigError(
-        f"the features of {len(clips)} clips need {needed / 1e9:.1f} GB of memory, and "
-        f"{available / 1e9:.1f} GB are available. {remedy}."
-    )
+def _count_bytes(clips: pd.DataFrame, shapes: Shapes) -> dict[tuple[str, str], int]:
+    """(split, matrix) -> its size."""
+    n_bytes = {}
+    for split in SPLITS:
+        of_split = clips[clips["split"] == split]
+        for name, shape in shapes.items():
+            n_rows = int(of_split["n_faces" if name in FACE_MATRICES else "n_frames"].sum())
+            n_bytes[split, name] = n_rows * math.prod(shape) * _BYTES_PER_VALUE
+    return n_bytes
 
 
-def _read_available_bytes() -> int | None:
-    """Memory that new matrices can take, page cache included; None where Linux does not tell."""
-    if not _MEMINFO.is_file():
-        return None
-    for line in _MEMINFO.read_text(encoding="ascii").splitlines():
-        name, _, value = line.partition(":")
-        if name == "MemAvailable":
-            return int(value.split()[0]) * 1024  # told in KiB
-    return None
+def _check_disk(needed: int, scratch: Path | None) -> None:
+    """Raise ConfigError where the scratch folder has no room for what memory does not hold."""
+    folder = scratch or Path(tempfile.gettempdir())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ConfigError(
+            f"{folder}: features that exceed the memory need {needed / 1e9:.1f} GB of disk here "
+            f"while fit runs, and {free / 1e9:.1f} GB are free. Free some, raise --memory, or set "
+            "context=2x2."
+        )
+    _log.info("%.1f GB of features are read from disk in every epoch.", needed / 1e9)
 
 
 def _describe_split(clips: pd.DataFrame, classes: Sequence[str]) -> dict[str, Any]:

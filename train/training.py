@@ -22,6 +22,7 @@ from train.dataset import Batch, ClipTable, draw_clips, draw_phases, gather_batc
 from train.heads import Shapes, build_head, choose_streams
 from train.layers import Head, read_run_state, set_noise, stack_runs
 from train.losses import RunLosses, make_losses
+from train.matrices import DiskMatrix, read_ahead
 from train.metrics import Metrics, score_predictions
 from train.noise import Noise
 from train.optimizer import RunOptimizer
@@ -263,9 +264,13 @@ def _iter_batches(task: Task, specs: Sequence[RunSpec], epoch: int) -> Iterator[
         n_steps = np.array([len(table.phases[clip][own[clip]].context) for clip in drawn])
         batches = order_batches(n_steps, task.config.batch_size, spec.seed, epoch)
         orders.append([drawn[batch] for batch in batches])
-    for of_each_run in zip(*orders, strict=True):
-        clips = np.stack(of_each_run)  # [S, B]
-        yield gather_batch(table, clips, np.take_along_axis(phases, clips, 1), task.streams)
+    chosen = (np.stack(of_each_run) for of_each_run in zip(*orders, strict=True))  # [S, B] each
+    gathered = (
+        gather_batch(table, clips, np.take_along_axis(phases, clips, 1), task.streams)
+        for clips in chosen
+    )
+    read = [table.features[matrix] for matrix in task.streams.values()]
+    return read_ahead(gathered) if any(isinstance(m, DiskMatrix) for m in read) else gathered
 
 
 def _note_epoch(task: Task, run: TrainedRun, epoch: Epoch) -> None:

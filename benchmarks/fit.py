@@ -1,0 +1,260 @@
+"""Stage two at CHEAVD's size: all heads of Table I by ``fit``, against ordinary PyTorch code.
+
+A store of 4,917 train and 707 val clips is written (kept in --dir and used again); ``run_fit``
+trains six heads x 5 seeds x 30 epochs on it, as ``cli.py fit`` does. In the same process, before
+and after, the heads of ``naive_heads.py`` take --steps steps each: one run at a time, float32,
+features in memory.
+
+Compared is the time of a core: of fit, scoring val included; of the naive way, its steps alone,
+with one thread, which wastes none, a head a core as fit has it, so that caches are as crowded. Two
+ratios are told: against naive steps on the very batches that fit makes (clips of like length), and
+on batches shuffled at random, as ordinary code draws them, which are padded to longer clips.
+Minutes are of the clock, with reading and writing.
+
+    python benchmarks/fit.py --dir /scratch/cheavd-like
+    python benchmarks/fit.py --dir /scratch/sample --clips 1200 --epochs 2     # extrapolated
+    python benchmarks/fit.py --dir /scratch/cheavd-like --head caca --memory 2 --epochs 1 --steps 0
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Event, get_ident
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from benchmarks.naive_heads import NaiveHead
+from features.contracts import MEC_CLASSES, ClipFeatures
+from features.store import open_store
+from features.store_writer import write_store
+from train.config import PRESETS, TABLE_1_HEADS, FitConfig
+from train.dataset import Batch, draw_phases, gather_batch, order_batches
+from train.fit import FitProgress, run_fit
+from train.heads import choose_streams, find_matrices
+from train.parallel import count_workers, run_jobs
+from train.stores import read_tables
+from train.training import choose_precision
+
+N_CLIPS = {"train": 4917, "val": 707, "test": 64}
+"""CHEAVD 2.0's counts; of test, whose labels are not public, a few to be scored."""
+MEAN_TICKS = 16
+N_PHASES = 5
+N_SEEDS = 5
+N_EPOCHS = 30
+
+
+def iter_clips(share: float) -> Iterator[ClipFeatures]:
+    """That share of the clips: faces lean to the clip's class, and context does at one tick."""
+    rng = np.random.default_rng(0)
+    n_classes = len(MEC_CLASSES)
+    face_means = rng.random((n_classes, 512), np.float32)
+    context_means = rng.random((n_classes, 512), np.float32)
+    for split, n_clips in N_CLIPS.items():
+        for i in range(round(share * n_clips)):
+            label = int(rng.integers(n_classes))
+            # 3.3 s in the mean, 1 to 12 s
+            n_ticks = int(np.clip(rng.gamma(5, MEAN_TICKS / 5), 5, 60))
+            n_phases = N_PHASES if split == "train" else 1
+            n = n_ticks * n_phases
+            face = rng.random((n, 512), np.float32) + 0.1 * face_means[label]
+            context = np.maximum(rng.random((n, 512), np.float32) - 0.8, 0)  # 80% zeros
+            telling = slice(n // 2 // n_phases * n_phases, (n // 2 // n_phases + 1) * n_phases)
+            context[telling] += 0.2 * context_means[label]
+            places = context.astype(np.float16)[:, :, None, None]
+            yield ClipFeatures(
+                clip_id=f"{split}{i:05}",
+                label=MEC_CLASSES[label],
+                split=split,
+                pts_s=np.arange(n) / (5 * n_phases),
+                phase=(np.arange(n) % n_phases).astype(np.int16),
+                context_2x2=np.broadcast_to(places, (n, 512, 2, 2)).copy(),
+                context_7x7=np.broadcast_to(places, (n, 512, 7, 7)).copy(),
+                face_frame=np.arange(n, dtype=np.int32),
+                box_px=np.tile(np.float32([0, 0, 128, 128]), (n, 1)),
+                score=np.ones(n, np.float32),
+                landmarks_px=np.zeros((n, 5, 2), np.float32),
+                track=np.zeros(n, np.int32),
+                face_vector=face.astype(np.float16),
+            )
+
+
+class Naive:
+    """Steps of ordinary training of each head, going on from call to call."""
+
+    def __init__(self, store: Path, heads: Sequence[str], config: FitConfig) -> None:
+        self.table = read_tables([open_store(store)], config, find_matrices(heads, config))["train"]
+        self.config = config
+        self.models = {head: NaiveHead(head, len(MEC_CLASSES)) for head in heads}
+        self.adams = {
+            head: torch.optim.Adam(model.parameters(), config.lr)
+            for head, model in self.models.items()
+        }
+        self.phases = draw_phases(self.table, 0, 1)
+        lengths = np.array(
+            [len(p[i].context) for p, i in zip(self.table.phases, self.phases, strict=True)]
+        )
+        shuffled = np.random.default_rng(0).permutation(len(lengths))
+        self.batches = {
+            "same": order_batches(lengths, config.batch_size, 0, 1)[:-1],
+            "shuffled": np.array_split(shuffled, len(shuffled) // config.batch_size),
+        }
+        self.seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
+        """(head, kind of batch) -> of each step."""
+        self.n_taken = dict.fromkeys(heads, 0)
+
+    def take_steps(self, n_steps: int) -> None:
+        """So many steps of every head, on both kinds of batches."""
+        jobs = [partial(self._take_head_steps, head, n_steps) for head in self.models]
+        run_jobs(jobs, count_workers("cpu"))
+
+    def _take_head_steps(self, head: str, n_steps: int, _: Event) -> None:
+        for kind in self.batches:
+            for step in range(-1, n_steps):  # the first warms up
+                begin = time.thread_time()
+                self._take_step(head, kind)
+                if step >= 0:
+                    self.seconds[head, kind].append(time.thread_time() - begin)
+
+    def find_ms(self, head: str, kind: str) -> float:
+        """Of a core, a step, in the mean."""
+        return 1e3 * float(np.mean(self.seconds[head, kind]))
+
+    def _take_step(self, head: str, kind: str) -> None:
+        # Spread over the epoch: its batches differ in length.
+        clips = self.batches[kind][self.n_taken[head] * 37 % len(self.batches[kind])]
+        self.n_taken[head] += 1
+        batch: Batch = gather_batch(
+            self.table, clips, self.phases[clips], choose_streams(head, context=self.config.context)
+        )
+        streams = {name: x.float() for name, x in batch.streams.items()}
+        loss = torch.nn.functional.cross_entropy(
+            self.models[head](streams, batch.n_steps), batch.label
+        )
+        self.adams[head].zero_grad()
+        loss.backward()
+        self.adams[head].step()
+        loss.item()
+
+
+class Stopwatch:
+    """What each head's jobs took of a core, from the second epoch on."""
+
+    def __init__(self) -> None:
+        self.begin = time.perf_counter()
+        self.core_s: dict[str, float] = defaultdict(float)
+        self.n_epochs: dict[str, int] = defaultdict(int)
+        """Epochs of single seeds."""
+        self._last: dict[int, float] = {}
+        """Thread -> its time so far."""
+
+    def tell(self, told: FitProgress) -> None:
+        now = time.thread_time()
+        if told.state == "training":
+            if told.epoch > 1:  # the first has the search for memory in it
+                self.core_s[told.head] += now - self._last[get_ident()]
+                self.n_epochs[told.head] += len(told.seeds)
+            self._last[get_ident()] = now
+
+
+def main() -> None:
+    arguments = read_arguments()
+    heads = tuple(arguments.head or TABLE_1_HEADS)
+    config = replace(
+        PRESETS["submitted" if "caca" in heads else "table1"].config,
+        epochs=arguments.epochs,
+        min_steps=0,
+        patience=1.0,
+    )
+    store = arguments.dir / f"store-{arguments.clips}"
+    if not (store / "store.json").is_file():
+        begin = time.perf_counter()
+        share = arguments.clips / N_CLIPS["train"]
+        write_store(store, iter_clips(share), classes=MEC_CLASSES, fingerprint="benchmark")
+        print(f"store written in {time.perf_counter() - begin:.0f} s")
+    clips = open_store(store).clips
+    n_train = int((clips["split"] == "train").sum())
+    print(
+        f"{n_train} train clips, {clips['n_frames'].sum()} frames, {torch.get_num_threads()} "
+        f"threads, torch {torch.__version__}, {choose_precision('auto', 'cpu')}",
+        flush=True,
+    )
+    naive = None
+    if arguments.steps:
+        naive = Naive(store, heads, config)
+        naive.take_steps(arguments.steps)
+    with TemporaryDirectory(dir=arguments.dir) as runs:
+        watch = Stopwatch()
+        run_fit(
+            [store],
+            Path(runs),
+            heads,
+            range(N_SEEDS),
+            config,
+            memory_gb=arguments.memory,
+            progress=watch.tell,
+        )
+        fit_s = time.perf_counter() - watch.begin
+    if naive is not None:
+        naive.take_steps(arguments.steps)
+    print(
+        f"fit, {len(heads)} heads x {N_SEEDS} seeds x {config.epochs} epochs: {fit_s / 60:.1f} min"
+    )
+    if config.epochs > 1:
+        print_steps(heads, naive, watch, -(-n_train // config.batch_size))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(f"peak memory{' (with the naive way)' if naive else ''}: {peak / 1e9:.2f} GB")
+
+
+def print_steps(
+    heads: Sequence[str], naive: Naive | None, watch: Stopwatch, n_batches: int
+) -> None:
+    """What a step of one run takes of a core, and what that makes of the whole table."""
+    ours, theirs = 0.0, {"same": 0.0, "shuffled": 0.0}
+    print("core-ms a step    fit   naive, same batches   naive, shuffled batches")
+    for head in heads:
+        of_fit = 1e3 * watch.core_s[head] / (watch.n_epochs[head] * n_batches)
+        ours += of_fit
+        line = f"{head:14}{of_fit:7.1f}"
+        for kind in theirs if naive is not None else ():
+            of_naive = naive.find_ms(head, kind)
+            theirs[kind] += of_naive
+            line += f"{of_naive:14.1f} ({of_naive / of_fit:.2f} x)"
+        print(line)
+    n_steps = N_SEEDS * N_EPOCHS * -(-N_CLIPS["train"] // FitConfig().batch_size)
+    print(
+        f"EXTRAPOLATED to {N_SEEDS} seeds x {N_EPOCHS} epochs of {N_CLIPS['train']} clips: fit "
+        f"{ours * n_steps / 6e4:.0f} core-minutes"
+    )
+    for kind, of_naive in theirs.items() if naive is not None else ():
+        print(
+            f"naive, {kind} batches: {of_naive * n_steps / 6e4:.0f} core-minutes, "
+            f"ratio overall {of_naive / ours:.2f}"
+        )
+
+
+def read_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dir", type=Path, required=True, help="keeps the store: 1 to 2 GB")
+    parser.add_argument("--clips", type=int, default=N_CLIPS["train"], help="fewer: a sample")
+    parser.add_argument("--memory", type=float, help="GB for features, as of fit")
+    parser.add_argument("--head", action="append", help="only this head (repeatable)")
+    parser.add_argument("--epochs", type=int, default=N_EPOCHS, help="fewer: a sample")
+    parser.add_argument("--steps", type=int, default=20, help="of the naive way, twice; 0: none")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""What fit refuses: each refusal says what is wrong and what to do, and leaves no run behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from features.errors import UserError
+from features.store_writer import write_store
+from tests.builders import clip_features
+from train.config import FitConfig
+from train.fit import run_fit
+
+CLASSES = ("happy", "sad")
+QUICK = FitConfig(epochs=1, min_steps=0)
+TWO_CLASSES = [("train", "happy"), ("train", "sad"), ("val", "happy"), ("test", "sad")]
+
+
+@pytest.mark.parametrize(
+    ("clips", "head", "message"),
+    [
+        pytest.param(
+            [("train", "sad"), ("train", "sad"), ("val", "happy")],
+            "face",
+            r"split train: every clip is 'sad', .*Add clips of another class",
+            id="one class in train",
+        ),
+        pytest.param(
+            [("val", "sad"), ("val", "happy")],
+            "face",
+            r"split train: no clip with a label\. Give clips of the manifest the split train",
+            id="train is empty",
+        ),
+        pytest.param(
+            [("train", "happy"), ("train", "sad"), ("val", "")],
+            "face",
+            r"split val: no clip with a label, .*Give some clips of the manifest the split val",
+            id="val has no label",
+        ),
+        pytest.param(
+            [("train", "happy"), ("train", "sad"), ("test", "sad")],
+            "face",
+            r"split val: no clip with a label",
+            id="val is empty",
+        ),
+        pytest.param(
+            TWO_CLASSES,
+            "conv2d3d",
+            r"head conv2d3d reads face maps, which the store does not keep\. Run extract with",
+            id="no face maps",
+        ),
+        pytest.param(
+            TWO_CLASSES,
+            "cascade",
+            r"head cascade reads the stream 'audio', which the store does not have\. It has",
+            id="no such stream",
+        ),
+    ],
+)
+def test_a_store_that_a_head_cannot_learn_from_is_refused(
+    clips: list[tuple[str, str]], head: str, message: str, tmp_path: Path
+) -> None:
+    written = [
+        clip_features(f"c{i}", split=split, label=label) for i, (split, label) in enumerate(clips)
+    ]
+    store = write_store(tmp_path / "store", written, classes=CLASSES, fingerprint="test")
+    config = FitConfig(**{**vars(QUICK), "streams": "context,audio"})
+    with pytest.raises(UserError, match=message):
+        run_fit([store], tmp_path / "runs", [head], [0], config)
+    assert not (tmp_path / "runs").exists()

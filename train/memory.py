@@ -1,0 +1,57 @@
+"""How much memory the features may take, and which of them that leaves on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+K = TypeVar("K")
+
+_MEMINFO = Path("/proc/meminfo")
+_CGROUPS = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ),
+)
+"""Of versions 2 and 1: limit and use of the container that we run in."""
+
+_SHARE = 0.75
+"""Of the free memory that features take at most: the heads and their batches need some too."""
+
+
+def choose_limit(memory_gb: float | None) -> int | None:
+    """Bytes that features may take: as told, or three quarters of what is free; None: any."""
+    if memory_gb is not None:
+        return int(memory_gb * 1e9)
+    free = find_free_bytes()
+    return None if free is None else int(free * _SHARE)
+
+
+def find_free_bytes() -> int | None:
+    """Memory that may still be taken here, page cache included; None where Linux does not tell."""
+    found = []
+    if _MEMINFO.is_file():
+        for line in _MEMINFO.read_text(encoding="ascii").splitlines():
+            name, _, value = line.partition(":")
+            if name == "MemAvailable":
+                found.append(int(value.split()[0]) * 1024)  # told in KiB
+    for limit, use in _CGROUPS:
+        if limit.is_file() and use.is_file():
+            told = limit.read_text(encoding="ascii").strip()
+            if told.isdecimal():  # else "max"
+                found.append(max(int(told) - int(use.read_text(encoding="ascii")), 0))
+    return min(found, default=None)
+
+
+def choose_on_disk(n_bytes: Mapping[K, int], limit: int | None) -> set[K]:
+    """Which things stay on disk: memory takes the smallest first, as many as the limit allows."""
+    on_disk, taken = set(), 0
+    for key, size in sorted(n_bytes.items(), key=lambda item: item[1]):
+        if limit is not None and taken + size > limit:
+            on_disk.add(key)
+        else:
+            taken += size
+    return on_disk
