@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import tempfile
 import weakref
-from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,9 +20,6 @@ from torch import Tensor
 from features.errors import ConfigError
 
 T = TypeVar("T")
-
-_AHEAD = 2
-"""Batches gathered before they are needed, where rows come from disk."""
 
 
 class DiskMatrix:
@@ -97,11 +93,11 @@ def gather_rows(matrix: Matrix, rows: Tensor) -> Tensor:
 
 
 def read_ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, the next two of which a thread makes while this one is worked on."""
+    """The same items, the next of which a thread makes while this one is worked on."""
     with ThreadPoolExecutor(1) as pool:
-        ready = deque(pool.submit(next, items, None) for _ in range(_AHEAD))
-        while (item := ready.popleft().result()) is not None:
-            ready.append(pool.submit(next, items, None))
+        ahead = pool.submit(next, items, None)
+        while (item := ahead.result()) is not None:
+            ahead = pool.submit(next, items, None)
             yield item
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -12,7 +12,10 @@ from train.dataset import ClipTable, gather_batch
 from train.layers import Head
 
 SCORED_CLIPS = 64
-"""Clips scored at a time."""
+"""Clips scored at a time, at most."""
+
+SCORED_VALUES = 1 << 25
+"""Feature values scored at a time, unless a single clip has more: 134 MB."""
 
 
 def score_clips(
@@ -38,11 +41,12 @@ def score_clips(
     if len(table) == 0:
         n_classes = head.classify.bias.shape[-1]
         return np.empty((n_runs, 0, n_classes) if n_runs else (0, n_classes))
-    by_length = np.argsort([len(phases[0].context) for phases in table.phases], kind="stable")
+    lengths = np.array([len(phases[0].context) for phases in table.phases])
+    by_length = np.argsort(lengths, kind="stable")
+    n_values = sum(table.features[matrix].shape[1] for matrix in streams.values())
     parts = []
     with torch.no_grad():
-        for begin in range(0, len(by_length), SCORED_CLIPS):
-            clips = by_length[begin : begin + SCORED_CLIPS]
+        for clips in _cut(by_length, lengths * n_values):
             batch = gather_batch(table, clips, np.zeros_like(clips), streams)
             inputs = {name: x.to(device, torch.float32) for name, x in batch.streams.items()}
             n_steps = batch.n_steps.to(device)
@@ -54,3 +58,13 @@ def score_clips(
     result = np.empty_like(scores)
     result[..., by_length, :] = scores
     return result
+
+
+def _cut(clips: NDArray[np.intp], n_values: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
+    """Cut clips, ordered by their number of values, into parts that are scored at a time."""
+    begin = 0
+    while begin < len(clips):
+        longest = int(n_values[clips[begin : begin + SCORED_CLIPS][-1]])
+        size = max(1, min(SCORED_CLIPS, SCORED_VALUES // longest))
+        yield clips[begin : begin + size]
+        begin += size
