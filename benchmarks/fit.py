@@ -36,6 +36,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.naive_heads import NaiveHead
 from features.contracts import MEC_CLASSES, ClipFeatures
+from features.engine import choose_precision
 from features.store import open_store
 from features.store_writer import write_store
 from train.config import PRESETS, TABLE_1_HEADS, FitConfig
@@ -44,7 +45,6 @@ from train.fit import FitProgress, run_fit
 from train.heads import choose_streams, find_matrices
 from train.parallel import count_workers, run_jobs
 from train.stores import read_tables
-from train.training import choose_precision
 
 N_CLIPS = {"train": 4917, "val": 707, "test": 64}
 """CHEAVD 2.0's counts; of test, whose labels are not public, a few to be scored."""
@@ -186,7 +186,7 @@ def main() -> None:
     n_train = int((clips["split"] == "train").sum())
     print(
         f"{n_train} train clips, {clips['n_frames'].sum()} frames, {torch.get_num_threads()} "
-        f"threads, torch {torch.__version__}, {choose_precision('auto', 'cpu')}",
+        f"threads, torch {torch.__version__}, {choose_precision('auto', torch.device('cpu'))}",
         flush=True,
     )
     naive = None

@@ -80,5 +80,17 @@ def test_the_report_reads_run_folders_only() -> None:
     "features.store", "features.bundle", "pipeline.decoder_version", "train.metrics",
 ])  # fmt: skip
 def test_a_store_is_read_without_torch(module: str) -> None:
-    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+    assert not loads(module, "torch")
+
+
+@pytest.mark.parametrize("module", ["train.fit", "train.sweep", "train.face_cnn_fit"])
+def test_training_loads_no_openvino(module: str) -> None:
+    assert not loads(module, "openvino")
+
+
+def loads(module: str, library: str) -> bool:
+    code = f"import sys, {module}; print('{library}' in sys.modules)"
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.PIPE
+    )
+    return told.stdout == b"True\n"

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from safetensors.torch import save
 
+from features.engine import choose_device, choose_precision
 from features.fingerprint import hash_json
 from features.store import Store, open_store
 from train.config import (
@@ -55,7 +56,6 @@ from train.training import (
     Epoch,
     Task,
     TrainedRun,
-    choose_precision,
     plan_epochs,
     train_runs,
 )
@@ -87,7 +87,7 @@ def run_fit(
     config: FitConfig,
     *,
     test_stores: Sequence[Path] = (),
-    device: str = "cpu",
+    device: str = "auto",
     memory_gb: float | None = None,
     progress: Callable[[FitProgress], None] = lambda _: None,
     observe: Observe = lambda *_: None,
@@ -104,7 +104,7 @@ def run_fit(
         seeds: One run each.
         config: Settings that all heads share.
         test_stores: If there are some, test is theirs, and train and val are of ``stores``.
-        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         memory_gb: What features may take of the memory; the rest is read from a scratch file in
             ``runs``, to the same numbers. None: three quarters of what is free.
         progress: Told of every epoch and of skipped and finished runs.
@@ -114,7 +114,8 @@ def run_fit(
         metrics.json of every run asked for, by head, then seed.
 
     Raises:
-        ConfigError: Stores that do not fit together, no room for features on disk, no such head.
+        ConfigError: Stores that do not fit together, no room for features on disk, no such head
+            or device.
         ShardError: A store cannot be read, or has no labelled train or val clip, or a single class.
         RunError: A run folder lacks a file, or a loss is not a number.
     """
@@ -156,19 +157,20 @@ def fit_data(
     seeds: Sequence[int],
     config: FitConfig,
     *,
-    device: str = "cpu",
+    device: str = "auto",
     memory_gb: float | None = None,
     progress: Callable[[FitProgress], None] = lambda _: None,
     observe: Observe = lambda *_: None,
 ) -> list[RunSummary]:
     """As ``run_fit``, on stores that are open."""
+    chosen = choose_device(device)
     check_heads(heads)
     heads = expand_heads(heads, config)
     networks = [head for head in heads if head != ENSEMBLE]
     opened, described = data.stores, data.described
     fold = data.fold.place if data.fold else ""
     check_stores(opened)
-    config = replace(config, precision=choose_precision(config.precision, device))
+    config = replace(config, precision=choose_precision(config.precision, chosen))
     shapes = find_shapes(opened)
     check_streams(networks, config, shapes)
 
@@ -195,7 +197,7 @@ def fit_data(
         )
         check_train_table(tables["train"], opened[0].classes)
         check_val_table(tables["val"])
-        n_workers, lock = count_workers(device), Lock()
+        n_workers, lock = count_workers(str(chosen)), Lock()
         jobs = [
             _Job(
                 task=Task(
@@ -205,7 +207,7 @@ def fit_data(
                     val=tables["val"],
                     config=config,
                     shapes=shapes,
-                    device=device,
+                    device=str(chosen),
                 ),
                 test=tables["test"],
                 paths={seed: paths[head, seed] for seed in group},

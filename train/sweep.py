@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock, Timeout
 
+from features.engine import choose_device
 from features.errors import ConfigError, RunError
 from features.fingerprint import hash_json
 from features.store import open_store
@@ -60,7 +61,7 @@ def run_sweep(
     *,
     test_stores: Sequence[Path] = (),
     storage: str = "",
-    device: str = "cpu",
+    device: str = "auto",
     progress: Callable[[SweepProgress], None] = lambda _: None,
     fit_progress: Callable[[FitProgress], None] = lambda _: None,
 ) -> SweepSummary:
@@ -87,6 +88,7 @@ def run_sweep(
         ShardError: As of ``run_fit``.
         RunError: No trial came to a finite loss, or the storage was lost on the way.
     """
+    chosen = choose_device(device)
     check_heads([sweep.head])
     if sweep.head == ENSEMBLE:
         raise ConfigError(
@@ -125,7 +127,7 @@ def run_sweep(
             trials = run_trials(
                 sweep,
                 trial_storage,
-                TrialTrainer(opened, sweep.head, device=device),
+                TrialTrainer(opened, sweep.head, chosen),
                 n_epochs=plan_epochs(max(n_train, 1), sweep.config).n_epochs,
                 wait=bool(seeds),
                 progress=progress,

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field, replace
 from threading import Event, Lock
 from typing import Any
 
+import torch
+
+from features.engine import choose_precision
 from features.store import Store
 from train.config import FitConfig
 from train.dataset import ClipTable, check_train_table, check_val_table
@@ -14,7 +17,7 @@ from train.heads import find_matrices
 from train.parallel import count_workers, run_jobs
 from train.specs import RunSpec, group_specs
 from train.stores import check_streams, find_shapes, read_tables
-from train.training import Task, TrainedRun, choose_precision, train_runs
+from train.training import Task, TrainedRun, train_runs
 from train.trials import COMPLETE, FAILED, PRUNED
 
 FIRST_SEED = 1000
@@ -66,7 +69,7 @@ class TrainedTrial:
 class TrialTrainer:
     """Holds the features that the trials at hand read."""
 
-    def __init__(self, stores: Sequence[Store], head: str, *, device: str = "cpu") -> None:
+    def __init__(self, stores: Sequence[Store], head: str, device: torch.device) -> None:
         """stores: checked, without test clips."""
         self._stores = stores
         self._head = head
@@ -99,7 +102,7 @@ class TrialTrainer:
             )
             for config in configs
         ]
-        n_workers = count_workers(self._device)
+        n_workers = count_workers(str(self._device))
         # The place in the list stands for a seed here: groups are of trials, not of runs.
         places = [RunSpec(seed=i, config=trial.config) for i, trial in enumerate(trials)]
         lock = Lock()
@@ -144,7 +147,7 @@ class TrialTrainer:
             val=self._tables["val"],
             config=config,
             shapes=shapes,
-            device=self._device,
+            device=str(self._device),
         )
 
     def _key_tables(self, config: FitConfig) -> tuple[object, ...]:

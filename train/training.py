@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from features.engine import PRECISIONS
 from features.errors import ConfigError, RunError
 from train.config import FitConfig
 from train.dataset import Batch, ClipTable, draw_clips, draw_phases, gather_batch, order_batches
@@ -82,10 +83,15 @@ class Task:
     """Features in the type that training multiplies in, or any that casts to it."""
     val: ClipTable
     config: FitConfig
-    """What the runs share; of ``train.specs.OWN_SETTINGS`` each run has its own."""
+    """What the runs share, ``precision`` resolved; of ``train.specs.OWN_SETTINGS`` each run has its
+    own."""
     shapes: Shapes
     """Of the store's feature matrices, as ``train.stores.find_shapes`` gives them."""
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.config.precision not in PRECISIONS:
+            raise ValueError(f"precision {self.config.precision!r}: expected one of {PRECISIONS}")
 
     def build_head(self, seed: int = 0) -> Head:
         """The head with weights drawn from a seed."""
@@ -112,16 +118,6 @@ def plan_epochs(n_train: int, config: FitConfig) -> Schedule:
         n_epochs=n_epochs,
         scored_every=math.ceil(n_epochs / config.scorings),
     )
-
-
-def choose_precision(precision: str, device: str) -> str:
-    """Resolve ``auto``: bfloat16 where the device multiplies it natively, else float32."""
-    if precision != "auto":
-        return precision
-    if device.startswith("cuda"):
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    can: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return "bfloat16" if can.get("avx512_bf16") or can.get("amx_bf16") else "float32"
 
 
 def train_runs(
@@ -242,8 +238,8 @@ class _Model:
 
     def _take_step(self, batch: Batch) -> Tensor:
         """One step of Adam for every run. Returns [S] each run's loss."""
-        device, precision = self.task.device, self.task.config.precision
-        in_bfloat16 = choose_precision(precision, device) == "bfloat16"
+        device = self.task.device
+        in_bfloat16 = self.task.config.precision == "bfloat16"
         inputs = {name: x.to(device) for name, x in batch.streams.items()}
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=in_bfloat16):
             logits = self._stacked.score(inputs, batch.n_steps.to(device))  # [S, B, K]
