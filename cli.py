@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _PATH = click.Path(path_type=Path)
+_device = click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
+)
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, only it.")
 
 
@@ -211,7 +214,7 @@ def manifest_check(csv: Path, classes: str | None, allow_subject_overlap: bool) 
     "--face-weights", type=_PATH, help="Another face network: docs/face_network.md.  [shipped]"
 )
 @click.option("--face-map", is_flag=True, help="Keep the face CNN's maps too (larger store).")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@_device
 @click.option(
     "--workers",
     type=click.IntRange(1),
@@ -434,7 +437,6 @@ _test_stores = click.option(
 _runs = click.option(
     "--runs", type=_PATH, required=True, help="Folder of the runs, made if absent."
 )
-_device = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 _settings = click.option(
     "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change a setting."
 )
@@ -672,7 +674,7 @@ def report(runs: Path, out: Path) -> None:
 @click.option("--evaluate", metavar="FILE", help="Score a weights file, or 'shipped'; no training.")
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the pictures.  [default: 18]")
 @click.option("--seed", type=int, help="Of the order and the augmentation.  [default: 0]")
-@click.option("--device", default="cpu", show_default=True, help="To train on: cpu, cuda, cuda:N.")
+@_device
 @click.option("--labels", metavar="NAME", help="Array or column of the labels.")
 @click.option(
     "--split",

@@ -98,6 +98,30 @@ def test_wrong_usage_exits_2_and_bad_input_1(
     assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "mps"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["extract", "m.csv", "--store", "new"],
+        ["fit", "--store", "s", "--runs", "r"],
+        ["fit", "--store", "s", "--runs", "r", "--folds", "2"],
+        ["sweep", "--store", "s", "--runs", "r", "--head", "face", "--grid", "lr=1e-4"],
+        ["fit-face", "faces", "--out", "face.safetensors"],
+    ],
+    ids=["extract", "fit", "folds", "sweep", "fit-face"],
+)
+def test_a_device_that_is_not_there_exits_2(
+    arguments: list[str], device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small_store(tmp_path / "s")
+    (tmp_path / "m.csv").write_text("clip_id,path,label,split\na,m.csv,happy,train\n")
+    result = run(*arguments, "--device", device)
+    assert (result.exit_code, result.exception.__class__) == (2, SystemExit)
+    assert f"--device {device}: " in result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.csv", "s"]
+
+
 def test_store_info_as_json_is_one_object(tmp_path: Path) -> None:
     result = run("store", "info", small_store(tmp_path / "s"), "--json")
     info = json.loads(result.stdout)

