@@ -16,6 +16,7 @@ from features.errors import ConfigError, RunError
 from features.store import open_store
 from features.store_writer import write_store
 from tests.builders import clip_features
+from tests.losses import spoil_losses
 from train.config import PRESETS, FitConfig, parse_settings
 from train.fit import FitProgress, run_fit
 from train.heads import HEADS, build_head, choose_streams, find_matrices
@@ -244,15 +245,12 @@ def test_stores_that_do_not_fit_are_refused(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_loss_that_is_not_a_number_ends_in_advice(tmp_path: Path) -> None:
-    faces = np.full((3, 512), np.nan, np.float16)
-    clips = [
-        clip_features(f"c{i}", label=CLASSES[i % 3], split=split, face_vector=faces)
-        for i, split in enumerate(["train"] * 4 + ["val"] * 2)
-    ]
-    path = write_store(tmp_path / "store", clips, classes=CLASSES, fingerprint="test")
+def test_a_loss_that_is_not_a_number_ends_in_advice(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil_losses(monkeypatch, dropout=QUICK.dropout)
     with pytest.raises(RunError, match=r"loss is nan in epoch 1\. Try a smaller step"):
-        run_fit([path], tmp_path / "runs", ["face"], [0], QUICK)
+        run_fit([store], tmp_path / "runs", ["face"], [0], QUICK)
     assert find_runs(tmp_path / "runs") == []
 
 

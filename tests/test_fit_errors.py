@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from features.errors import UserError
+from features.errors import ShardError, UserError
 from features.store_writer import write_store
 from tests.builders import clip_features
 from train.config import FitConfig
 from train.fit import run_fit
+from train.runs import find_runs
 
 CLASSES = ("happy", "sad")
 QUICK = FitConfig(epochs=1, min_steps=0)
@@ -69,3 +71,23 @@ def test_a_store_that_a_head_cannot_learn_from_is_refused(
     with pytest.raises(UserError, match=message):
         run_fit([store], tmp_path / "runs", [head], [0], config)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_features_that_are_not_finite_are_refused_with_the_clips(
+    split: str, value: float, tmp_path: Path
+) -> None:
+    clips = [
+        clip_features(f"{place}{label}", split=place, label=label)
+        for place in ("train", "val", "test")
+        for label in CLASSES
+    ]
+    broken = next(clip for clip in clips if clip.split == split)
+    broken.face_vector[1, 7] = value
+    store = write_store(tmp_path / "store", clips, classes=CLASSES, fingerprint="test")
+    run_fit([store], tmp_path / "runs", ["context"], [0], QUICK)
+    message = rf"store: 1 clip\(s\) with features .* not finite numbers: {split}happy \(face\)\."
+    with pytest.raises(ShardError, match=message):
+        run_fit([store], tmp_path / "runs", ["face"], [0], QUICK)
+    assert len(find_runs(tmp_path / "runs")) == 1

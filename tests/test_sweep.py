@@ -16,6 +16,7 @@ import features.store
 from cli import cli
 from features.contracts import ClipFeatures
 from features.errors import ConfigError, RunError, ShardError, UserError
+from tests.losses import spoil_losses
 from tests.sweeps import (
     CLASSES,
     GRID,
@@ -151,42 +152,34 @@ def test_trials_below_the_median_end_early_and_stand_in_the_table(
     assert table["val_map_mec"].iloc[3:].max() <= 1.0
 
 
-def test_a_trial_whose_loss_is_not_a_number_is_a_row_and_the_others_go_on(tmp_path: Path) -> None:
-    # The second, smaller face of each frame is not a number; faces=largest does not read it.
-    faces = {
-        "face_frame": np.array([0, 0, 1, 1], np.int32),
-        "box_px": np.array([[0, 0, 9, 9], [0, 0, 5, 5]] * 2, np.float32),
-        "score": np.ones(4, np.float32),
-        "landmarks_px": np.zeros((4, 5, 2), np.float32),
-        "track": np.array([0, 1, 0, 1], np.int32),
-    }
-    clips = [
-        replace(clip, **faces, face_vector=np.stack([clip.face_vector, NAN], 1).reshape(4, 512))
-        for clip in hard_clips()
-    ]
-    store = hard_store(tmp_path / "store", clips)
-    grid = parse_grid(["faces=all,largest", "lr=1e-4,1e-3"], QUICK)
-    sweep = Sweep(head="face", config=QUICK, space=grid)
+def test_a_trial_whose_loss_is_not_a_number_is_a_row_and_the_others_go_on(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil_losses(monkeypatch, dropout=0.4)
+    sweep = Sweep(head="face", config=QUICK, space=GRID)
     summary = run_sweep([store], tmp_path / "runs", sweep, [0])
-    by_faces = summary.trials.set_index("faces")
-    assert by_faces.loc["all", "state"].tolist() == ["failed", "failed"]
-    assert by_faces.loc["all", "reason"].str.contains("the loss is nan in epoch 1").all()
-    assert by_faces.loc["largest", "state"].tolist() == ["complete", "complete"]
-    assert summary.best.settings["faces"] == "largest"
+    by_dropout = summary.trials.set_index("dropout")
+    assert by_dropout.loc[0.4, "state"].tolist() == ["failed", "failed"]
+    assert by_dropout.loc[0.4, "reason"].str.contains("the loss is nan in epoch 1").all()
+    assert by_dropout.loc[0.0, "state"].tolist() == ["complete", "complete"]
+    assert summary.best.settings["dropout"] == 0.0
     assert len(summary.runs) == 1
     told = json.loads(json.dumps(summary.as_json(), allow_nan=False))
-    assert [trial["val_map_mec"] is None for trial in told["trials"]] == [True, True, False, False]
+    assert [trial["val_map_mec"] is None for trial in told["trials"]] == [False, True, False, True]
 
 
-def test_a_sweep_without_a_finite_loss_ends_in_advice(tmp_path: Path) -> None:
-    store = hard_store(tmp_path, [replace(clip, face_vector=NAN) for clip in hard_clips()])
+def test_a_sweep_without_a_finite_loss_ends_in_advice(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil_losses(monkeypatch, dropout=QUICK.dropout)
+    grid = parse_grid(["lr=1e-4,1e-3"], QUICK)
     message = (
-        r"trials\.csv: none of 4 trials has come to a finite loss\. The first: .* is nan in epoch 1"
+        r"trials\.csv: none of 2 trials has come to a finite loss\. The first: .* is nan in epoch 1"
     )
     with pytest.raises(RunError, match=message):
-        run_sweep([store], tmp_path, Sweep(head="face", config=QUICK, space=GRID), [0])
+        run_sweep([store], tmp_path, Sweep(head="face", config=QUICK, space=grid), [0])
     (file,) = tmp_path.glob("sweep-*/trials.csv")
-    assert file.read_text().count(",failed,") == 4
+    assert file.read_text().count(",failed,") == 2
 
 
 UNTRAINABLE: list[Any] = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +11,11 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from tests.builders import clip_features
+from tests.losses import spoil_losses
 from train.config import FitConfig
 from train.dataset import UNLABELLED, ClipTable, TableBuilder, draw_clips
 from train.heads import SHAPES
-from train.losses import RunLosses, make_losses, weigh_classes
+from train.losses import make_losses, weigh_classes
 from train.noise import Noise
 from train.scoring import score_clips
 from train.specs import RunSpec, group_specs
@@ -107,13 +107,8 @@ def test_runs_that_the_callback_returns_end_and_keep_what_they_have() -> None:
 
 
 def test_a_loss_that_is_not_a_number_ends_its_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    def spoil_first(*args: Any) -> RunLosses:
-        losses = make_losses(*args)
-        losses.class_weight[0] = torch.nan
-        return losses
-
-    monkeypatch.setattr("train.training.make_losses", spoil_first)
-    specs = [RunSpec(seed=seed, config=CONFIG) for seed in (0, 1)]
+    spoil_losses(monkeypatch, dropout=0.0)
+    specs = [RunSpec(seed=i, config=replace(CONFIG, dropout=i * 0.2)) for i in (0, 1)]
     bad, good = train_runs(make_task("face"), specs, ignore)
     assert "seed 0: the loss is nan in epoch 1. Try a smaller step" in str(bad.error)
     assert (bad.state, good.error, len(good.history)) == ({}, None, CONFIG.epochs)

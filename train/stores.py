@@ -15,16 +15,23 @@ import pandas as pd
 import torch
 
 from features.contracts import SPLITS
-from features.errors import ConfigError
+from features.errors import ConfigError, ShardError
 from features.fingerprint import hash_json
 from features.store import Store
 from train.config import FitConfig
-from train.dataset import FACE_MATRICES, ClipTable, TableBuilder, number_label
+from train.dataset import (
+    FACE_MATRICES,
+    ClipTable,
+    TableBuilder,
+    is_finite,
+    number_label,
+    read_matrix,
+)
 from train.heads import SHAPES, Shapes, choose_streams
 from train.memory import choose_limit, choose_on_disk
 
 _BYTES_PER_VALUE = 2  # of float16 and bfloat16 alike
-_NAMED_SUBJECTS = 5
+_NAMED = 5
 _CONTEXT = ("context_2x2", "context_7x7")
 
 _log = logging.getLogger(__name__)
@@ -176,7 +183,7 @@ def read_tables(
         scratch: Folder for the rest; made where it is missing. None: the system's.
 
     Raises:
-        ShardError: A store is damaged.
+        ShardError: A store is damaged, or has features that are not finite.
         ConfigError: A label that the stores do not declare, or no room in the scratch folder.
     """
     clips = _join_clips(stores)
@@ -200,11 +207,21 @@ def read_tables(
             scratch=scratch,
         )
     for store in stores:
+        broken = []
         for clip in store.iter_clips(
             context_7x7="context_7x7" in shapes, face_map="face_map" in shapes
         ):
+            if names := [name for name in shapes if not is_finite(read_matrix(clip, name))]:
+                broken.append(f"{clip.clip_id} ({', '.join(names)})")
             label = number_label(clip.label, store.classes, f"{store.path}: clip {clip.clip_id}")
             builders[clip.split].add(clip, label, faces=config.faces, max_steps=config.max_steps)
+        if broken:
+            more = ", ..." if len(broken) > _NAMED else ""
+            raise ShardError(
+                f"{store.path}: {len(broken)} clip(s) with features that are not finite numbers: "
+                f"{', '.join(broken[:_NAMED])}{more}. Mend what made them and write the store "
+                "again, or extract the other clips into a new store."
+            )
     return {split: builder.finish() for split, builder in builders.items()}
 
 
@@ -217,12 +234,12 @@ def _warn_of_shared_subjects(clips: pd.DataFrame) -> None:
     n_splits = known.groupby("subject")["split"].nunique()
     shared = sorted(n_splits.index[n_splits > 1])
     if shared:
-        more = ", ..." if len(shared) > _NAMED_SUBJECTS else ""
+        more = ", ..." if len(shared) > _NAMED else ""
         _log.warning(
             "%d subject(s) stand in more than one split: %s%s. Scores on val and test then count "
             "people that training saw; give each subject one split in the manifests.",
             len(shared),
-            ", ".join(shared[:_NAMED_SUBJECTS]),
+            ", ".join(shared[:_NAMED]),
             more,
         )
 
@@ -237,8 +254,8 @@ def _warn_of_shared_files(clips: pd.DataFrame) -> None:
             "%d clips are the same files as clips of another split, under other ids: %s%s. Scores "
             "on val and test then count what training saw; leave them out of the manifests.",
             len(shared),
-            ", ".join(shared[:_NAMED_SUBJECTS]),
-            ", ..." if len(shared) > _NAMED_SUBJECTS else "",
+            ", ".join(shared[:_NAMED]),
+            ", ..." if len(shared) > _NAMED else "",
         )
 
 
