@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,10 @@ from train.dataset import TableBuilder
 from train.fit import run_fit
 from train.matrices import DiskMatrix, read_ahead
 from train.memory import choose_limit, choose_on_disk, find_free_bytes
+from train.search import parse_grid
 from train.stores import read_tables
+from train.sweep import run_sweep
+from train.sweep_batches import Sweep
 
 CLASSES = ("happy", "sad")
 CONFIG = FitConfig(epochs=2, min_steps=0, batch_size=4, patience=1.0, context="7x7")
@@ -159,6 +163,23 @@ def test_a_scratch_folder_without_room_is_told(
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 0}))
     with pytest.raises(ConfigError, match=r"need 0\.0 GB of disk here .* 0\.0 GB are free"):
         read_tables([open_store(store)], CONFIG, {"face"}, memory_gb=0, scratch=tmp_path)
+
+
+def test_a_sweep_takes_its_scratch_from_the_folder_of_runs(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = []
+
+    class Noted(DiskMatrix):
+        def __init__(self, *arguments: Any) -> None:
+            folders.append(arguments[-1])
+            super().__init__(*arguments)
+
+    monkeypatch.setattr("train.dataset.DiskMatrix", Noted)
+    monkeypatch.setattr("train.stores.choose_limit", lambda _: 0)
+    sweep = Sweep(head="face", config=CONFIG, space=parse_grid(["lr=1e-4"], CONFIG))
+    run_sweep([store], tmp_path / "runs", sweep, [0])
+    assert set(folders) == {tmp_path / "runs"}
 
 
 def test_what_fails_ahead_fails_where_it_is_read() -> None:

@@ -113,7 +113,7 @@ def test_a_storage_that_cannot_be_opened_is_told(url: str, message: str, tmp_pat
 
 def test_a_trial_that_is_ended_leaves_the_others_as_they_were(tmp_path: Path) -> None:
     stores = leave_out_test([open_store(hard_store(tmp_path))])
-    trainer = TrialTrainer(stores, "face", torch.device("cpu"))
+    trainer = TrialTrainer(stores, "face", torch.device("cpu"), scratch=tmp_path)
     configs = [replace(QUICK, lr=lr) for lr in (1e-3, 2e-3)]
     ended, other = trainer.train(configs, 1, lambda i, e, _: i == 0 and e == 2, lambda _: None)
     whole = trainer.train(configs, 1, lambda *_: False, lambda _: None)

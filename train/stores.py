@@ -277,8 +277,8 @@ def _check_disk(needed: int, scratch: Path | None) -> None:
     if needed > free:
         raise ConfigError(
             f"{folder}: features that exceed the memory need {needed / 1e9:.1f} GB of disk here "
-            f"while fit runs, and {free / 1e9:.1f} GB are free. Free some, raise --memory, or set "
-            "context=2x2."
+            f"while training runs, and {free / 1e9:.1f} GB are free. Free some, raise fit's "
+            "--memory, or set context=2x2."
         )
     _log.info("%.1f GB of features are read from disk in every epoch.", needed / 1e9)
 

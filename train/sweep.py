@@ -71,7 +71,8 @@ def run_sweep(
 
     Args:
         stores: As of ``run_fit``.
-        runs: Folder of run folders. The sweep's own is in it: ``sweep-HEAD-HASH``.
+        runs: Folder of run folders. The sweep's own is in it: ``sweep-HEAD-HASH``. Features that
+            exceed the memory are read from a scratch file in it.
         sweep: What to try.
         seeds: Of the runs with the best settings; none: nothing is trained after the trials, and
             trials that other machines are at are not waited for.
@@ -127,7 +128,7 @@ def run_sweep(
             trials = run_trials(
                 sweep,
                 trial_storage,
-                TrialTrainer(opened, sweep.head, chosen),
+                TrialTrainer(opened, sweep.head, chosen, scratch=runs),
                 n_epochs=plan_epochs(max(n_train, 1), sweep.config).n_epochs,
                 wait=bool(seeds),
                 progress=progress,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from threading import Event, Lock
 from typing import Any
 
@@ -69,11 +70,21 @@ class TrainedTrial:
 class TrialTrainer:
     """Holds the features that the trials at hand read."""
 
-    def __init__(self, stores: Sequence[Store], head: str, device: torch.device) -> None:
-        """stores: checked, without test clips."""
+    def __init__(
+        self, stores: Sequence[Store], head: str, device: torch.device, scratch: Path
+    ) -> None:
+        """Read no feature yet.
+
+        Args:
+            stores: Checked, without test clips.
+            head: Whose settings are tried.
+            device: Of the trainings.
+            scratch: Folder for features that exceed the memory.
+        """
         self._stores = stores
         self._head = head
         self._device = device
+        self._scratch = scratch
         self._tables: Mapping[str, ClipTable] = {}
         self._tables_of: tuple[object, ...] = ()
 
@@ -136,7 +147,8 @@ class TrialTrainer:
         key = self._key_tables(config)
         if key != self._tables_of:
             self._tables = {}  # the old ones go before new ones come
-            self._tables = read_tables(self._stores, config, find_matrices([self._head], config))
+            matrices = find_matrices([self._head], config)
+            self._tables = read_tables(self._stores, config, matrices, scratch=self._scratch)
             self._tables_of = key
             check_train_table(self._tables["train"], self._stores[0].classes)
             check_val_table(self._tables["val"])
