@@ -66,14 +66,22 @@ class Seer:
         self.config = config
         self.device = device
         self.batch = choose_batch(device)
-        how = {"device": device, "precision": config.precision, "n_threads": n_threads}
-        self.detector = FaceDetector(thresholds=config.thresholds, **how)  # type: ignore[arg-type]
+        self.detector = FaceDetector(
+            thresholds=config.thresholds,
+            device=device,
+            precision=config.precision,
+            n_threads=n_threads,
+        )
         self.context_cnn = compile_network(
             ContextCNN(config.context_weights),
             torch.zeros(2, 3, CONTEXT_CROP_PX // 2, CONTEXT_CROP_PX // 2),
-            **how,  # type: ignore[arg-type]
+            device=device,
+            precision=config.precision,
+            n_threads=n_threads,
         )
-        self.face_network = read_face_network(face_weights, **how)  # type: ignore[arg-type]
+        self.face_network = read_face_network(
+            face_weights, device=device, precision=config.precision, n_threads=n_threads
+        )
 
     def chunk_frames(self, split: str) -> int:
         """Frames of a clip of this split to give to ``look`` at once, at most."""

@@ -54,6 +54,12 @@ class HeadResult:
         ranked = sorted(self.runs, key=lambda r: (r.summary.val[self.select], r.summary.val["acc"]))
         return ranked[(len(ranked) - 1) // 2]
 
+    @property
+    def median_scores(self) -> dict[str, Mapping[str, Any]]:
+        """Split -> the metrics of the median run, of val and of test where it has labels."""
+        summary = self.median_run.summary
+        return {"val": summary.val} | ({"test": summary.test} if summary.test else {})
+
     def val_values(self, metric: str) -> NDArray[np.float64]:
         """[seeds] One val metric of every run."""
         return np.array([run.summary.val[metric] for run in self.runs], dtype=np.float64)

@@ -13,10 +13,7 @@ def tabulate_classes(results: StoreResults) -> pd.DataFrame:
     """Precision, recall and F1 of the median run of each head, a column a class, in percent."""
     rows = []
     for result in results.heads:
-        summary = result.median_run.summary
-        for split, scores in (("val", summary.val), ("test", summary.test)):
-            if not scores:
-                continue
+        for split, scores in result.median_scores.items():
             for figure in FIGURES:
                 values = scores["per_class"][figure]
                 rows.append(

@@ -85,14 +85,11 @@ def tabulate_test(results: StoreResults) -> pd.DataFrame:
     """The median run of each head on val and test, with 95% intervals; a row a head and split."""
     rows = []
     for result in results.heads:
-        summary = result.median_run.summary
-        for split, scores in (("val", summary.val), ("test", summary.test)):
-            if not scores:
-                continue
+        for split, scores in result.median_scores.items():
             rows.append(
                 {
                     "Model": result.title,
-                    "Seed": str(summary.seed),
+                    "Seed": str(result.median_run.summary.seed),
                     "Epoch": _format_epoch(result.median_run),
                     "Split": split,
                     "Clips": str(scores["n_clips"]),
