@@ -1,6 +1,8 @@
-"""Settings that must stand before torch is loaded, and what tests on a GPU need."""
+"""Settings that must stand before torch is loaded, what tests on a GPU need, shared fixtures."""
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -18,3 +20,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that is hard to learn, for sweeps."""
+    from tests.sweeps import hard_store
+
+    return hard_store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def small_batches() -> Iterator[None]:
+    """Sweeps try three trials at once, on one thread."""
+    from tests.sweeps import batches_of_three
+
+    with batches_of_three():
+        yield

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from tests.sweeps import (
     GRID,
     QUICK,
     SPACE,
-    batches_of_three,
     draw,
     hard_clips,
     hard_store,
@@ -39,45 +38,37 @@ from train.trials import Trial, TrialStorage
 NAN = np.full((2, 512), np.nan, np.float16)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _small_batches() -> Iterator[None]:
-    with batches_of_three():
-        yield
+pytestmark = pytest.mark.usefixtures("small_batches")
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return hard_store(tmp_path_factory.mktemp("store"))
-
-
-@pytest.fixture(scope="module")
-def whole(store: Path, tmp_path_factory: pytest.TempPathFactory) -> SweepSummary:
+def whole(swept: Path, tmp_path_factory: pytest.TempPathFactory) -> SweepSummary:
     """A sweep of six drawn trials."""
-    return run_sweep([store], tmp_path_factory.mktemp("runs"), draw(), [])
+    return run_sweep([swept], tmp_path_factory.mktemp("runs"), draw(), [])
 
 
-def test_a_grid_tries_every_combination_as_fit_would_train_it(store: Path, tmp_path: Path) -> None:
+def test_a_grid_tries_every_combination_as_fit_would_train_it(swept: Path, tmp_path: Path) -> None:
     sweep = Sweep(head="face", config=QUICK, space=GRID)
-    table = run_sweep([store], tmp_path, sweep, []).trials
+    table = run_sweep([swept], tmp_path, sweep, []).trials
     points = [(1e-4, 0.0), (1e-4, 0.4), (2e-3, 0.0), (2e-3, 0.4)]
     assert list(zip(table["lr"], table["dropout"], strict=True)) == points
     assert set(table["state"]) == {"complete"}
     for row in table.to_dict("records"):
         config = replace(QUICK, lr=row["lr"], dropout=row["dropout"])
-        (alone,) = run_fit([store], tmp_path / "alone", ["face"], [FIRST_SEED], config)
+        (alone,) = run_fit([swept], tmp_path / "alone", ["face"], [FIRST_SEED], config)
         assert row["val_map_mec"] == pytest.approx(alone.val["map_mec"])
         assert row["best_epoch"] == alone.best_epoch
 
 
 def test_the_best_settings_are_trained_over_seeds_as_fit_trains(
-    store: Path, tmp_path: Path
+    swept: Path, tmp_path: Path
 ) -> None:
     sweep = Sweep(head="face", config=QUICK, space=GRID)
-    summary = run_sweep([store], tmp_path / "runs", sweep, [0, 1])
+    summary = run_sweep([swept], tmp_path / "runs", sweep, [0, 1])
     complete = summary.trials.sort_values(["val_map_mec", "val_acc"], ascending=False)
     assert summary.best.value == complete["val_map_mec"].iloc[0]
     config = replace(QUICK, **summary.best.settings)
-    expected = run_fit([store], tmp_path / "other", ["face"], [0, 1], config)
+    expected = run_fit([swept], tmp_path / "other", ["face"], [0, 1], config)
     assert list(summary.runs) == expected
     assert all(run.test["n_clips"] == 6 for run in summary.runs)
     assert len(find_runs(tmp_path / "runs")) == 2
@@ -86,24 +77,24 @@ def test_the_best_settings_are_trained_over_seeds_as_fit_trains(
     assert told["best"]["settings"] == summary.best.settings
 
 
-def test_points_of_other_shapes_are_tried_too(store: Path, tmp_path: Path) -> None:
+def test_points_of_other_shapes_are_tried_too(swept: Path, tmp_path: Path) -> None:
     grid = parse_grid(["batch_size=4,8", "faces=all,largest"], QUICK)
-    summary = run_sweep([store], tmp_path, Sweep(head="face", config=QUICK, space=grid), [])
+    summary = run_sweep([swept], tmp_path, Sweep(head="face", config=QUICK, space=grid), [])
     assert len(summary.trials.drop_duplicates(["batch_size", "faces"])) == 4
     # One face a frame: both choices of faces read the same rows.
     assert summary.trials.groupby("batch_size")["val_map_mec"].nunique().tolist() == [1, 1]
 
 
-def test_a_trial_of_several_seeds_counts_by_its_median(store: Path, tmp_path: Path) -> None:
+def test_a_trial_of_several_seeds_counts_by_its_median(swept: Path, tmp_path: Path) -> None:
     sweep = Sweep(head="face", config=QUICK, space=parse_grid(["lr=1e-4"], QUICK), trial_seeds=3)
-    (row,) = run_sweep([store], tmp_path / "sweep", sweep, []).trials.to_dict("records")
+    (row,) = run_sweep([swept], tmp_path / "sweep", sweep, []).trials.to_dict("records")
     seeds = range(FIRST_SEED, FIRST_SEED + 3)
-    alone = run_fit([store], tmp_path / "alone", ["face"], seeds, QUICK)
+    alone = run_fit([swept], tmp_path / "alone", ["face"], seeds, QUICK)
     assert row["val_map_mec"] == pytest.approx(sorted(run.val["map_mec"] for run in alone)[1])
 
 
 def test_trials_read_no_test_clip(
-    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     splits: list[str] = []
     read = features.store.iter_shard_clips
@@ -113,9 +104,9 @@ def test_trials_read_no_test_clip(
         return read(index, rows, **kwargs)
 
     monkeypatch.setattr(features.store, "iter_shard_clips", note)
-    run_sweep([store], tmp_path, draw(3), [])
+    run_sweep([swept], tmp_path, draw(3), [])
     assert set(splits) == {"train", "val"}
-    run_sweep([store], tmp_path, draw(3), [0])
+    run_sweep([swept], tmp_path, draw(3), [0])
     assert "test" in splits
 
 
@@ -137,7 +128,7 @@ def test_another_test_split_gives_the_same_sweep(
 
 
 def test_trials_below_the_median_end_early_and_stand_in_the_table(
-    store: Path, whole: SweepSummary, tmp_path: Path
+    swept: Path, whole: SweepSummary, tmp_path: Path
 ) -> None:
     url = f"sqlite:///{tmp_path}/shared.db"
     storage = TrialStorage(url, whole.folder.name.removeprefix("sweep-"), SPACE)
@@ -146,18 +137,18 @@ def test_trials_below_the_median_end_early_and_stand_in_the_table(
     for slot, trial_id in storage.claim(dict.fromkeys(range(3), settings)).items():
         unreachable = {"by_epoch": {1: 1.5}, "state": "complete"}
         storage.write(trial_id, Trial(slot=slot, settings=settings, result=result, **unreachable))
-    table = run_sweep([store], tmp_path / "runs", draw(), [], storage=url).trials
+    table = run_sweep([swept], tmp_path / "runs", draw(), [], storage=url).trials
     assert table["state"].tolist() == ["complete"] * 3 + ["pruned"] * 3
     assert table["n_epochs"].tolist() == [3, 3, 3, 1, 1, 1]
     assert table["val_map_mec"].iloc[3:].max() <= 1.0
 
 
 def test_a_trial_whose_loss_is_not_a_number_is_a_row_and_the_others_go_on(
-    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil_losses(monkeypatch, dropout=0.4)
     sweep = Sweep(head="face", config=QUICK, space=GRID)
-    summary = run_sweep([store], tmp_path / "runs", sweep, [0])
+    summary = run_sweep([swept], tmp_path / "runs", sweep, [0])
     by_dropout = summary.trials.set_index("dropout")
     assert by_dropout.loc[0.4, "state"].tolist() == ["failed", "failed"]
     assert by_dropout.loc[0.4, "reason"].str.contains("the loss is nan in epoch 1").all()
@@ -169,7 +160,7 @@ def test_a_trial_whose_loss_is_not_a_number_is_a_row_and_the_others_go_on(
 
 
 def test_a_sweep_without_a_finite_loss_ends_in_advice(
-    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil_losses(monkeypatch, dropout=QUICK.dropout)
     grid = parse_grid(["lr=1e-4,1e-3"], QUICK)
@@ -177,7 +168,7 @@ def test_a_sweep_without_a_finite_loss_ends_in_advice(
         r"trials\.csv: none of 2 trials has come to a finite loss\. The first: .* is nan in epoch 1"
     )
     with pytest.raises(RunError, match=message):
-        run_sweep([store], tmp_path, Sweep(head="face", config=QUICK, space=grid), [0])
+        run_sweep([swept], tmp_path, Sweep(head="face", config=QUICK, space=grid), [0])
     (file,) = tmp_path.glob("sweep-*/trials.csv")
     assert file.read_text().count(",failed,") == 2
 
@@ -204,19 +195,19 @@ def test_what_cannot_be_swept_is_told(
 
 
 def test_a_test_store_that_does_not_fit_is_refused_before_the_first_trial(
-    store: Path, tmp_path: Path
+    swept: Path, tmp_path: Path
 ) -> None:
-    for other, message in ((store, "clip c09: stands in"), (tmp_path / "none", "no store.json")):
+    for other, message in ((swept, "clip c09: stands in"), (tmp_path / "none", "no store.json")):
         with pytest.raises(UserError, match=message):
-            run_sweep([store], tmp_path / "runs", draw(), [0], test_stores=[other])
+            run_sweep([swept], tmp_path / "runs", draw(), [0], test_stores=[other])
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_best_settings_are_tested_on_the_test_stores(store: Path, tmp_path: Path) -> None:
+def test_the_best_settings_are_tested_on_the_test_stores(swept: Path, tmp_path: Path) -> None:
     clips = [replace(clip, clip_id=f"e{clip.clip_id}") for clip in hard_clips()]
     other = hard_store(tmp_path / "other", clips)
     sweep = Sweep(head="face", config=QUICK, space=parse_grid(["lr=1e-3"], QUICK))
-    (summary,) = run_sweep([store], tmp_path / "runs", sweep, [0], test_stores=[other]).runs
+    (summary,) = run_sweep([swept], tmp_path / "runs", sweep, [0], test_stores=[other]).runs
     run = read_run(tmp_path / "runs" / summary.run)
     test = run.predictions[run.predictions["split"] == "test"]
     assert len(test) == 6
@@ -227,8 +218,8 @@ def invoke(*arguments: str | Path) -> Any:
     return CliRunner().invoke(cli, [str(a) for a in arguments])
 
 
-def test_the_verb_prints_trials_what_mattered_and_runs(store: Path, tmp_path: Path) -> None:
-    arguments = ["sweep", "--store", store, "--runs", tmp_path, "--head", "face"]
+def test_the_verb_prints_trials_what_mattered_and_runs(swept: Path, tmp_path: Path) -> None:
+    arguments = ["sweep", "--store", swept, "--runs", tmp_path, "--head", "face"]
     arguments += ["--grid", "lr=1e-4,1e-3", "--seeds", "1"]
     for setting in ("epochs=2", "min_steps=0", "precision=float32"):
         arguments += ["--set", setting]
@@ -256,8 +247,8 @@ def test_the_verb_prints_trials_what_mattered_and_runs(store: Path, tmp_path: Pa
     ],
 )
 def test_wrong_usage_exits_2(
-    arguments: list[str], message: str, store: Path, tmp_path: Path
+    arguments: list[str], message: str, swept: Path, tmp_path: Path
 ) -> None:
-    result = invoke("sweep", "--store", store, "--runs", tmp_path, "--head", "face", *arguments)
+    result = invoke("sweep", "--store", swept, "--runs", tmp_path, "--head", "face", *arguments)
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
