@@ -1,10 +1,8 @@
-"""Shards on disk, the only door to h5py: ragged clips as flat arrays with offsets (FORMAT.md)."""
+"""Shards on disk: ragged clips as flat arrays with offsets (FORMAT.md). Their parts; reading."""
 
 from __future__ import annotations
 
-import io
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 import h5py
-import hdf5plugin
+import hdf5plugin  # noqa: F401 - HDF5 then reads columns packed by zstd
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,13 +20,12 @@ from features.contracts import (
     ClipFeatures,
     check_stream_name,
 )
-from features.disk import partial_path, publish
 from features.errors import ShardError
 
 FORMAT_NAME = "caca-rnn-shard"
 FORMAT_VERSION = 1
 
-_TEXT_COLUMNS = (
+TEXT_COLUMNS = (
     "id",
     "label",
     "split",
@@ -39,14 +36,14 @@ _TEXT_COLUMNS = (
     "decoder",
     "extra",
 )
-_NUMBER_COLUMNS = {"start_s": "f8", "end_s": "f8", "n_phases": "i2"}
-_FRAME_COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
+NUMBER_COLUMNS = {"start_s": "f8", "end_s": "f8", "n_phases": "i2"}
+FRAME_COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
     "pts_s": ("f8", ()),
     "phase": ("i2", ()),
     "context_7x7": ("f2", (CONTEXT_CHANNELS, 7, 7)),
     "context_2x2": ("f2", (CONTEXT_CHANNELS, 2, 2)),
 }
-_FACE_COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
+FACE_COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
     "frame": ("i8", ()),
     "box_px": ("f4", (4,)),
     "score": ("f4", ()),
@@ -54,7 +51,6 @@ _FACE_COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
     "track": ("i4", ()),
     "vector": ("f2", (FACE_VECTOR_SIZE,)),
 }
-_CHUNK_BYTES = 1 << 19
 _READ_FRAMES = 1024
 """Clips are read in blocks of about this many frames, so that chunks are inflated once."""
 
@@ -99,185 +95,6 @@ class ShardIndex:
         return len(self.frame_offset) - 1
 
 
-class ShardWriter:
-    """Writes one shard beside its final name; ``finish`` gives it that name."""
-
-    def __init__(self, path: Path, header: ShardHeader) -> None:
-        """Raises OSError where the file cannot be made."""
-        self.path = path
-        self.partial = partial_path(path)
-        self.columns: dict[str, list[Any]] = {c: [] for c in (*_TEXT_COLUMNS, *_NUMBER_COLUMNS)}
-        self.frame_offset, self.face_offset = [0], [0]
-        self._n_frames = self._n_faces = 0
-        """Rows of the clip at hand."""
-        self._streams = dict(header.streams)
-        self._disk = _CarefulFile(self.partial)
-        self._file = h5py.File(self._disk, "w", libver="v110")
-        self._write_header(header)
-        face_columns = dict(_FACE_COLUMNS)
-        if header.face_map_shape is not None:
-            face_columns["map"] = ("f2", header.face_map_shape)
-        streams = {name: ("f2", (size,)) for name, size in header.streams.items()}
-        tables: dict[str, Mapping[str, tuple[str, tuple[int, ...]]]] = {
-            "frame": _FRAME_COLUMNS,
-            "face": face_columns,
-            "stream": streams,
-        }
-        for group, table in tables.items():
-            for name, (dtype, shape) in table.items():
-                _create(self._file, f"{group}/{name}", np.dtype(dtype), shape)
-
-    def append(self, clip: ClipFeatures) -> None:
-        """Add a clip after the others. Raises OSError (a full disk), ValueError (parts missing)."""
-        self.drop_clip()
-        self.add_rows(clip)
-        self.close_clip(clip)
-
-    def add_rows(self, part: ClipFeatures) -> None:
-        """Write rows of the clip at hand, which becomes part of the shard by ``close_clip``.
-
-        Args:
-            part: Frames of the clip that follow those before, with their faces.
-
-        Raises:
-            OSError: a full disk. ValueError: parts are missing.
-        """
-        if part.context_7x7 is None:
-            raise ValueError(f"clip {part.clip_id}: context_7x7 is missing")
-        if ("face/map" in self._file) != (part.face_map is not None):
-            raise ValueError(f"clip {part.clip_id}: face_map does not fit the header")
-        sizes = {name: values.shape[1] for name, values in part.streams.items()}
-        if sizes != self._streams:
-            raise ValueError(
-                f"clip {part.clip_id}: its streams are {sizes}, the header's {self._streams}"
-            )
-        first_frame = self.frame_offset[-1] + self._n_frames
-        first_face = self.face_offset[-1] + self._n_faces
-        frames: dict[str, NDArray[Any]] = {name: getattr(part, name) for name in _FRAME_COLUMNS}
-        faces: dict[str, NDArray[Any]] = {
-            "frame": part.face_frame.astype(np.int64) + first_frame,
-            "box_px": part.box_px,
-            "score": part.score,
-            "landmarks_px": part.landmarks_px,
-            "track": part.track,
-            "vector": part.face_vector,
-        }
-        if part.face_map is not None:
-            faces["map"] = part.face_map
-        for name, rows in frames.items():
-            _put(self._file[f"frame/{name}"], first_frame, rows)
-        for name, rows in faces.items():
-            _put(self._file[f"face/{name}"], first_face, rows)
-        for name, rows in part.streams.items():
-            _put(self._file[f"stream/{name}"], first_frame, rows)
-        self._disk.check()
-        self._n_frames += part.n_frames
-        self._n_faces += part.n_faces
-
-    def close_clip(self, clip: ClipFeatures) -> None:
-        """Make the rows since the last clip a clip. clip: any part of it, for what is not rows."""
-        for name, value in _clip_row(clip, "ok" if self._n_faces else "no-face").items():
-            self.columns[name].append(value)
-        self.frame_offset.append(self.frame_offset[-1] + self._n_frames)
-        self.face_offset.append(self.face_offset[-1] + self._n_faces)
-        self._n_frames = self._n_faces = 0
-
-    def drop_clip(self) -> None:
-        """Forget the rows since the last clip: the next ones are written over them."""
-        self._n_frames = self._n_faces = 0
-
-    def finish(self) -> None:
-        """Write the clip columns, make the file durable, give it its name. Raises OSError."""
-        n_frames, n_faces = self.frame_offset[-1], self.face_offset[-1]
-        for group, n_rows in _group_rows(self._file, n_frames, n_faces).items():
-            for dataset in self._file[group].values():
-                dataset.resize(n_rows, axis=0)  # drops rows of no clip
-        _write_columns(self._file, self.columns)
-        self._file["clip/frame_offset"] = np.array(self.frame_offset, dtype=np.int64)
-        self._file["clip/face_offset"] = np.array(self.face_offset, dtype=np.int64)
-        self._file.close()
-        self._disk.close()
-        self._disk.check()
-        publish(self.partial, self.path)
-
-    def abandon(self) -> None:
-        """Remove the unfinished file. Never raises for want of disk space."""
-        self._disk.discard()
-        self._file.close()
-        self._disk.close()
-        self.partial.unlink(missing_ok=True)
-
-    def _write_header(self, header: ShardHeader) -> None:
-        attributes = self._file.attrs
-        attributes["format"] = FORMAT_NAME
-        attributes["format_version"] = FORMAT_VERSION
-        attributes["fingerprint"] = header.fingerprint
-        attributes["classes"] = json.dumps(list(header.classes), ensure_ascii=False)
-        for name in ("config", "weights", "versions"):
-            attributes[name] = json.dumps(dict(getattr(header, name)), sort_keys=True)
-
-
-class _CarefulFile(io.RawIOBase):
-    """A file under HDF5 that remembers a failed write instead of raising it inside HDF5.
-
-    HDF5 cannot close a file that it could not write, and may end the process. So the first error is
-    kept, later writes are dropped, and ``check`` raises it where Python can deal with it.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self._raw = path.open("w+b", buffering=0)
-        self._error: OSError | None = None
-        self._discarding = False
-
-    def check(self) -> None:
-        """Raise the first failure, if there was one."""
-        if self._error is not None:
-            raise self._error
-
-    def discard(self) -> None:
-        """Write nothing from now on."""
-        self._discarding = True
-
-    def write(self, data: Any) -> int:
-        n_bytes = len(data)
-        if self._error is None and not self._discarding:
-            try:
-                left = memoryview(data).cast("B")
-                while left:
-                    left = left[self._raw.write(left) :]
-            except OSError as error:
-                self._error = error
-        return n_bytes
-
-    def truncate(self, size: int | None = None) -> int:
-        if self._error is None and not self._discarding:
-            try:
-                return self._raw.truncate(size)
-            except OSError as error:
-                self._error = error
-        return size or 0
-
-    def readinto(self, buffer: Any) -> int:
-        n_bytes = self._raw.readinto(buffer) or 0
-        view = memoryview(buffer).cast("B")
-        view[n_bytes:] = bytes(len(view) - n_bytes)  # what was dropped reads as zeros
-        return len(view)
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._raw.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._raw.tell()
-
-    def flush(self) -> None:
-        """Unbuffered: nothing to do."""
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
 def read_shard_index(path: Path) -> ShardIndex:
     """Read a shard's header, clip columns and offsets.
 
@@ -306,29 +123,6 @@ def iter_shard_clips(
             yield from read.clips(index, file, block, context_7x7, face_map)
 
 
-def rewrite_clip_columns(path: Path, updates: Mapping[str, Mapping[str, str]]) -> None:
-    """Change text columns of some clips, by clip id, in a copy that then takes the shard's place.
-
-    updates: clip id -> column -> value, for columns that decide no feature (label, subject ...).
-    """
-    index = read_shard_index(path)
-    columns = {name: list(values) for name, values in index.columns.items()}
-    for row, clip_id in enumerate(columns["id"]):
-        for name, value in updates.get(clip_id, {}).items():
-            columns[name][row] = value
-    partial = partial_path(path)
-    try:
-        shutil.copyfile(path, partial)
-        with h5py.File(partial, "r+") as file:
-            for name in (*_TEXT_COLUMNS, *_NUMBER_COLUMNS):
-                del file[f"clip/{name}"]
-            _write_columns(file, columns)
-        publish(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-
-
 def find_shard_problems(path: Path) -> list[str]:
     """What contradicts FORMAT.md inside a shard that can be opened; empty if nothing does."""
     try:
@@ -340,7 +134,7 @@ def find_shard_problems(path: Path) -> list[str]:
             if offset[0] != 0 or np.any(np.diff(offset) < 0):
                 problems.append(f"/clip/{name} does not rise from 0")
         with h5py.File(path, "r") as file:
-            for group, n_rows in _group_rows(file, n_frames, n_faces).items():
+            for group, n_rows in group_rows(file, n_frames, n_faces).items():
                 problems += [
                     f"/{group}/{name} has {len(dataset)} rows, the clips have {n_rows}"
                     for name, dataset in file[group].items()
@@ -417,9 +211,9 @@ def _read_index_v1(path: Path, file: h5py.File) -> ShardIndex:
         ),
     )
     columns: dict[str, Sequence[Any]] = {
-        name: list(file[f"clip/{name}"].asstr()[:]) for name in _TEXT_COLUMNS
+        name: list(file[f"clip/{name}"].asstr()[:]) for name in TEXT_COLUMNS
     }
-    columns |= {name: file[f"clip/{name}"][:].tolist() for name in _NUMBER_COLUMNS}
+    columns |= {name: file[f"clip/{name}"][:].tolist() for name in NUMBER_COLUMNS}
     return ShardIndex(
         path=path,
         header=header,
@@ -439,10 +233,10 @@ def _read_clips_v1(
     faces = slice(face_0, int(index.face_offset[last]))
     frame = {
         name: file[f"frame/{name}"][frames]
-        for name in _FRAME_COLUMNS
+        for name in FRAME_COLUMNS
         if context_7x7 or name != "context_7x7"
     }
-    names = (*_FACE_COLUMNS, "map") if face_map else tuple(_FACE_COLUMNS)
+    names = (*FACE_COLUMNS, "map") if face_map else tuple(FACE_COLUMNS)
     face = {name: file[f"face/{name}"][faces] for name in names}
     stream = {name: file[f"stream/{name}"][frames] for name in index.header.streams}
     for row in rows:
@@ -468,27 +262,10 @@ def _read_clips_v1(
 _READERS = {1: _Reader(_read_index_v1, _read_clips_v1)}
 
 
-def _group_rows(file: h5py.File, n_frames: int, n_faces: int) -> dict[str, int]:
+def group_rows(file: h5py.File, n_frames: int, n_faces: int) -> dict[str, int]:
     """How many rows the columns of each group have; extra streams are optional."""
     rows = {"frame": n_frames, "face": n_faces, "stream": n_frames}
     return {group: n for group, n in rows.items() if group in file}
-
-
-def _clip_row(clip: ClipFeatures, status: str) -> dict[str, Any]:
-    return {
-        "id": clip.clip_id,
-        "label": clip.label,
-        "split": clip.split,
-        "subject": clip.subject,
-        "source": clip.source,
-        "sha256": clip.sha256,
-        "status": status,
-        "decoder": clip.decoder,
-        "extra": json.dumps(dict(clip.extra), sort_keys=True, ensure_ascii=False),
-        "start_s": np.nan if clip.start_s is None else clip.start_s,
-        "end_s": np.nan if clip.end_s is None else clip.end_s,
-        "n_phases": clip.n_phases,
-    }
 
 
 def _read_row(columns: Mapping[str, Sequence[Any]], row: int) -> dict[str, Any]:
@@ -498,31 +275,6 @@ def _read_row(columns: Mapping[str, Sequence[Any]], row: int) -> dict[str, Any]:
     for name in ("start_s", "end_s"):
         values[name] = None if np.isnan(values[name]) else values[name]
     return values
-
-
-def _write_columns(file: h5py.File, columns: Mapping[str, Sequence[Any]]) -> None:
-    for name in _TEXT_COLUMNS:
-        file.create_dataset(f"clip/{name}", data=columns[name], dtype=h5py.string_dtype("utf-8"))
-    for name, dtype in _NUMBER_COLUMNS.items():
-        file[f"clip/{name}"] = np.array(columns[name], dtype=dtype)
-
-
-def _create(file: h5py.File, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-    row_bytes = dtype.itemsize * int(np.prod(shape))
-    file.create_dataset(
-        name,
-        shape=(0, *shape),
-        maxshape=(None, *shape),
-        chunks=(max(1, min(4096, _CHUNK_BYTES // row_bytes)), *shape),
-        dtype=dtype,
-        fletcher32=True,
-        **hdf5plugin.Zstd(clevel=3),
-    )
-
-
-def _put(dataset: h5py.Dataset, first: int, rows: NDArray[Any]) -> None:
-    dataset.resize(first + len(rows), axis=0)
-    dataset[first:] = rows
 
 
 def _blocks(frame_offset: NDArray[np.int64], rows: Sequence[int]) -> Iterator[list[int]]:

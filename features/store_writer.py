@@ -13,13 +13,8 @@ from features.contracts import SPLITS, ClipFeatures
 from features.disk import uninterrupted
 from features.errors import ConfigError, ShardError
 from features.fingerprint import hash_file
-from features.shards import (
-    ShardHeader,
-    ShardWriter,
-    find_shard_problems,
-    read_shard_index,
-    rewrite_clip_columns,
-)
+from features.shard_writer import ShardWriter, rewrite_clip_columns
+from features.shards import ShardHeader, find_shard_problems, read_shard_index
 from features.store import Store
 from features.store_index import (
     ShardEntry,

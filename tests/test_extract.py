@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-import features.shards
+import features.shard_writer
 import features.store_writer
 import pipeline.parts
 import pipeline.work
@@ -293,17 +293,17 @@ def test_a_full_disk_is_said_and_finished_shards_stay(
     many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(features.store_writer, "SHARD_FRAMES", 8)
-    add_rows = features.shards.ShardWriter.add_rows
+    add_rows = features.shard_writer.ShardWriter.add_rows
     n_added = 0
 
-    def add_until_full(self: features.shards.ShardWriter, part: ClipFeatures) -> None:
+    def add_until_full(self: features.shard_writer.ShardWriter, part: ClipFeatures) -> None:
         nonlocal n_added
         n_added += 1
         if n_added > 5:
             raise OSError(errno.ENOSPC, "No space left on device")
         add_rows(self, part)
 
-    monkeypatch.setattr(features.shards.ShardWriter, "add_rows", add_until_full)
+    monkeypatch.setattr(features.shard_writer.ShardWriter, "add_rows", add_until_full)
     with pytest.raises(OSError, match="No space left"):
         run_extract(many, tmp_path / "s", CONFIG)
     monkeypatch.undo()

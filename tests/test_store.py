@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import features.shards
+import features.shard_writer
 import features.store_writer
 from features.contracts import MEC_CLASSES, ClipFeatures
 from features.errors import ConfigError, ShardError
@@ -190,7 +190,7 @@ def test_a_full_disk_loses_the_shard_at_hand_and_no_other(
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(features.shards, "_put", fail)
+    monkeypatch.setattr(features.shard_writer, "_put", fail)
     with pytest.raises(OSError, match="No space"), StoreWriter(path, HEADER) as writer:
         writer.add(clip_features("new"))
     assert len(open_store(path)) == 6
@@ -283,14 +283,14 @@ def test_face_maps_are_kept_where_asked_and_missed_where_not(tmp_path: Path) -> 
 def test_a_clip_that_fails_while_being_added_leaves_no_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put = features.shards._put
+    put = features.shard_writer._put
 
     def fail_at_faces(dataset: h5py.Dataset, first: int, rows: np.ndarray) -> None:
         if dataset.name == "/face/vector" and first > 0:
             raise ValueError("broken")
         put(dataset, first, rows)
 
-    monkeypatch.setattr(features.shards, "_put", fail_at_faces)
+    monkeypatch.setattr(features.shard_writer, "_put", fail_at_faces)
     with StoreWriter(tmp_path / "s", HEADER) as writer:
         writer.add(clip_features("a"))
         with pytest.raises(ValueError, match="broken"):
@@ -302,7 +302,7 @@ def test_a_clip_that_fails_while_being_added_leaves_no_rows(
 def test_a_signal_waits_until_the_clip_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put = features.shards._put
+    put = features.shard_writer._put
 
     def signal_once(dataset: h5py.Dataset, first: int, rows: np.ndarray) -> None:
         if dataset.name == "/frame/phase":
@@ -313,7 +313,7 @@ def test_a_signal_waits_until_the_clip_is_written(
         with StoreWriter(tmp_path / "s", HEADER) as writer:
             writer.add(clip_features("a"))
 
-    monkeypatch.setattr(features.shards, "_put", signal_once)
+    monkeypatch.setattr(features.shard_writer, "_put", signal_once)
     with pytest.raises(KeyboardInterrupt):
         add()
     assert open_store(tmp_path / "s").clips["clip_id"].tolist() == ["a"]
