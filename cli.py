@@ -49,6 +49,8 @@ class _Verbs(click.Group):
         except KeyboardInterrupt:
             click.echo("interrupted: what was done is kept, run the same again to go on", err=True)
             ctx.exit(130)
+        except BrokenPipeError:
+            raise  # click ends quietly: who reads the output, as head does, has seen enough
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             raise click.ClickException(

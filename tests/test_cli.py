@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -120,6 +121,12 @@ def test_a_device_that_is_not_there_exits_2(
     assert (result.exit_code, result.exception.__class__) == (2, SystemExit)
     assert f"--device {device}: " in result.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.csv", "s"]
+
+
+def test_output_that_nobody_reads_to_its_end_is_no_failure() -> None:
+    command = f"{shlex.quote(sys.executable)} cli.py weights | true"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, check=True)
+    assert done.stderr == b""
 
 
 def test_store_info_as_json_is_one_object(tmp_path: Path) -> None:
