@@ -116,7 +116,8 @@ def run_fit(
     Raises:
         ConfigError: Stores that do not fit together, no room for features on disk, no such head
             or device.
-        ShardError: A store cannot be read, or has no labelled train or val clip, or a single class.
+        ShardError: A store cannot be read, has no labelled train or val clip, a single class, or
+            features that are not finite.
         RunError: A run folder lacks a file, or a loss is not a number.
     """
     opened = [open_store(path) for path in stores]
