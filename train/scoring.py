@@ -14,8 +14,8 @@ from train.layers import Head
 SCORED_CLIPS = 64
 """Clips scored at a time, at most."""
 
-SCORED_VALUES = 1 << 25
-"""Feature values scored at a time, unless a single clip has more: 134 MB."""
+SCORED_VALUES = 1 << 23
+"""Feature values scored at a time, unless a single clip has more: 34 MB."""
 
 
 def score_clips(

@@ -28,10 +28,12 @@ from train.dataset import (
     read_matrix,
 )
 from train.heads import SHAPES, Shapes, choose_streams
-from train.memory import choose_limit, choose_on_disk
+from train.memory import choose_limit, choose_on_disk, return_freed_memory
 
 _BYTES_PER_VALUE = 2  # of float16 and bfloat16 alike
 _NAMED = 5
+_FRAMES_BETWEEN_RETURNS = 10_000
+"""Frames read before freed memory is returned: half a gigabyte of ``context_7x7``."""
 _CONTEXT = ("context_2x2", "context_7x7")
 
 _log = logging.getLogger(__name__)
@@ -206,6 +208,7 @@ def read_tables(
             on_disk=[name for of, name in on_disk if of == split],
             scratch=scratch,
         )
+    n_frames = 0
     for store in stores:
         broken = []
         for clip in store.iter_clips(
@@ -215,6 +218,10 @@ def read_tables(
                 broken.append(f"{clip.clip_id} ({', '.join(names)})")
             label = number_label(clip.label, store.classes, f"{store.path}: clip {clip.clip_id}")
             builders[clip.split].add(clip, label, faces=config.faces, max_steps=config.max_steps)
+            n_frames += clip.n_frames
+            if n_frames >= _FRAMES_BETWEEN_RETURNS:
+                return_freed_memory()
+                n_frames = 0
         if broken:
             more = ", ..." if len(broken) > _NAMED else ""
             raise ShardError(
@@ -222,6 +229,7 @@ def read_tables(
                 f"{', '.join(broken[:_NAMED])}{more}. Mend what made them and write the store "
                 "again, or extract the other clips into a new store."
             )
+    return_freed_memory()
     return {split: builder.finish() for split, builder in builders.items()}
 
 

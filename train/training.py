@@ -24,6 +24,7 @@ from train.heads import Shapes, build_head, choose_streams
 from train.layers import Head, read_run_state, set_noise, stack_runs
 from train.losses import RunLosses, make_losses
 from train.matrices import DiskMatrix, read_ahead
+from train.memory import return_freed_memory
 from train.metrics import Metrics, score_predictions
 from train.noise import Noise
 from train.optimizer import RunOptimizer
@@ -154,6 +155,7 @@ def train_runs(
     for epoch in range(1, schedule.n_epochs + 1):
         active = list(model.runs)
         losses = model.train_epoch(epoch, stop)
+        return_freed_memory()
         metrics: Sequence[Metrics | None] = [None] * len(active)
         if schedule.is_scored(epoch):
             metrics = model.score_val()
