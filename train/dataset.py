@@ -298,7 +298,7 @@ def order_batches(
     In a large set, clips of like length meet: the shuffled clips are cut into windows of
     ``WINDOW_BATCHES`` batches, and each window is sorted by length; equals stay shuffled.
     The order of its batches is then shuffled by the epoch alone, so that runs trained side by side
-    meet short and long batches at the same time.
+    meet short and long batches at the same time. Within a batch the longest clip is first.
 
     Args:
         n_steps: [N] Length of each clip.
@@ -315,12 +315,14 @@ def order_batches(
     batches: list[NDArray[np.intp]] = []
     for begin in range(0, len(shuffled), window):
         part = shuffled[begin : begin + window]
-        if len(part) < window:
+        if len(shuffled) < window:
             batches += _cut(part, batch_size)
             continue
-        sorted_batches = _cut(part[np.argsort(n_steps[part], kind="stable")], batch_size)
-        batches += [sorted_batches[i] for i in shared.permutation(WINDOW_BATCHES)]
-    return batches
+        sorted_batches = _cut(_put_longest_first(part, n_steps), batch_size)
+        n_full = len(part) // batch_size
+        batches += [sorted_batches[i] for i in shared.permutation(n_full)]
+        batches += sorted_batches[n_full:]
+    return [_put_longest_first(batch, n_steps) for batch in batches]
 
 
 def gather_batch(
@@ -358,6 +360,11 @@ def gather_batch(
         n_steps=torch.from_numpy(n_steps).view(clips.shape),
         label=torch.from_numpy(table.label[clips]),
     )
+
+
+def _put_longest_first(clips: NDArray[np.intp], n_steps: NDArray[np.integer]) -> NDArray[np.intp]:
+    """Equals keep their order."""
+    return clips[np.argsort(-n_steps[clips].astype(np.int64), kind="stable")]
 
 
 def _cut(clips: NDArray[np.intp], size: int) -> list[NDArray[np.intp]]:

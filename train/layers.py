@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from train.noise import Noise
-from train.recurrence import Steps, run_recurrence
+from train.recurrence import Steps, Weights, run_recurrence
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -177,54 +177,38 @@ class Lstm(nn.Module):
         """
         if (memory is None) != (self.attention_size == 0):
             raise ValueError("memory goes with attention_size")
-        n_runs = n_steps.dim() - 1
-        hidden, cell = [], []
-        attention: Tensor | None = None
-        x = x.transpose(-3, -2)  # [*runs, T, B, n_in]: a step's rows lie together
-        for layer in range(self.n_layers):
-            begin = (first.hidden[layer], first.cell[layer]) if first is not None else None
+        bare = n_steps.dim() == 1
+
+        def add_run(tensor: Tensor) -> Tensor:
+            return tensor.unsqueeze(0) if bare else tensor
+
+        def drop_run(tensor: Tensor) -> Tensor:
+            return tensor.squeeze(0) if bare else tensor
+
+        begins: Sequence[tuple[Tensor, Tensor] | None] = [None] * self.n_layers
+        if first is not None:
+            states = zip(first.hidden, first.cell, strict=True)
+            begins = [(add_run(h).transpose(1, 2), add_run(c).transpose(1, 2)) for h, c in states]
+        asked = (add_run(memory.hidden), add_run(memory.mask)) if memory is not None else None
+        layers: list[Steps] = []
+        for layer, begin in enumerate(begins):
+            # [T, S, n_in, B], as the recurrence has it
+            x = layers[-1].hidden if layers else add_run(x).permute(2, 0, 3, 1)
             if self.noise is not None:
-                x = self.noise.drop(x)
-            steps = self._run_layer(layer, x, begin, memory if layer == 0 else None)
-            x = steps.hidden
-            attention = steps.attention if attention is None else attention
-            hidden.append(choose_step(x.transpose(-3, -2), n_steps))
-            cell.append(choose_step(steps.cell.transpose(-3, -2), n_steps))
-        if attention is None or n_runs not in (0, 1):
-            raise ValueError("an LSTM has at least one layer and at most one run dimension")
+                x = self.noise.drop(x.permute(1, 0, 3, 2)).permute(1, 0, 3, 2)
+            weights = Weights(
+                *(add_run(self.get_parameter(f"{name}_l{layer}")) for name in _layer_shapes(0, 0))
+            )
+            about = None if layers else asked
+            layers.append(run_recurrence(x, add_run(n_steps), weights, begin, about))
         return Read(
-            x.transpose(-3, -2), State(tuple(hidden), tuple(cell)), attention.transpose(-3, -2)
+            drop_run(layers[-1].hidden.permute(1, 3, 0, 2)),
+            State(
+                tuple(drop_run(steps.last_hidden.transpose(1, 2)) for steps in layers),
+                tuple(drop_run(steps.last_cell.transpose(1, 2)) for steps in layers),
+            ),
+            drop_run(layers[0].attention.permute(1, 2, 0, 3)),
         )
-
-    def _run_layer(
-        self, layer: int, x: Tensor, begin: tuple[Tensor, Tensor] | None, memory: Memory | None
-    ) -> Steps:
-        """x: [*runs, T, B, n_in]. Returns steps of [*runs, T, B, H]."""
-        w_input, w_hidden, b_input, b_hidden = (
-            self.get_parameter(f"{name}_l{layer}") for name in _layer_shapes(0, 0)
-        )
-        n_in = x.shape[-1]
-        weight: Tensor = w_hidden
-        if self.attention_size and memory is not None:
-            # Columns of the attention vector stand behind the input's own.
-            weight = torch.cat([w_input[..., n_in:], w_hidden], -1)
-            gates = _project(x, w_input[..., :n_in], b_input + b_hidden)  # [*runs, T, B, 4H]
-        else:
-            gates = _project(x, w_input, b_input + b_hidden)
-        if begin is None:
-            zeros = x.new_zeros(*gates.shape[:-3], gates.shape[-2], self.size, dtype=weight.dtype)
-            begin = (zeros, zeros)
-        inputs = (gates, weight, *begin, *(memory if memory is not None else ()))
-        if weight.dim() == 3:
-            return run_recurrence(*inputs)
-        alone = run_recurrence(*(tensor.unsqueeze(0) for tensor in inputs))
-        return Steps(*(tensor.squeeze(0) for tensor in alone))
-
-
-def choose_step(x: Tensor, n_steps: Tensor) -> Tensor:
-    """Each clip's last real step. x: [..., B, T, H], n_steps: [..., B]. Returns [..., B, H]."""
-    index = (n_steps - 1)[..., None, None].expand(*n_steps.shape, 1, x.shape[-1])
-    return x.gather(-2, index).squeeze(-2)
 
 
 def mask_steps(n_steps: Tensor, n_padded: int) -> Tensor:
@@ -269,10 +253,12 @@ def _project(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if weight.dim() == 2:
         return nn.functional.linear(x, weight, bias)
     if x.stride(0) == 0:  # the same for all runs, as in scoring: one product, no copies
-        shared = nn.functional.linear(x[0], weight.flatten(0, 1), bias.flatten())
-        return shared.view(*shared.shape[:-1], *bias.shape).movedim(-2, 0)
-    out = torch.baddbmm(bias.unsqueeze(1), x.flatten(1, -2), weight.transpose(1, 2))
-    return out.view(*x.shape[:-1], -1)
+        rows, many = x[0].flatten(0, -2), bias.flatten().unsqueeze(1)
+        shared = torch.addmm(many, weight.flatten(0, 1), rows.t())
+        out = shared.view(*bias.shape, -1)
+    else:
+        out = torch.baddbmm(bias.unsqueeze(2), weight, x.flatten(1, -2).transpose(1, 2))
+    return out.transpose(1, 2).view(*x.shape[:-1], -1)
 
 
 def _layer_shapes(width: int, size: int) -> dict[str, tuple[int, ...]]:

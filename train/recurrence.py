@@ -1,18 +1,25 @@
-"""The LSTM recurrence over a whole sequence, with or without attention, for many runs at once.
+"""An LSTM layer over a whole sequence, with or without attention, for many runs at once.
 
-Only what depends on the step before runs in the loop: inputs arrive projected, and the gradients
-of the weights are one product over all steps. PyTorch's own LSTM has no run dimension and no place
-for attention; without attention and with one run it is the oracle of the tests.
+A step is one product: of the weights with what the step reads, which is its input, the attention
+vector (if any), the hidden state of the step before, and a one for the bias. The gradients of the
+weights are one product over all steps. PyTorch's own LSTM has no run dimension and no place for
+attention; without attention and with one run it is the oracle of the tests.
 
-Sizes: S runs, T steps, B clips, H hidden values, U context steps, R = H, or 2H with attention.
+Clips come last in memory, behind the values: so the gates of a step lie in whole blocks, which is
+what makes the work between the products cheap, and the products need their weights in no other
+order than they lie in.
+
+Sizes: S runs, T steps, B clips, D input values, H hidden values, U context steps.
+R = D + H, or D + 2H with attention: the rows that a step reads, but for the one.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 sigmoid_backward = torch.ops.aten.sigmoid_backward
@@ -21,151 +28,257 @@ tanh_backward = torch.ops.aten.tanh_backward
 """The same of tanh."""
 
 
+class Weights(NamedTuple):
+    """Of a layer, as ``torch.nn.LSTM`` has them: gates are input, forget, cell, output."""
+
+    input: Tensor
+    """[S, 4H, R - H] From the input, then the attention vector (if any), to the gates."""
+    hidden: Tensor
+    """[S, 4H, H]"""
+    input_bias: Tensor
+    """[S, 4H]"""
+    hidden_bias: Tensor
+    """[S, 4H]"""
+
+
 class Steps(NamedTuple):
-    """What a recurrence computed at every step."""
+    """What a layer computed."""
 
     hidden: Tensor
-    """[S, T, B, H]"""
-    cell: Tensor
-    """[S, T, B, H]"""
+    """[T, S, H, B] At every step."""
+    last_hidden: Tensor
+    """[S, H, B] At each clip's last real step."""
+    last_cell: Tensor
+    """[S, H, B]"""
     attention: Tensor
-    """[S, T, B, U] Weights over the context steps, carrying no gradient; U = 0 without."""
+    """[T, S, B, U] Weights over the context steps, carrying no gradient; U = 0 without."""
 
 
 def run_recurrence(
-    gates: Tensor,
-    weight: Tensor,
-    first_hidden: Tensor,
-    first_cell: Tensor,
-    memory: Tensor | None = None,
-    memory_mask: Tensor | None = None,
+    x: Tensor,
+    n_steps: Tensor,
+    weights: Weights,
+    first: tuple[Tensor, Tensor] | None = None,
+    memory: tuple[Tensor, Tensor] | None = None,
 ) -> Steps:
-    """Run an LSTM layer over all steps. Gates are in PyTorch's order: input, forget, cell, output.
+    """Run an LSTM layer over all steps.
 
     With ``memory`` each step first asks it with the hidden state of the step before, by dot product
     and softmax (Eq. 2), and reads the weighted sum (Eq. 3) beside that hidden state (Eq. 4, 5).
-    Under autocast the products with ``weight`` run in autocast's type, the rest in float32.
+    Under autocast the products with the weights run in autocast's type, the rest in float32.
 
     Args:
-        gates: [S, T, B, 4H] Inputs times their weights plus both biases.
-        weight: [S, 4H, R] From the attention vector (if any), then the hidden state, to the gates.
-        first_hidden: [S, B, H]
-        first_cell: [S, B, H]
-        memory: [S, B, U, H] States of the RNN before in the cascade.
-        memory_mask: [S, B, U] True where ``memory`` is a real step; one at least in each clip.
+        x: [T, S, D, B]
+        n_steps: [S, B] True lengths, 1..T.
+        weights: Of the layer.
+        first: [S, H, B] each: hidden and cell state before the first step; None: zeros.
+        memory: [S, B, U, H] states of the RNN before in the cascade, and [S, B, U], True where
+            that is a real step; one at least in each clip.
     """
-    kind = gates.device.type
-    product_dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    kind = x.device.type
+    full = weights.hidden.dtype
+    product = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else full
+    if first is None:
+        n_runs, _, size = weights.hidden.shape
+        zeros = x.new_zeros(n_runs, size, x.shape[-1], dtype=full)
+        first = (zeros, zeros)
+    told = (*first, *(memory if memory is not None else (None, None)))
     with torch.autocast(kind, enabled=False):
-        return Steps(
-            *_Recurrence.apply(
-                gates, weight, first_hidden, first_cell, memory, memory_mask, product_dtype
-            )
-        )
+        return Steps(*_Layer.apply(x, n_steps, *weights, *told, product, torch.is_grad_enabled()))
 
 
-class _Recurrence(torch.autograd.Function):
+class _Layer(torch.autograd.Function):
     """Steps that touch little memory: what a step writes is still in the cache when it is read.
 
-    tanh(x) = 2 sigmoid(2x) - 1: with the cell gate's input doubled one sigmoid serves all four
+    Clips that have ended take no further part, as far as they stand behind those that go on.
+
+    tanh(x) = 2 sigmoid(2x) - 1: with the cell gate's weights doubled one sigmoid serves all four
     gates, and so does its derivative; on a CPU this is several times faster than torch.tanh.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        gates: Tensor,
-        weight: Tensor,
+        x: Tensor,
+        n_steps: Tensor,
+        w_input: Tensor,
+        w_hidden: Tensor,
+        b_input: Tensor,
+        b_hidden: Tensor,
         first_hidden: Tensor,
         first_cell: Tensor,
         memory: Tensor | None,
         memory_mask: Tensor | None,
-        product_dtype: torch.dtype | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        n_runs, n_steps, n_clips, n_gates = gates.shape
-        size, full = n_gates // 4, weight.dtype
-        w = weight.to(product_dtype) if product_dtype else weight
-        gates = gates.to(w.dtype)
-        w_t = w.transpose(1, 2)  # [S, R, 4H]
+        product_dtype: torch.dtype,
+        keeps_steps: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        n_padded, n_runs, n_in, n_clips = x.shape
+        size, full = w_hidden.shape[-1], w_hidden.dtype
+        n_read = w_input.shape[-1] + size
+        weight = _join_weights(w_input, w_hidden, b_input + b_hidden, product_dtype)
 
-        def buffer(*shape: int, dtype: torch.dtype = full) -> Tensor:
-            return torch.empty(n_runs, n_steps, n_clips, *shape, dtype=dtype, device=gates.device)
-
-        acts, hidden, cell, cell_tanh = buffer(n_gates), buffer(size), buffer(size), buffer(size)
-        # [S, T, B, R] attention vector and hidden state
-        read = buffer(weight.shape[2], dtype=w.dtype)
+        widths, has_end = _plan_steps(n_steps, n_padded)
+        ends = _find_ends(n_steps, n_padded)
+        hidden = first_cell.new_zeros(n_padded, n_runs, size, n_clips)
+        last_hidden, last_cell = torch.empty_like(hidden[0]), torch.empty_like(hidden[0])
         n_memory = memory.shape[2] if memory is not None else 0
-        attention = buffer(n_memory)
+        attention = first_cell.new_zeros(n_padded, n_runs, n_clips, n_memory)
         if memory is not None and memory_mask is not None:
-            memory = memory.contiguous()
+            asked = memory.contiguous()
             # 0 for a real step, minus infinity for another
             blocked = torch.zeros_like(memory_mask, dtype=full)
             blocked.masked_fill_(~memory_mask, -torch.inf)
 
+        steps: list[_Step] = []
         h, c = first_hidden, first_cell
-        for t in range(n_steps):
-            r = read[:, t]
-            r[..., -size:] = h
+        for t, n in enumerate(widths):
+            h, c = h[..., :n].contiguous(), c[..., :n].contiguous()
+            read = weight.new_empty(n_runs, n_read + 1, n)
+            read[:, :n_in] = x[t, ..., :n]
             if memory is not None:
-                scores = _multiply_rows(h, memory.transpose(2, 3)).add_(blocked)  # [S, B, U]
-                a = torch.softmax(scores, -1, out=attention[:, t])
-                r[..., :size] = _multiply_rows(a, memory)
-            act = acts[:, t].copy_(torch.baddbmm(gates[:, t], r, w_t))
-            i, f, g, o = act.chunk(4, -1)
-            g.mul_(2)
-            act.sigmoid_()  # g is now (cell gate + 1) / 2
-            c = torch.mul(f, c, out=cell[:, t]).addcmul_(i, g, value=2).sub_(i)
-            u = torch.mul(c, 2, out=cell_tanh[:, t]).sigmoid_().mul_(2).sub_(1)
-            h = torch.mul(o, u, out=hidden[:, t])
+                asked, blocked = asked[:, :n].contiguous(), blocked[:, :n]
+                scores = _multiply_rows(h.transpose(1, 2), asked.transpose(2, 3)).add_(blocked)
+                a = torch.softmax(scores, -1)  # [S, B, U]
+                attention[t, :, :n] = a
+                read[:, n_in : n_read - size] = _multiply_rows(a, asked).transpose(1, 2)
+            read[:, n_read - size : n_read] = h
+            read[:, n_read] = 1
+            act = torch.bmm(weight, read).to(full).sigmoid_()
+            i, f, g, o = act.chunk(4, 1)  # g is (cell gate + 1) / 2
+            c = torch.mul(f, c).addcmul_(i, g, value=2).sub_(i)
+            u = torch.mul(c, 2).sigmoid_().mul_(2).sub_(1)
+            h = torch.mul(o, u)
+            hidden[t, ..., :n] = h
+            if has_end[t]:
+                last_hidden[..., :n] = torch.where(ends[t, ..., :n], h, last_hidden[..., :n])
+                last_cell[..., :n] = torch.where(ends[t, ..., :n], c, last_cell[..., :n])
+            if keeps_steps:
+                steps.append(_Step(read, act, c, u))
 
-        saved = (w, first_cell, acts, cell, cell_tanh, read, attention, memory)
-        ctx.save_for_backward(*saved)
+        ctx.save_for_backward(weight, first_hidden, first_cell, hidden, attention, memory, ends)
+        ctx.steps, ctx.has_end, ctx.n_in = steps, has_end, n_in
         ctx.mark_non_differentiable(attention)
-        ctx.set_materialize_grads(True)
-        return hidden, cell, attention
+        ctx.set_materialize_grads(False)
+        return hidden, last_hidden, last_cell, attention
 
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, d_hidden: Tensor, d_cell: Tensor, _: Tensor
+        ctx: Any,
+        d_hidden: Tensor | None,
+        d_last_hidden: Tensor | None,
+        d_last_cell: Tensor | None,
+        _: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
-        w, first_cell, acts, cell, cell_tanh, read, attention, memory = ctx.saved_tensors
-        n_runs, n_steps, n_clips, n_gates = acts.shape
-        size = n_gates // 4
-        d_gates = torch.empty_like(acts, dtype=w.dtype)
-        d_vector = torch.empty_like(cell) if memory is not None else None  # of the attention vector
-        d_scores = torch.empty_like(attention)
+        weight, first_hidden, first_cell, hidden, attention, memory, ends = ctx.saved_tensors
+        steps: list[_Step] = ctx.steps
+        size, n_in, n_read = hidden.shape[2], ctx.n_in, weight.shape[2] - 1
+        w_t = weight.new_empty(weight.shape[0], n_read, weight.shape[1])
+        for of_run, w in zip(w_t, weight, strict=True):  # several times faster than all at once
+            of_run.copy_(w[:, :n_read].t())
 
-        d = torch.empty(n_runs, n_clips, n_gates, dtype=acts.dtype, device=acts.device)
-        d_i, d_f, d_g, d_o = d.chunk(4, -1)
-        dh = torch.zeros_like(first_cell)
-        dc = torch.zeros_like(first_cell)
-        for t in range(n_steps - 1, -1, -1):
-            i, f, g, o = acts[:, t].chunk(4, -1)
-            u = cell_tanh[:, t]
-            dh = dh + d_hidden[:, t]
-            dc.add_(d_cell[:, t]).add_(tanh_backward(dh * o, u))
+        d_x = weight.new_zeros(*hidden.shape[:2], n_in, hidden.shape[3])
+        d_gates: list[Tensor] = []
+        dh, dc = torch.zeros_like(steps[-1].cell), torch.zeros_like(steps[-1].cell)
+        if memory is not None:
+            d_vector = torch.zeros_like(hidden.transpose(2, 3))  # of the attention vector
+            d_scores = torch.zeros_like(attention)
+            asked = memory[:, : dh.shape[2]].contiguous()
+        for t in range(len(steps) - 1, -1, -1):
+            act, cell_tanh = steps[t].act, steps[t].cell_tanh
+            n = act.shape[2]
+            if n > dh.shape[2]:
+                wider = (0, n - dh.shape[2])
+                dh, dc = nn.functional.pad(dh, wider), nn.functional.pad(dc, wider)
+                asked = memory[:, :n].contiguous() if memory is not None else None
+            if d_hidden is not None:
+                dh.add_(d_hidden[t, ..., :n])
+            if ctx.has_end[t] and d_last_hidden is not None:
+                dh.addcmul_(d_last_hidden[..., :n], ends[t, ..., :n])
+            if ctx.has_end[t] and d_last_cell is not None:
+                dc.addcmul_(d_last_cell[..., :n], ends[t, ..., :n])
+            i, f, g, o = act.chunk(4, 1)
+            d = torch.empty_like(act)
+            d_i, d_f, d_g, d_o = d.chunk(4, 1)
+            torch.mul(dh, cell_tanh, out=d_o)
+            dc.add_(tanh_backward(dh.mul_(o), cell_tanh))
             torch.mul(dc, g, out=d_i).mul_(2).sub_(dc)
-            torch.mul(dc, cell[:, t - 1] if t else first_cell, out=d_f)
-            torch.mul(dc, i, out=d_g).mul_(4)  # 2 for g, 2 for its doubled input
-            torch.mul(dh, u, out=d_o)
-            dc = dc * f
-            d_step = d_gates[:, t].copy_(sigmoid_backward(d, acts[:, t]))
-            dr = torch.bmm(d_step, w).to(d.dtype)  # [S, B, R]
-            dh = dr[..., -size:]
-            if memory is not None and d_vector is not None:
-                dv = d_vector[:, t].copy_(dr[..., :size])
-                a = attention[:, t]
-                da = _multiply_rows(dv, memory.transpose(2, 3))  # [S, B, U]
-                ds = torch.mul(a, da - (a * da).sum(-1, keepdim=True), out=d_scores[:, t])
-                dh = dh + _multiply_rows(ds, memory)
+            torch.mul(dc, steps[t - 1].cell[..., :n] if t else first_cell, out=d_f)
+            torch.mul(dc, i, out=d_g).mul_(2)
+            dc.mul_(f)
+            d_gates.append(sigmoid_backward(d, act).to(weight.dtype))
+            dr = torch.bmm(w_t, d_gates[-1])  # [S, R, B]
+            d_x[t, ..., :n] = dr[:, :n_in]
+            dh.copy_(dr[:, n_read - size :])
+            if memory is not None:
+                dv = dr[:, n_in : n_read - size].transpose(1, 2).to(dh.dtype)
+                a = attention[t, :, :n]
+                da = _multiply_rows(dv, asked.transpose(2, 3))  # [S, B, U]
+                ds = a * (da - (a * da).sum(-1, keepdim=True))
+                d_vector[t, :, :n], d_scores[t, :, :n] = dv, ds
+                dh.add_(_multiply_rows(ds, asked).transpose(1, 2))
 
         d_memory = None
-        if d_vector is not None:
-            asked = read[..., size:].to(attention.dtype)
-            d_memory = _sum_over_steps(attention, d_vector) + _sum_over_steps(d_scores, asked)
-        d_weight = torch.bmm(d_gates.flatten(1, 2).transpose(1, 2), read.flatten(1, 2))
-        return d_gates, d_weight.to(acts.dtype), dh, dc, d_memory, None, None
+        if memory is not None:
+            asking = torch.cat([first_hidden.unsqueeze(0), hidden[:-1]]).transpose(2, 3)
+            d_memory = _sum_over_steps(attention, d_vector) + _sum_over_steps(d_scores, asking)
+        read = torch.cat([step.read for step in steps], 2)  # [S, R + 1, clips of all steps]
+        d_weight = torch.bmm(torch.cat(d_gates[::-1], 2), read.transpose(1, 2))
+        d_weight[:, 2 * size : 3 * size] *= 2  # they stood doubled in the products
+        d_input, d_recurrent, d_bias = (
+            d_weight[:, :, begin:end].to(hidden.dtype)
+            for begin, end in pairwise((0, n_read - size, n_read, n_read + 1))
+        )
+        d_bias = d_bias.squeeze(2)
+        d_weights = (d_input, d_recurrent, d_bias, d_bias)
+        return d_x, None, *d_weights, dh, dc, d_memory, None, None, None
+
+
+class _Step(NamedTuple):
+    """What a step leaves to its gradient; B counts the clips that still go on."""
+
+    read: Tensor
+    """[S, R + 1, B] Input, attention vector, hidden state of the step before, one."""
+    act: Tensor
+    """[S, 4H, B] Gates."""
+    cell: Tensor
+    """[S, H, B]"""
+    cell_tanh: Tensor
+    """[S, H, B]"""
+
+
+def _plan_steps(n_steps: Tensor, n_padded: int) -> tuple[list[int], list[bool]]:
+    """For each step, how many of the first clips hold all that go on, and whether any ends there.
+
+    Where clips stand longest first, no step is wasted on padding. On a GPU every step takes all
+    clips: small products take as long as large ones, and to learn the lengths is to wait for it.
+    """
+    n_clips = n_steps.shape[1]
+    if n_steps.device.type != "cpu":
+        return [n_clips] * n_padded, [True] * n_padded
+    goes_on = n_steps.amax(0) > torch.arange(n_padded).unsqueeze(1)  # [T, B] in any run
+    widths = (goes_on * torch.arange(1, n_clips + 1)).amax(1)
+    ends = torch.bincount(n_steps.flatten() - 1, minlength=n_padded)
+    # Steps behind the end of all clips have none.
+    return [n for n in widths.tolist() if n], [n > 0 for n in ends.tolist()]
+
+
+def _find_ends(n_steps: Tensor, n_padded: int) -> Tensor:
+    """[S, B] lengths to [T, S, 1, B]: True at each clip's last real step."""
+    step = torch.arange(1, n_padded + 1, device=n_steps.device)
+    return (n_steps == step.view(-1, 1, 1)).unsqueeze(2)
+
+
+def _join_weights(w_input: Tensor, w_hidden: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """[S, 4H, R + 1]: all that a step multiplies, those of the cell gate doubled."""
+    n_runs, n_gates, n_input = w_input.shape
+    size = n_gates // 4
+    weight = torch.empty(n_runs, n_gates, n_input + size + 1, dtype=dtype, device=bias.device)
+    weight[:, :, :n_input] = w_input
+    weight[:, :, n_input:-1] = w_hidden
+    weight[:, :, -1] = bias
+    weight[:, 2 * size : 3 * size] *= 2
+    return weight
 
 
 def _multiply_rows(rows: Tensor, matrices: Tensor) -> Tensor:
@@ -178,5 +291,5 @@ def _multiply_rows(rows: Tensor, matrices: Tensor) -> Tensor:
 
 
 def _sum_over_steps(weights: Tensor, values: Tensor) -> Tensor:
-    """[S, T, B, U] and [S, T, B, H] to [S, B, U, H]: the outer products of each step, summed."""
-    return torch.matmul(weights.permute(0, 2, 3, 1), values.transpose(1, 2))
+    """[T, S, B, U] and [T, S, B, H] to [S, B, U, H]: the outer products of each step, summed."""
+    return torch.matmul(weights.permute(1, 2, 3, 0), values.permute(1, 2, 0, 3))

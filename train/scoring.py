@@ -42,7 +42,7 @@ def score_clips(
         n_classes = head.classify.bias.shape[-1]
         return np.empty((n_runs, 0, n_classes) if n_runs else (0, n_classes))
     lengths = np.array([len(phases[0].context) for phases in table.phases])
-    by_length = np.argsort(lengths, kind="stable")
+    by_length = np.argsort(-lengths, kind="stable")  # the longest first
     n_values = sum(table.features[matrix].shape[1] for matrix in streams.values())
     parts = []
     with torch.no_grad():
@@ -61,10 +61,9 @@ def score_clips(
 
 
 def _cut(clips: NDArray[np.intp], n_values: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
-    """Cut clips, ordered by their number of values, into parts that are scored at a time."""
+    """Cut clips, those with most values first, into parts that are scored at a time."""
     begin = 0
     while begin < len(clips):
-        longest = int(n_values[clips[begin : begin + SCORED_CLIPS][-1]])
-        size = max(1, min(SCORED_CLIPS, SCORED_VALUES // longest))
+        size = max(1, min(SCORED_CLIPS, SCORED_VALUES // int(n_values[clips[begin]])))
         yield clips[begin : begin + size]
         begin += size
