@@ -207,7 +207,7 @@ class Lstm(nn.Module):
                 tuple(drop_run(steps.last_hidden.transpose(1, 2)) for steps in layers),
                 tuple(drop_run(steps.last_cell.transpose(1, 2)) for steps in layers),
             ),
-            drop_run(layers[0].attention.permute(1, 2, 0, 3)),
+            drop_run(layers[0].attention),
         )
 
 

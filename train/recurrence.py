@@ -1,8 +1,8 @@
 """An LSTM layer over a whole sequence, with or without attention, for many runs at once.
 
 A step is one product: of the weights with what the step reads, which is its input, the attention
-vector (if any), the hidden state of the step before, and a one for the bias. The gradients of the
-weights are one product over all steps. PyTorch's own LSTM has no run dimension and no place for
+vector (if any) and the hidden state of the step before. The gradients of the weights are products
+over all steps. PyTorch's own LSTM has no run dimension and no place for
 attention; without attention and with one run it is the oracle of the tests.
 
 Clips come last in memory, behind the values: so the gates of a step lie in whole blocks, which is
@@ -10,12 +10,11 @@ what makes the work between the products cheap, and the products need their weig
 order than they lie in.
 
 Sizes: S runs, T steps, B clips, D input values, H hidden values, U context steps.
-R = D + H, or D + 2H with attention: the rows that a step reads, but for the one.
+R = D + H, or D + 2H with attention: what a step reads.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +25,10 @@ sigmoid_backward = torch.ops.aten.sigmoid_backward
 """(gradient of the output, output) -> gradient of the input, in one pass."""
 tanh_backward = torch.ops.aten.tanh_backward
 """The same of tanh."""
+
+
+BLOCK = 16
+"""Numbers that a core multiplies at once: clips leave the recurrence so many at a time."""
 
 
 class Weights(NamedTuple):
@@ -51,7 +54,7 @@ class Steps(NamedTuple):
     last_cell: Tensor
     """[S, H, B]"""
     attention: Tensor
-    """[T, S, B, U] Weights over the context steps, carrying no gradient; U = 0 without."""
+    """[S, B, T, U] Weights over the context steps, carrying no gradient; U = 0 without."""
 
 
 def run_recurrence(
@@ -115,35 +118,43 @@ class _Layer(torch.autograd.Function):
         n_padded, n_runs, n_in, n_clips = x.shape
         size, full = w_hidden.shape[-1], w_hidden.dtype
         n_read = w_input.shape[-1] + size
-        weight = _join_weights(w_input, w_hidden, b_input + b_hidden, product_dtype)
+        weight = w_hidden.new_empty(n_runs, 4 * size, n_read, dtype=product_dtype)
+        weight[:, :, : n_read - size], weight[:, :, n_read - size :] = w_input, w_hidden
+        bias = (b_input + b_hidden).unsqueeze(2).to(product_dtype)
+        for doubled in (weight, bias):
+            doubled[:, 2 * size : 3 * size] *= 2
 
         widths, has_end = _plan_steps(n_steps, n_padded)
         ends = _find_ends(n_steps, n_padded)
         hidden = first_cell.new_zeros(n_padded, n_runs, size, n_clips)
         last_hidden, last_cell = torch.empty_like(hidden[0]), torch.empty_like(hidden[0])
         n_memory = memory.shape[2] if memory is not None else 0
-        attention = first_cell.new_zeros(n_padded, n_runs, n_clips, n_memory)
+        attention = first_cell.new_zeros(n_runs, n_clips, n_padded, n_memory)
+        asking = torch.empty(0)
         if memory is not None and memory_mask is not None:
             asked = memory.contiguous()
+            asking = first_cell.new_zeros(n_runs, n_clips, n_padded if keeps_steps else 1, size)
             # 0 for a real step, minus infinity for another
             blocked = torch.zeros_like(memory_mask, dtype=full)
             blocked.masked_fill_(~memory_mask, -torch.inf)
 
+        # What the steps read, one behind the other: input, attention vector, hidden state before.
+        all_read = weight.new_empty(n_runs, n_read, sum(widths) if keeps_steps else n_clips)
         steps: list[_Step] = []
-        h, c = first_hidden, first_cell
+        h, c, at = first_hidden, first_cell, 0
         for t, n in enumerate(widths):
             h, c = h[..., :n].contiguous(), c[..., :n].contiguous()
-            read = weight.new_empty(n_runs, n_read + 1, n)
+            read = all_read[:, :, at : at + n]
             read[:, :n_in] = x[t, ..., :n]
             if memory is not None:
                 asked, blocked = asked[:, :n].contiguous(), blocked[:, :n]
-                scores = _multiply_rows(h.transpose(1, 2), asked.transpose(2, 3)).add_(blocked)
+                query = h.transpose(1, 2).contiguous()  # [S, B, H]
+                scores = _multiply_rows(query, asked.transpose(2, 3)).add_(blocked)
                 a = torch.softmax(scores, -1)  # [S, B, U]
-                attention[t, :, :n] = a
+                attention[:, :n, t], asking[:, :n, t if keeps_steps else 0] = a, query
                 read[:, n_in : n_read - size] = _multiply_rows(a, asked).transpose(1, 2)
-            read[:, n_read - size : n_read] = h
-            read[:, n_read] = 1
-            act = torch.bmm(weight, read).to(full).sigmoid_()
+            read[:, n_read - size :] = h
+            act = torch.baddbmm(bias, weight, read).to(full).sigmoid_()
             i, f, g, o = act.chunk(4, 1)  # g is (cell gate + 1) / 2
             c = torch.mul(f, c).addcmul_(i, g, value=2).sub_(i)
             u = torch.mul(c, 2).sigmoid_().mul_(2).sub_(1)
@@ -153,9 +164,11 @@ class _Layer(torch.autograd.Function):
                 last_hidden[..., :n] = torch.where(ends[t, ..., :n], h, last_hidden[..., :n])
                 last_cell[..., :n] = torch.where(ends[t, ..., :n], c, last_cell[..., :n])
             if keeps_steps:
-                steps.append(_Step(read, act, c, u))
+                steps.append(_Step(act, c, u))
+                at += n
 
-        ctx.save_for_backward(weight, first_hidden, first_cell, hidden, attention, memory, ends)
+        saved = (weight, first_cell, all_read, attention, asking, memory, ends)
+        ctx.save_for_backward(*saved)
         ctx.steps, ctx.has_end, ctx.n_in = steps, has_end, n_in
         ctx.mark_non_differentiable(attention)
         ctx.set_materialize_grads(False)
@@ -170,18 +183,21 @@ class _Layer(torch.autograd.Function):
         d_last_cell: Tensor | None,
         _: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
-        weight, first_hidden, first_cell, hidden, attention, memory, ends = ctx.saved_tensors
+        weight, first_cell, all_read, attention, asking, memory, ends = ctx.saved_tensors
         steps: list[_Step] = ctx.steps
-        size, n_in, n_read = hidden.shape[2], ctx.n_in, weight.shape[2] - 1
-        w_t = weight.new_empty(weight.shape[0], n_read, weight.shape[1])
+        n_runs, size, n_clips = first_cell.shape
+        n_padded, n_in, n_read = len(ends), ctx.n_in, weight.shape[2]
+        w_t = weight.new_empty(n_runs, n_read, 4 * size)
         for of_run, w in zip(w_t, weight, strict=True):  # several times faster than all at once
-            of_run.copy_(w[:, :n_read].t())
+            of_run.copy_(w.t())
+        w_t[:, :, 2 * size : 3 * size] /= 2
 
-        d_x = weight.new_zeros(*hidden.shape[:2], n_in, hidden.shape[3])
-        d_gates: list[Tensor] = []
+        d_x = weight.new_zeros(n_padded, n_runs, n_in, n_clips)
+        d_gates = weight.new_empty(n_runs, 4 * size, all_read.shape[2])
+        d, at = torch.empty_like(steps[-1].act), all_read.shape[2]
         dh, dc = torch.zeros_like(steps[-1].cell), torch.zeros_like(steps[-1].cell)
         if memory is not None:
-            d_vector = torch.zeros_like(hidden.transpose(2, 3))  # of the attention vector
+            d_vector = torch.zeros_like(asking)  # of the attention vector
             d_scores = torch.zeros_like(attention)
             asked = memory[:, : dh.shape[2]].contiguous()
         for t in range(len(steps) - 1, -1, -1):
@@ -190,6 +206,7 @@ class _Layer(torch.autograd.Function):
             if n > dh.shape[2]:
                 wider = (0, n - dh.shape[2])
                 dh, dc = nn.functional.pad(dh, wider), nn.functional.pad(dc, wider)
+                d = torch.empty_like(act)
                 asked = memory[:, :n].contiguous() if memory is not None else None
             if d_hidden is not None:
                 dh.add_(d_hidden[t, ..., :n])
@@ -198,38 +215,37 @@ class _Layer(torch.autograd.Function):
             if ctx.has_end[t] and d_last_cell is not None:
                 dc.addcmul_(d_last_cell[..., :n], ends[t, ..., :n])
             i, f, g, o = act.chunk(4, 1)
-            d = torch.empty_like(act)
             d_i, d_f, d_g, d_o = d.chunk(4, 1)
             torch.mul(dh, cell_tanh, out=d_o)
             dc.add_(tanh_backward(dh.mul_(o), cell_tanh))
             torch.mul(dc, g, out=d_i).mul_(2).sub_(dc)
             torch.mul(dc, steps[t - 1].cell[..., :n] if t else first_cell, out=d_f)
-            torch.mul(dc, i, out=d_g).mul_(2)
+            torch.mul(dc, i, out=d_g).mul_(4)  # 2 for g, 2 for its doubled input
             dc.mul_(f)
-            d_gates.append(sigmoid_backward(d, act).to(weight.dtype))
-            dr = torch.bmm(w_t, d_gates[-1])  # [S, R, B]
+            at -= n
+            d_step = d_gates[:, :, at : at + n].copy_(sigmoid_backward(d, act, grad_input=d))
+            dr = torch.bmm(w_t, d_step)  # [S, R, B]
             d_x[t, ..., :n] = dr[:, :n_in]
             dh.copy_(dr[:, n_read - size :])
             if memory is not None:
                 dv = dr[:, n_in : n_read - size].transpose(1, 2).to(dh.dtype)
-                a = attention[t, :, :n]
+                a = attention[:, :n, t]
                 da = _multiply_rows(dv, asked.transpose(2, 3))  # [S, B, U]
                 ds = a * (da - (a * da).sum(-1, keepdim=True))
-                d_vector[t, :, :n], d_scores[t, :, :n] = dv, ds
+                d_vector[:, :n, t], d_scores[:, :n, t] = dv, ds
                 dh.add_(_multiply_rows(ds, asked).transpose(1, 2))
 
         d_memory = None
         if memory is not None:
-            asking = torch.cat([first_hidden.unsqueeze(0), hidden[:-1]]).transpose(2, 3)
-            d_memory = _sum_over_steps(attention, d_vector) + _sum_over_steps(d_scores, asking)
-        read = torch.cat([step.read for step in steps], 2)  # [S, R + 1, clips of all steps]
-        d_weight = torch.bmm(torch.cat(d_gates[::-1], 2), read.transpose(1, 2))
-        d_weight[:, 2 * size : 3 * size] *= 2  # they stood doubled in the products
-        d_input, d_recurrent, d_bias = (
-            d_weight[:, :, begin:end].to(hidden.dtype)
-            for begin, end in pairwise((0, n_read - size, n_read, n_read + 1))
+            # Outer products [U, H], summed over the steps.
+            d_memory = torch.matmul(attention.transpose(2, 3), d_vector)
+            d_memory += torch.matmul(d_scores.transpose(2, 3), asking)
+        d_input, d_recurrent = (
+            torch.bmm(d_gates, read.transpose(1, 2)).to(first_cell.dtype)
+            for read in all_read.split_with_sizes([n_read - size, size], 1)
         )
-        d_bias = d_bias.squeeze(2)
+        d_bias = torch.bmm(d_gates, torch.ones_like(all_read[:, :1]).transpose(1, 2))
+        d_bias = d_bias.squeeze(2).to(first_cell.dtype)
         d_weights = (d_input, d_recurrent, d_bias, d_bias)
         return d_x, None, *d_weights, dh, dc, d_memory, None, None, None
 
@@ -237,8 +253,6 @@ class _Layer(torch.autograd.Function):
 class _Step(NamedTuple):
     """What a step leaves to its gradient; B counts the clips that still go on."""
 
-    read: Tensor
-    """[S, R + 1, B] Input, attention vector, hidden state of the step before, one."""
     act: Tensor
     """[S, 4H, B] Gates."""
     cell: Tensor
@@ -250,8 +264,8 @@ class _Step(NamedTuple):
 def _plan_steps(n_steps: Tensor, n_padded: int) -> tuple[list[int], list[bool]]:
     """For each step, how many of the first clips hold all that go on, and whether any ends there.
 
-    Where clips stand longest first, no step is wasted on padding. On a GPU every step takes all
-    clips: small products take as long as large ones, and to learn the lengths is to wait for it.
+    Where clips stand longest first, little is wasted on padding; ``BLOCK`` clips take as long as
+    fewer. On a GPU every step takes all clips: to learn the lengths is to wait for it.
     """
     n_clips = n_steps.shape[1]
     if n_steps.device.type != "cpu":
@@ -259,26 +273,15 @@ def _plan_steps(n_steps: Tensor, n_padded: int) -> tuple[list[int], list[bool]]:
     goes_on = n_steps.amax(0) > torch.arange(n_padded).unsqueeze(1)  # [T, B] in any run
     widths = (goes_on * torch.arange(1, n_clips + 1)).amax(1)
     ends = torch.bincount(n_steps.flatten() - 1, minlength=n_padded)
+    blocks = (-(-widths // BLOCK) * BLOCK).clamp(max=n_clips)
     # Steps behind the end of all clips have none.
-    return [n for n in widths.tolist() if n], [n > 0 for n in ends.tolist()]
+    return [n for n in blocks.tolist() if n], [n > 0 for n in ends.tolist()]
 
 
 def _find_ends(n_steps: Tensor, n_padded: int) -> Tensor:
     """[S, B] lengths to [T, S, 1, B]: True at each clip's last real step."""
     step = torch.arange(1, n_padded + 1, device=n_steps.device)
     return (n_steps == step.view(-1, 1, 1)).unsqueeze(2)
-
-
-def _join_weights(w_input: Tensor, w_hidden: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
-    """[S, 4H, R + 1]: all that a step multiplies, those of the cell gate doubled."""
-    n_runs, n_gates, n_input = w_input.shape
-    size = n_gates // 4
-    weight = torch.empty(n_runs, n_gates, n_input + size + 1, dtype=dtype, device=bias.device)
-    weight[:, :, :n_input] = w_input
-    weight[:, :, n_input:-1] = w_hidden
-    weight[:, :, -1] = bias
-    weight[:, 2 * size : 3 * size] *= 2
-    return weight
 
 
 def _multiply_rows(rows: Tensor, matrices: Tensor) -> Tensor:
@@ -288,8 +291,3 @@ def _multiply_rows(rows: Tensor, matrices: Tensor) -> Tensor:
     """
     *many, n, m = matrices.shape
     return torch.bmm(rows.reshape(-1, 1, n), matrices.reshape(-1, n, m)).view(*many, m)
-
-
-def _sum_over_steps(weights: Tensor, values: Tensor) -> Tensor:
-    """[T, S, B, U] and [T, S, B, H] to [S, B, U, H]: the outer products of each step, summed."""
-    return torch.matmul(weights.permute(1, 2, 3, 0), values.permute(1, 2, 0, 3))
