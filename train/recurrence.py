@@ -15,6 +15,8 @@ R = D + H, or D + 2H with attention: what a step reads.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate, groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -124,6 +126,7 @@ class _Layer(torch.autograd.Function):
         for doubled in (weight, bias):
             doubled[:, 2 * size : 3 * size] *= 2
 
+        x = x.to(product_dtype).contiguous()
         widths, has_end = _plan_steps(n_steps, n_padded)
         ends = _find_ends(n_steps, n_padded)
         hidden = first_cell.new_zeros(n_padded, n_runs, size, n_clips)
@@ -138,38 +141,38 @@ class _Layer(torch.autograd.Function):
             blocked = torch.zeros_like(memory_mask, dtype=full)
             blocked.masked_fill_(~memory_mask, -torch.inf)
 
-        # What the steps read, one behind the other: input, attention vector, hidden state before.
-        all_read = weight.new_empty(n_runs, n_read, sum(widths) if keeps_steps else n_clips)
-        steps: list[_Step] = []
-        h, c, at = first_hidden, first_cell, 0
+        kept = widths if keeps_steps else widths[:1]
+        read = _Blocks(kept, n_runs, n_read, weight)  # input, attention vector, hidden state before
+        acts = _Blocks(kept, n_runs, 4 * size, first_cell)
+        cell, cell_tanh = (_Blocks(kept, n_runs, size, first_cell) for _ in range(2))
+        gates = weight.new_empty(n_runs * 4 * size * n_clips)
+        h, c = first_hidden, first_cell
         for t, n in enumerate(widths):
             h, c = h[..., :n].contiguous(), c[..., :n].contiguous()
-            read = all_read[:, :, at : at + n]
-            read[:, :n_in] = x[t, ..., :n]
+            r = read.see(t, n)
+            r[:, :n_in] = x[t, ..., :n]
             if memory is not None:
                 asked, blocked = asked[:, :n].contiguous(), blocked[:, :n]
                 query = h.transpose(1, 2).contiguous()  # [S, B, H]
                 scores = _multiply_rows(query, asked.transpose(2, 3)).add_(blocked)
                 a = torch.softmax(scores, -1)  # [S, B, U]
                 attention[:, :n, t], asking[:, :n, t if keeps_steps else 0] = a, query
-                read[:, n_in : n_read - size] = _multiply_rows(a, asked).transpose(1, 2)
-            read[:, n_read - size :] = h
-            act = torch.baddbmm(bias, weight, read).to(full).sigmoid_()
+                r[:, n_in : n_read - size] = _multiply_rows(a, asked).transpose(1, 2)
+            r[:, n_read - size :] = h
+            gates_t = gates[: n_runs * 4 * size * n].view(n_runs, 4 * size, n)
+            torch.baddbmm(bias, weight, r, out=gates_t)
+            act = acts.see(t, n).copy_(gates_t).sigmoid_()
             i, f, g, o = act.chunk(4, 1)  # g is (cell gate + 1) / 2
-            c = torch.mul(f, c).addcmul_(i, g, value=2).sub_(i)
-            u = torch.mul(c, 2).sigmoid_().mul_(2).sub_(1)
+            c = torch.mul(f, c, out=cell.see(t, n)).addcmul_(i, g, value=2).sub_(i)
+            u = torch.mul(c, 2, out=cell_tanh.see(t, n)).sigmoid_().mul_(2).sub_(1)
             h = torch.mul(o, u)
             hidden[t, ..., :n] = h
             if has_end[t]:
                 last_hidden[..., :n] = torch.where(ends[t, ..., :n], h, last_hidden[..., :n])
                 last_cell[..., :n] = torch.where(ends[t, ..., :n], c, last_cell[..., :n])
-            if keeps_steps:
-                steps.append(_Step(act, c, u))
-                at += n
 
-        saved = (weight, first_cell, all_read, attention, asking, memory, ends)
-        ctx.save_for_backward(*saved)
-        ctx.steps, ctx.has_end, ctx.n_in = steps, has_end, n_in
+        ctx.save_for_backward(weight, first_cell, attention, asking, memory, ends)
+        ctx.blocks, ctx.has_end, ctx.n_in = (read, acts, cell, cell_tanh), has_end, n_in
         ctx.mark_non_differentiable(attention)
         ctx.set_materialize_grads(False)
         return hidden, last_hidden, last_cell, attention
@@ -183,8 +186,9 @@ class _Layer(torch.autograd.Function):
         d_last_cell: Tensor | None,
         _: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
-        weight, first_cell, all_read, attention, asking, memory, ends = ctx.saved_tensors
-        steps: list[_Step] = ctx.steps
+        weight, first_cell, attention, asking, memory, ends = ctx.saved_tensors
+        read, acts, cell, cell_tanh = ctx.blocks
+        widths = read.widths
         n_runs, size, n_clips = first_cell.shape
         n_padded, n_in, n_read = len(ends), ctx.n_in, weight.shape[2]
         w_t = weight.new_empty(n_runs, n_read, 4 * size)
@@ -193,16 +197,16 @@ class _Layer(torch.autograd.Function):
         w_t[:, :, 2 * size : 3 * size] /= 2
 
         d_x = weight.new_zeros(n_padded, n_runs, n_in, n_clips)
-        d_gates = weight.new_empty(n_runs, 4 * size, all_read.shape[2])
-        d, at = torch.empty_like(steps[-1].act), all_read.shape[2]
-        dh, dc = torch.zeros_like(steps[-1].cell), torch.zeros_like(steps[-1].cell)
+        d_gates = _Blocks(widths, n_runs, 4 * size, weight)
+        d = torch.empty_like(acts.see(len(widths) - 1, widths[-1]))
+        dh, dc = (first_cell.new_zeros(n_runs, size, widths[-1]) for _ in range(2))
         if memory is not None:
             d_vector = torch.zeros_like(asking)  # of the attention vector
             d_scores = torch.zeros_like(attention)
             asked = memory[:, : dh.shape[2]].contiguous()
-        for t in range(len(steps) - 1, -1, -1):
-            act, cell_tanh = steps[t].act, steps[t].cell_tanh
-            n = act.shape[2]
+        for t in range(len(widths) - 1, -1, -1):
+            n = widths[t]
+            act, u = acts.see(t, n), cell_tanh.see(t, n)
             if n > dh.shape[2]:
                 wider = (0, n - dh.shape[2])
                 dh, dc = nn.functional.pad(dh, wider), nn.functional.pad(dc, wider)
@@ -216,14 +220,14 @@ class _Layer(torch.autograd.Function):
                 dc.addcmul_(d_last_cell[..., :n], ends[t, ..., :n])
             i, f, g, o = act.chunk(4, 1)
             d_i, d_f, d_g, d_o = d.chunk(4, 1)
-            torch.mul(dh, cell_tanh, out=d_o)
-            dc.add_(tanh_backward(dh.mul_(o), cell_tanh))
+            torch.mul(dh, u, out=d_o)
+            dc.add_(tanh_backward(dh.mul_(o), u))
             torch.mul(dc, g, out=d_i).mul_(2).sub_(dc)
-            torch.mul(dc, steps[t - 1].cell[..., :n] if t else first_cell, out=d_f)
+            c = cell.see(t - 1, widths[t - 1])[..., :n] if t else first_cell
+            torch.mul(dc, c, out=d_f)
             torch.mul(dc, i, out=d_g).mul_(4)  # 2 for g, 2 for its doubled input
             dc.mul_(f)
-            at -= n
-            d_step = d_gates[:, :, at : at + n].copy_(sigmoid_backward(d, act, grad_input=d))
+            d_step = d_gates.see(t, n).copy_(sigmoid_backward(d, act, grad_input=d))
             dr = torch.bmm(w_t, d_step)  # [S, R, B]
             d_x[t, ..., :n] = dr[:, :n_in]
             dh.copy_(dr[:, n_read - size :])
@@ -240,25 +244,44 @@ class _Layer(torch.autograd.Function):
             # Outer products [U, H], summed over the steps.
             d_memory = torch.matmul(attention.transpose(2, 3), d_vector)
             d_memory += torch.matmul(d_scores.transpose(2, 3), asking)
+        all_d, all_read = d_gates.join(), read.join()
         d_input, d_recurrent = (
-            torch.bmm(d_gates, read.transpose(1, 2)).to(first_cell.dtype)
-            for read in all_read.split_with_sizes([n_read - size, size], 1)
+            torch.bmm(all_d, part.transpose(1, 2)).to(first_cell.dtype)
+            for part in all_read.split_with_sizes([n_read - size, size], 1)
         )
-        d_bias = torch.bmm(d_gates, torch.ones_like(all_read[:, :1]).transpose(1, 2))
+        d_bias = torch.bmm(all_d, all_d.new_ones(n_runs, all_d.shape[2], 1))
         d_bias = d_bias.squeeze(2).to(first_cell.dtype)
         d_weights = (d_input, d_recurrent, d_bias, d_bias)
         return d_x, None, *d_weights, dh, dc, d_memory, None, None, None
 
 
-class _Step(NamedTuple):
-    """What a step leaves to its gradient; B counts the clips that still go on."""
+class _Blocks:
+    """Values of all steps, those of a step in one piece: [S, N, B], B counts the clips that go on.
 
-    act: Tensor
-    """[S, 4H, B] Gates."""
-    cell: Tensor
-    """[S, H, B]"""
-    cell_tanh: Tensor
-    """[S, H, B]"""
+    Made for a single step, it is the same piece for every step.
+    """
+
+    def __init__(self, widths: Sequence[int], n_runs: int, n_values: int, like: Tensor) -> None:
+        """widths: [T] each step's B; n_values: N; like: gives type and device."""
+        self.widths, self._shape = widths, (n_runs, n_values)
+        self._begin = [0, *accumulate(n_runs * n_values * n for n in widths)]
+        self._flat = like.new_empty(self._begin[-1])
+
+    def see(self, step: int, n: int) -> Tensor:
+        """A step's [S, N, B]; n: its B."""
+        begin = self._begin[step] if len(self.widths) > 1 else 0
+        n_runs, n_values = self._shape
+        return self._flat[begin : begin + n_runs * n_values * n].view(n_runs, n_values, n)
+
+    def join(self) -> Tensor:
+        """[S, N, clips of all steps]"""
+        parts, step = [], 0
+        for n, like in groupby(self.widths):
+            end = step + len(list(like))
+            part = self._flat[self._begin[step] : self._begin[end]].view(-1, *self._shape, n)
+            parts.append(part.permute(1, 2, 0, 3).flatten(2))
+            step = end
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
 
 
 def _plan_steps(n_steps: Tensor, n_padded: int) -> tuple[list[int], list[bool]]:
