@@ -110,6 +110,12 @@ class Task:
         """The streams that the head reads -> the feature matrix that each comes from."""
         return choose_streams(self.head, context=self.config.context, streams=self.config.streams)
 
+    @property
+    def reads_from_disk(self) -> bool:
+        """Whether train features that the head reads exceed the memory."""
+        read = (self.train.features[matrix] for matrix in self.streams.values())
+        return any(isinstance(matrix, DiskMatrix) for matrix in read)
+
 
 def plan_epochs(n_train: int, config: FitConfig) -> Schedule:
     """Turn the settings into epochs: small stores are passed over until ``min_steps`` are done."""
@@ -155,7 +161,8 @@ def train_runs(
     for epoch in range(1, schedule.n_epochs + 1):
         active = list(model.runs)
         losses = model.train_epoch(epoch, stop)
-        return_freed_memory()
+        if task.reads_from_disk:
+            return_freed_memory()
         metrics: Sequence[Metrics | None] = [None] * len(active)
         if schedule.is_scored(epoch):
             metrics = model.score_val()
@@ -267,8 +274,7 @@ def _iter_batches(task: Task, specs: Sequence[RunSpec], epoch: int) -> Iterator[
         gather_batch(table, clips, np.take_along_axis(phases, clips, 1), task.streams)
         for clips in chosen
     )
-    read = [table.features[matrix] for matrix in task.streams.values()]
-    return read_ahead(gathered) if any(isinstance(m, DiskMatrix) for m in read) else gathered
+    return read_ahead(gathered) if task.reads_from_disk else gathered
 
 
 def _note_epoch(task: Task, run: TrainedRun, epoch: Epoch) -> None:
