@@ -161,6 +161,20 @@ def test_in_a_large_set_clips_of_like_length_meet() -> None:
     assert padded < 1.15 * n_steps.sum()
 
 
+def test_what_is_left_of_a_large_set_is_sorted_too() -> None:
+    n_steps = np.random.default_rng(0).integers(1, 200, 32 * 20)
+    left = order_batches(n_steps, 32, 0, 1)[16:]
+    padded = sum(int(n_steps[b].max()) * len(b) for b in left)
+    assert padded < 1.4 * n_steps[np.concatenate(left)].sum()
+
+
+@pytest.mark.parametrize("n_clips", [30, 32 * 16])
+def test_the_longest_clip_of_a_batch_is_its_first(n_clips: int) -> None:
+    n_steps = np.random.default_rng(0).integers(1, 200, n_clips)
+    for batch in order_batches(n_steps, 8, 0, 1):
+        assert (np.diff(n_steps[batch]) <= 0).all()
+
+
 def test_a_label_that_the_store_does_not_declare_is_named() -> None:
     with pytest.raises(ConfigError, match=r"store: clip x: label 'hapy'.*happy, sad"):
         number_label("hapy", CLASSES, "store: clip x")

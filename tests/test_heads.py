@@ -126,6 +126,22 @@ def test_runs_side_by_side_give_the_logits_and_gradients_of_single_runs(name: st
             torch.testing.assert_close(parameter.grad[run], own_grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["context", "caca-a", "caca"])
+def test_the_order_of_clips_in_a_batch_changes_neither_logits_nor_gradients(name: str) -> None:
+    head = build_head(name, N_CLASSES, context="2x2", seed=0)
+    longest_first = sorted([*range(1, 10)] * 4, reverse=True)  # the recurrence drops ended ones
+    streams, n_steps = make_inputs(longest_first)
+    logits = head.score(streams, n_steps)
+    backwards = head.score({n: x.flip(0) for n, x in streams.items()}, n_steps.flip(0)).flip(0)
+    torch.testing.assert_close(logits, backwards, atol=1e-5, rtol=1e-4)
+    parameters = list(head.parameters())
+    found, expected = (
+        torch.autograd.grad(result.pow(2).sum(), parameters) for result in (logits, backwards)
+    )
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+
+
 def test_a_run_leaves_the_stack_with_the_names_and_values_it_went_in_with() -> None:
     heads = [build_head("caca-a", 3, seed=seed) for seed in (1, 2)]
     state = read_run_state(stack_runs(heads), 1)
