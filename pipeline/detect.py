@@ -23,7 +23,7 @@ from features.engine import Network, compile_network, run_padded
 from pipeline.mtcnn_networks import ONet, PNet, RNet
 from pipeline.patches import sample_patches
 from pipeline.pyramid import WINDOW_PX, make_pyramid, pyramid_scales
-from pipeline.strips import STRIDE_PX, find_windows, pack_pyramid
+from pipeline.strips import STRIDE_PX, find_windows, pack_pyramids
 
 Boxes = NDArray[np.float32]
 
@@ -88,7 +88,7 @@ class FaceDetector:
         """P-Net over the pyramid. Returns a table of square boxes."""
         height, width = rgb.shape[1:3]
         scales = pyramid_scales(height, width, min_face_px)
-        levels = make_pyramid(rgb, scales)
+        levels = make_pyramid(rgb, scales) if len(rgb) else []
         scan = self._scan_levels if rgb.is_cuda else self._scan_strips
         windows = np.concatenate([np.zeros((0, 7), dtype=np.float32), *scan(levels)])
         level = windows[:, 6].astype(np.intp)
@@ -108,16 +108,13 @@ class FaceDetector:
 
     def _scan_strips(self, levels: Sequence[Tensor]) -> Iterator[Boxes]:
         """The same, of what shows any contrast."""
-        pictures = [level.numpy() for level in levels]
-        for frame in range(len(pictures[0]) if pictures else 0):
-            for canvas in pack_pyramid([picture[frame] for picture in pictures]):
-                seen = self.pnet(torch.from_numpy(canvas.rgb[None]))[0][0].numpy()  # (5, h, w)
-                place = np.flatnonzero(seen[4] > self._least_margin)
-                row, column = np.divmod(place, seen.shape[2])
-                windows, real = find_windows(canvas, row, column)
-                values = seen[:, row[real], column[real]].T  # (N, 5)
-                at = np.full(len(values), frame)
-                yield _read_windows(at, windows.row, windows.column, values, windows.level)
+        for canvas in pack_pyramids([level.numpy() for level in levels]):
+            seen = self.pnet(torch.from_numpy(canvas.rgb[None]))[0][0].numpy()  # (5, h, w)
+            place = np.flatnonzero(seen[4] > self._least_margin)
+            row, column = np.divmod(place, seen.shape[2])
+            at, real = find_windows(canvas, row, column)
+            values = seen[:, row[real], column[real]].T  # (N, 5)
+            yield _read_windows(at.frame, at.row, at.column, values, at.level)
 
     def _refine(self, rgb: Tensor, boxes: Boxes) -> Boxes:
         """R-Net. boxes: square. Returns the survivors, square again."""

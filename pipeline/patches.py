@@ -34,9 +34,10 @@ def sample_patches(rgb: Tensor, boxes: NDArray[np.float32], size: int) -> Tensor
     in_x, in_y = (x - left)[:, None, None], (y - top)[:, None, :, None]
     first = table[:, 0].long()[:, None] * height  # row of the first line of the frame
     rows = (first + torch.cat([top, bottom], dim=1)) * width  # (N, 2 * size)
-    place = rows[:, :, None] + torch.cat([left, right], dim=1)[:, None]
-    channel = torch.arange(3, device=rgb.device)[:, None, None]
-    pixels = torch.take(rgb, place[:, None] * 3 + channel).float()  # (N, 3, 2 * size, 2 * size)
+    place = (rows[:, :, None] + torch.cat([left, right], dim=1)[:, None]) * 3
+    flat = rgb.flatten()
+    planes = [torch.take(flat[channel:], place) for channel in range(3)]
+    pixels = torch.stack(planes, dim=1).float()  # (N, 3, 2 * size, 2 * size)
     lines = torch.lerp(pixels[..., :size], pixels[..., size:], in_x)
     patches = normalise(torch.lerp(lines[:, :, :size], lines[:, :, size:], in_y))
     patches *= (y_inside[:, :, None] & x_inside[:, None])[:, None]
