@@ -27,7 +27,8 @@ from pipeline.strips import STRIDE_PX, find_windows, pack_pyramids
 
 Boxes = NDArray[np.float32]
 
-_PATCH_BATCH = 128
+_PATCH_BATCH = 64
+"""Patches that are sampled and looked at together: what bounds the memory of a busy picture."""
 
 
 class FaceDetector:
@@ -120,8 +121,7 @@ class FaceDetector:
         """R-Net. boxes: square. Returns the survivors, square again."""
         if not len(boxes):
             return boxes
-        patches = sample_patches(rgb, boxes, 24)
-        offsets, scores = _run(self.rnet, patches, 16)
+        offsets, scores = _look_at(self.rnet, rgb, boxes, side=24, multiple=16)
         boxes = _adjusted(boxes, offsets, scores)
         boxes = boxes[boxes[:, 5] > self.thresholds[1]]
         return _squared(_suppress(boxes, 0.7, _iou_union))
@@ -130,8 +130,7 @@ class FaceDetector:
         """O-Net. boxes: square. Returns boxes and landmarks [A, 5, 2] in pixels."""
         if not len(boxes):
             return boxes, np.zeros((0, 5, 2), dtype=np.float32)
-        patches = sample_patches(rgb, boxes, 48)
-        offsets, landmarks, scores = _run(self.onet, patches, 4)
+        offsets, landmarks, scores = _look_at(self.onet, rgb, boxes, side=48, multiple=4)
         side = boxes[:, 3:5] - boxes[:, 1:3] + 1  # (N, 2) width, height
         points = landmarks.reshape(-1, 2, 5).transpose(0, 2, 1)  # (N, 5, 2)
         points = points * side[:, None] + boxes[:, None, 1:3] - 1
@@ -141,9 +140,15 @@ class FaceDetector:
         return rows[:, :6], rows[:, 6:].reshape(-1, 5, 2)
 
 
-def _run(network: Network, patches: Tensor, multiple: int) -> list[NDArray[np.float32]]:
-    outputs = run_padded(network, patches, batch=_PATCH_BATCH, multiple=multiple)
-    return [out.cpu().numpy() for out in outputs]
+def _look_at(
+    network: Network, rgb: Tensor, boxes: Boxes, *, side: int, multiple: int
+) -> list[NDArray[np.float32]]:
+    """What R-Net or O-Net says of N boxes: [N, ...] each; side: of its patches."""
+    parts = []
+    for first in range(0, len(boxes), _PATCH_BATCH):
+        patches = sample_patches(rgb, boxes[first : first + _PATCH_BATCH], side)
+        parts.append(run_padded(network, patches, batch=_PATCH_BATCH, multiple=multiple))
+    return [torch.cat(outputs).cpu().numpy() for outputs in zip(*parts, strict=True)]
 
 
 def _read_windows(
