@@ -2,7 +2,8 @@
 
 The ``mtcnn`` package's own engine is the reference: patches by plain bilinear sampling, and its
 suppression, in which a box falls to any better box that overlaps it, even to one that has itself
-fallen. Only the pyramid is made in another way: see ``_shrunk``.
+fallen. Only the pyramid is made in another way (``pipeline.pyramid``), and on a CPU what shows no
+contrast is left out (``pipeline.strips``).
 
 A table of boxes is [N, 6] float32: row of the frame, left, top, right, bottom in pixels, score.
 """
@@ -10,25 +11,24 @@ A table of boxes is [N, 6] float32: row of the frame, left, top, right, bottom i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from features.contracts import Faces
 from features.engine import Network, compile_network, run_padded
 from pipeline.mtcnn_networks import ONet, PNet, RNet
 from pipeline.patches import sample_patches
+from pipeline.pyramid import WINDOW_PX, make_pyramid, pyramid_scales
+from pipeline.strips import STRIDE_PX, find_windows, pack_pyramids
 
 Boxes = NDArray[np.float32]
 
-_PYRAMID_FACTOR = 0.709
-WINDOW_PX = 12
-_STRIDE_PX = 2
-_PATCH_BATCH = 128
+_PATCH_BATCH = 64
+"""Patches that are sampled and looked at together: what bounds the memory of a busy picture."""
 
 
 class FaceDetector:
@@ -44,6 +44,7 @@ class FaceDetector:
     ) -> None:
         """thresholds: least score after each network; for the others see ``compile_network``."""
         self.thresholds = thresholds
+        self._least_margin = math.log(thresholds[0] / (1 - thresholds[0]))
         self.device = torch.device(device)
         self.pnet, self.rnet, self.onet = (
             compile_network(
@@ -88,28 +89,39 @@ class FaceDetector:
         """P-Net over the pyramid. Returns a table of square boxes."""
         height, width = rgb.shape[1:3]
         scales = pyramid_scales(height, width, min_face_px)
-        found: list[Boxes] = [np.zeros((0, 7), dtype=np.float32)]
-        # One frame at a time on a CPU: a level's maps then fit its cache.
-        n_at_once = max(len(rgb), 1) if rgb.is_cuda else 1
-        for first in range(0, len(rgb), n_at_once):
-            level = rgb[first : first + n_at_once]
-            for number, scale in enumerate(scales):
-                level = _shrunk(level, (int(height * scale), int(width * scale)))
-                windows = _choose_windows(self.pnet(level)[0], self.thresholds[0])
-                windows[:, 0] += first
-                windows[:, 1:5] /= scale
-                found.append(np.insert(windows, 6, number, axis=1))
-        windows = np.concatenate(found)
+        levels = make_pyramid(rgb, scales) if len(rgb) else []
+        scan = self._scan_levels if rgb.is_cuda else self._scan_strips
+        windows = np.concatenate([np.zeros((0, 7), dtype=np.float32), *scan(levels)])
+        level = windows[:, 6].astype(np.intp)
+        windows[:, 1:5] /= np.array([*scales, 1], dtype=np.float32)[level, None]
         of_level = windows[:, 0] * len(scales) + windows[:, 6]
         boxes = _suppress(windows[:, :6], 0.5, _iou_union, group=of_level)
         return _squared(_suppress(boxes, 0.7, _iou_union))
+
+    def _scan_levels(self, levels: Sequence[Tensor]) -> Iterator[Boxes]:
+        """Tables of a row's level, after all else, whose boxes are in pixels of that level."""
+        for number, level in enumerate(levels):
+            seen = self.pnet(level)[0]  # (F, 5, h, w)
+            place = torch.nonzero(seen[:, 4] > self._least_margin)  # (N, 3)
+            values = seen[place[:, 0], :, place[:, 1], place[:, 2]].cpu().numpy()  # (N, 5)
+            frame, row, column = place.cpu().numpy().T
+            yield _read_windows(frame, row, column, values, np.full(len(row), number))
+
+    def _scan_strips(self, levels: Sequence[Tensor]) -> Iterator[Boxes]:
+        """The same, of what shows any contrast."""
+        for canvas in pack_pyramids([level.numpy() for level in levels]):
+            seen = self.pnet(torch.from_numpy(canvas.rgb[None]))[0][0].numpy()  # (5, h, w)
+            place = np.flatnonzero(seen[4] > self._least_margin)
+            row, column = np.divmod(place, seen.shape[2])
+            at, real = find_windows(canvas, row, column)
+            values = seen[:, row[real], column[real]].T  # (N, 5)
+            yield _read_windows(at.frame, at.row, at.column, values, at.level)
 
     def _refine(self, rgb: Tensor, boxes: Boxes) -> Boxes:
         """R-Net. boxes: square. Returns the survivors, square again."""
         if not len(boxes):
             return boxes
-        patches = sample_patches(rgb, boxes, 24)
-        offsets, scores = _run(self.rnet, patches, 16)
+        offsets, scores = _look_at(self.rnet, rgb, boxes, side=24, multiple=16)
         boxes = _adjusted(boxes, offsets, scores)
         boxes = boxes[boxes[:, 5] > self.thresholds[1]]
         return _squared(_suppress(boxes, 0.7, _iou_union))
@@ -118,8 +130,7 @@ class FaceDetector:
         """O-Net. boxes: square. Returns boxes and landmarks [A, 5, 2] in pixels."""
         if not len(boxes):
             return boxes, np.zeros((0, 5, 2), dtype=np.float32)
-        patches = sample_patches(rgb, boxes, 48)
-        offsets, landmarks, scores = _run(self.onet, patches, 4)
+        offsets, landmarks, scores = _look_at(self.onet, rgb, boxes, side=48, multiple=4)
         side = boxes[:, 3:5] - boxes[:, 1:3] + 1  # (N, 2) width, height
         points = landmarks.reshape(-1, 2, 5).transpose(0, 2, 1)  # (N, 5, 2)
         points = points * side[:, None] + boxes[:, None, 1:3] - 1
@@ -129,48 +140,30 @@ class FaceDetector:
         return rows[:, :6], rows[:, 6:].reshape(-1, 5, 2)
 
 
-def pyramid_scales(height: int, width: int, min_face_px: int) -> list[float]:
-    """The pyramid's scales; their number depends on the frame only, as in the ``mtcnn`` package."""
-    shorter = min(height, width)
-    n_scales = round(-(math.log(shorter / WINDOW_PX) / math.log(_PYRAMID_FACTOR) + 1))
-    largest = WINDOW_PX / min_face_px
-    scales = [largest * _PYRAMID_FACTOR**i for i in range(max(n_scales, 0))]
-    return [s for s in scales if int(shorter * s) >= WINDOW_PX]
+def _look_at(
+    network: Network, rgb: Tensor, boxes: Boxes, *, side: int, multiple: int
+) -> list[NDArray[np.float32]]:
+    """What R-Net or O-Net says of N boxes: [N, ...] each; side: of its patches."""
+    parts = []
+    for first in range(0, len(boxes), _PATCH_BATCH):
+        patches = sample_patches(rgb, boxes[first : first + _PATCH_BATCH], side)
+        parts.append(run_padded(network, patches, batch=_PATCH_BATCH, multiple=multiple))
+    return [torch.cat(outputs).cpu().numpy() for outputs in zip(*parts, strict=True)]
 
 
-def _shrunk(level: Tensor, size: tuple[int, int]) -> Tensor:
-    """[B, H, W, 3] uint8 -> [B, *size, 3] uint8, antialiased: each level from the one before.
-
-    The ``mtcnn`` package averages areas of the full frame for every level. The difference moves
-    boxes by a pixel or so and costs a thirtieth of the time.
-    """
-    planes = level.permute(0, 3, 1, 2)
-    if level.device.type == "cpu":
-        scaled = F.interpolate(planes, size=size, mode="bilinear", antialias=True)
-    else:
-        scaled = F.interpolate(planes.float(), size=size, mode="bilinear", antialias=True)
-        scaled = scaled.round_().to(torch.uint8)
-    return scaled.permute(0, 2, 3, 1).contiguous()
-
-
-def _run(network: Network, patches: Tensor, multiple: int) -> list[NDArray[np.float32]]:
-    outputs = run_padded(network, patches, batch=_PATCH_BATCH, multiple=multiple)
-    return [out.cpu().numpy() for out in outputs]
-
-
-def _choose_windows(seen: Tensor, threshold: float) -> Boxes:
-    """P-Net's output at one scale, [B, 5, h, w] -> a table of boxes in pixels of that scale."""
-    margin = seen[:, 4]
-    least = torch.logit(torch.tensor(threshold)).to(seen.device)
-    place = torch.nonzero(margin > least)  # (N, 3): frame, row, column
-    frame, row, column = place.unbind(1)
-    chosen = seen[frame, :, row, column]  # (N, 5)
-    table = torch.cat([place, chosen], dim=1).cpu().numpy()  # (N, 8)
-    left_top = table[:, 2:0:-1] * _STRIDE_PX + 1
+def _read_windows(
+    frame: NDArray[np.intp],
+    row: NDArray[np.intp],
+    column: NDArray[np.intp],
+    values: NDArray[np.float32],
+    level: NDArray[np.intp],
+) -> Boxes:
+    """What P-Net says of N windows, [N, 5], as a table with their level: [N, 7]."""
+    left_top = np.stack([column, row], axis=1) * STRIDE_PX + 1
     corners = np.concatenate([left_top, left_top + WINDOW_PX - 1], axis=1)
-    boxes = corners + table[:, 3:7] * (WINDOW_PX - 1)
-    scores = 1 / (1 + np.exp(-table[:, 7:]))
-    return np.concatenate([table[:, :1], boxes, scores], axis=1, dtype=np.float32)
+    boxes = corners + values[:, :4] * (WINDOW_PX - 1)
+    scores = 1 / (1 + np.exp(-values[:, 4]))
+    return np.column_stack([frame, boxes, scores, level]).astype(np.float32)
 
 
 def _suppress(

@@ -31,20 +31,17 @@ def sample_patches(rgb: Tensor, boxes: NDArray[np.float32], size: int) -> Tensor
     y, y_inside = _points(table[:, 2], table[:, 4], step, height)
     left, top = x.floor().long(), y.floor().long()
     right, bottom = (left + 1).clamp(max=width - 1), (top + 1).clamp(max=height - 1)
-    in_x, in_y = (x - left)[:, None, :, None], (y - top)[:, :, None, None]
+    in_x, in_y = (x - left)[:, None, None], (y - top)[:, None, :, None]
     first = table[:, 0].long()[:, None] * height  # row of the first line of the frame
-
-    def pixels(row: Tensor, column: Tensor) -> Tensor:
-        """[N, size] rows and columns -> [N, size, size, 3] values."""
-        place = ((first + row) * width)[:, :, None] + column[:, None]  # (N, size, size)
-        channel = torch.arange(3, device=rgb.device)
-        return torch.take(rgb, place[..., None] * 3 + channel).float()
-
-    upper = torch.lerp(pixels(top, left), pixels(top, right), in_x)
-    lower = torch.lerp(pixels(bottom, left), pixels(bottom, right), in_x)
-    patches = normalise(torch.lerp(upper, lower, in_y))
-    patches *= (y_inside[:, :, None] & x_inside[:, None])[..., None]
-    return patches.permute(0, 3, 1, 2).contiguous()
+    rows = (first + torch.cat([top, bottom], dim=1)) * width  # (N, 2 * size)
+    place = (rows[:, :, None] + torch.cat([left, right], dim=1)[:, None]) * 3
+    flat = rgb.flatten()
+    planes = [torch.take(flat[channel:], place) for channel in range(3)]
+    pixels = torch.stack(planes, dim=1).float()  # (N, 3, 2 * size, 2 * size)
+    lines = torch.lerp(pixels[..., :size], pixels[..., size:], in_x)
+    patches = normalise(torch.lerp(lines[:, :, :size], lines[:, :, size:], in_y))
+    patches *= (y_inside[:, :, None] & x_inside[:, None])[:, None]
+    return patches
 
 
 def _points(first: Tensor, last: Tensor, step: Tensor, n_pixels: int) -> tuple[Tensor, Tensor]:

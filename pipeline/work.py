@@ -25,7 +25,7 @@ from pipeline.memory import keep_freed_memory
 from pipeline.parts import iter_parts
 from pipeline.see import load_seer
 
-_CPU_DECODED_BYTES, _CUDA_DECODED_BYTES = 128 << 20, 1 << 30
+_CPU_DECODED_BYTES, _CUDA_DECODED_BYTES = 64 << 20, 1 << 30
 _CHUNK_BYTES = 48 << 20
 
 

@@ -18,8 +18,8 @@ from pipeline.detect import (
     _iou_union,
     _squared,
     _suppress,
-    pyramid_scales,
 )
+from pipeline.pyramid import pyramid_scales
 
 ASTRONAUT_BOX = (182, 64, 265, 171)
 """By the ``mtcnn`` package 1.0.0, its own engine and default settings, on the whole picture."""

@@ -1,0 +1,212 @@
+"""Packs what is worth P-Net's work into canvases of few sizes: a CPU's way through the pyramid.
+
+Half of a common picture is wall, table or sky, where there is no face; and a small level costs a
+call of its own. Here each level is cut into strips of 16 rows of windows, of a strip only the runs
+that show some contrast are kept, and the runs of all levels stand side by side in canvases::
+
+    level 0  ....####....        canvas  ####|##|###|####   42 pixels high
+             ..##....###.                ####|##|###|####
+    level 1  ####                 P-Net    ##   # ##  ##    windows that span two runs are dropped
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.pyramid import WINDOW_PX
+
+Pictures = NDArray[np.uint8]
+"""[F, h, w, 3] A level of the pyramids of some frames."""
+
+STRIDE_PX = 2
+"""From one of P-Net's windows to the next."""
+
+_STRIP_ROWS = 16
+"""Rows of windows in a strip."""
+_CANVAS_PX = 2048
+_CANVAS_STEP_PX = 128
+"""The last canvas is cut to a multiple of this, so that P-Net meets few shapes."""
+_OVERHANG_PX = WINDOW_PX - STRIDE_PX
+_CANVAS_ROWS_PX = _STRIP_ROWS * STRIDE_PX + _OVERHANG_PX
+
+_GROUP = 2
+"""Contrast is judged for 2x2 windows together."""
+_CELL_LEVELS = 4
+"""A level this much further down the pyramid, a quarter of the size, holds means of 4x4 pixels."""
+_CELLS = 5
+"""Cells a side that a group of windows can touch."""
+_LEAST_CONTRAST = 16
+"""Grey levels between the means of cells below which there is no face to see: measured, faces keep
+more than that down to a seventh of a usual picture's contrast."""
+_LEAST_SHARE = 1 / 12
+"""The same as a share of the whole picture's contrast, for dark or hazy ones."""
+
+
+class Run(NamedTuple):
+    """Windows side by side in one strip of one level of a frame."""
+
+    frame: int
+    level: int
+    row: int
+    """Of windows; the run's first."""
+    column: int
+    n_rows: int
+    n_columns: int
+
+
+class Placed(NamedTuple):
+    """A run, or what part of it fits, in a canvas."""
+
+    run: Run
+    at: int
+    """Column of the canvas's windows where it starts."""
+
+
+class Canvas(NamedTuple):
+    """What P-Net looks at in one call."""
+
+    rgb: NDArray[np.uint8]
+    """[42, width, 3]"""
+    placed: Sequence[Placed]
+    """From left to right."""
+
+
+class Windows(NamedTuple):
+    """Places in the pyramids of some frames."""
+
+    frame: NDArray[np.intp]
+    """[N]"""
+    level: NDArray[np.intp]
+    """[N]"""
+    row: NDArray[np.intp]
+    """[N] Of the level's windows."""
+    column: NDArray[np.intp]
+    """[N]"""
+
+
+def pack_pyramids(levels: Sequence[Pictures]) -> Iterator[Canvas]:
+    """All windows of some frames' pyramids that show contrast."""
+    runs = (run for number in range(len(levels)) for run in _choose_runs(levels, number))
+    yield from _place(runs, levels)
+
+
+def find_windows(
+    canvas: Canvas, row: NDArray[np.intp], column: NDArray[np.intp]
+) -> tuple[Windows, NDArray[np.bool_]]:
+    """Where in the pyramids some of a canvas's windows lie.
+
+    Args:
+        canvas: From ``pack_pyramids``.
+        row: [N] Of the canvas's windows.
+        column: [N]
+
+    Returns:
+        The M windows that are of one run, and [N] which of those asked for they are.
+    """
+    runs = np.array([placed.run for placed in canvas.placed])  # (R, 6)
+    starts = np.array([placed.at for placed in canvas.placed])
+    number = np.searchsorted(starts, column, side="right") - 1
+    of_run = runs[number]  # (N, 6)
+    column = column - starts[number]
+    real = (row < of_run[:, 4]) & (column < of_run[:, 5])
+    frame, level, first_row, first_column, _, _ = of_run[real].T
+    return Windows(frame, level, first_row + row[real], first_column + column[real]), real
+
+
+def _choose_runs(levels: Sequence[Pictures], number: int) -> Iterator[Run]:
+    """The runs of a level, frame by frame, strip by strip."""
+    height, width = (_count_windows(side) for side in levels[number].shape[1:3])
+    strips = _join_strips(_find_contrast(levels, number, -(-height // _GROUP), -(-width // _GROUP)))
+    edges = np.diff(strips, axis=2, prepend=False, append=False)
+    frame, strip, column = np.nonzero(edges)  # in turns where a run starts and where it ends
+    starts, ends = column[::2] * _GROUP, np.minimum(column[1::2] * _GROUP, width)
+    # A gap narrower than the overhang of a run would cost more than it saves.
+    apart = (starts[1:] - ends[:-1]) * STRIDE_PX > _OVERHANG_PX
+    apart |= (np.diff(strip[::2]) != 0) | (np.diff(frame[::2]) != 0)
+    first = np.flatnonzero(np.concatenate([[True], apart])[: len(starts)])
+    last = np.append(first[1:] - 1, len(starts) - 1)[: len(first)]
+    columns = (frame[::2][first], strip[::2][first] * _STRIP_ROWS, starts[first], ends[last])
+    for of_frame, row, start, end in np.stack(columns, axis=1).tolist():
+        yield Run(of_frame, number, row, start, min(_STRIP_ROWS, height - row), end - start)
+
+
+def _join_strips(active: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """[F, rows of groups, columns] -> [F, strips, columns], true where any row of it is."""
+    n_frames, n_rows, n_columns = active.shape
+    of_strip = _STRIP_ROWS // _GROUP
+    padded = np.pad(active, ((0, 0), (0, -n_rows % of_strip), (0, 0)))
+    return np.asarray(padded.reshape(n_frames, -1, of_strip, n_columns).any(axis=2))
+
+
+def _find_contrast(
+    levels: Sequence[Pictures], number: int, n_rows: int, n_columns: int
+) -> NDArray[np.bool_]:
+    """Which groups of a level's windows show any contrast: [F, n_rows, n_columns]."""
+    n_frames, height, width, _ = levels[number].shape
+    if number + _CELL_LEVELS >= len(levels):
+        return np.ones((n_frames, n_rows, n_columns), dtype=bool)  # it is small
+    cells = levels[number + _CELL_LEVELS]
+    of_frame = cells.reshape(n_frames, math.prod(cells.shape[1:]))
+    most = of_frame.max(axis=1).astype(np.float32) - of_frame.min(axis=1)
+    least = np.minimum(_LEAST_CONTRAST, most * _LEAST_SHARE)
+    red, green, blue = np.moveaxis(_slide(np.maximum, cells) - _slide(np.minimum, cells), 3, 0)
+    contrast = np.maximum(np.maximum(red, green), blue)
+    row = np.arange(n_rows) * _GROUP * STRIDE_PX * cells.shape[1] // height
+    column = np.arange(n_columns) * _GROUP * STRIDE_PX * cells.shape[2] // width
+    return np.asarray((contrast >= least[:, None, None])[:, row[:, None], column])
+
+
+def _slide(extreme: np.ufunc, cells: Pictures) -> Pictures:
+    """The greatest or least of each 5x5 cells, those beyond the right and lower edge left out."""
+    beyond = (0, _CELLS - 1)
+    x: Pictures = np.pad(cells, ((0, 0), beyond, beyond, (0, 0)), mode="edge")
+    for _ in range(2):  # rows, then columns
+        two = extreme(x[:, :-1], x[:, 1:])
+        four = extreme(two[:, :-2], two[:, 2:])
+        x = extreme(four[:, :-1], x[:, 4:]).swapaxes(1, 2)
+    return x
+
+
+def _place(runs: Iterator[Run], levels: Sequence[Pictures]) -> Iterator[Canvas]:
+    """Fill canvases with runs; a run that does not fit goes on in the next."""
+    most = (_CANVAS_PX - _OVERHANG_PX) // STRIDE_PX  # columns of windows
+    rgb, placed, at = _new_canvas(), list[Placed](), 0
+    for run in runs:
+        rest = run
+        while rest.n_columns > 0:
+            fits = rest._replace(n_columns=min(rest.n_columns, most - at))
+            if fits.n_columns > 0:
+                _draw(rgb, at, fits, levels[run.level][run.frame])
+                placed.append(Placed(fits, at))
+                at += fits.n_columns + _OVERHANG_PX // STRIDE_PX
+                rest = rest._replace(
+                    column=rest.column + fits.n_columns, n_columns=rest.n_columns - fits.n_columns
+                )
+            if rest.n_columns > 0:
+                yield Canvas(rgb, placed)
+                rgb, placed, at = _new_canvas(), [], 0
+    if placed:
+        width_px = -(-at * STRIDE_PX // _CANVAS_STEP_PX) * _CANVAS_STEP_PX
+        yield Canvas(np.ascontiguousarray(rgb[:, :width_px]), placed)
+
+
+def _new_canvas() -> NDArray[np.uint8]:
+    return np.zeros((_CANVAS_ROWS_PX, _CANVAS_PX, 3), dtype=np.uint8)
+
+
+def _draw(rgb: NDArray[np.uint8], at: int, run: Run, level: NDArray[np.uint8]) -> None:
+    """level: [h, w, 3]"""
+    top, left, x = run.row * STRIDE_PX, run.column * STRIDE_PX, at * STRIDE_PX
+    n_rows = run.n_rows * STRIDE_PX + _OVERHANG_PX
+    n_columns = run.n_columns * STRIDE_PX + _OVERHANG_PX
+    rgb[:n_rows, x : x + n_columns] = level[top : top + n_rows, left : left + n_columns]
+
+
+def _count_windows(side_px: int) -> int:
+    """Whole windows along a side."""
+    return (side_px - WINDOW_PX) // STRIDE_PX + 1

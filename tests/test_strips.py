@@ -1,0 +1,110 @@
+"""What is left out of the pyramid shows nothing, and what stays is found again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pipeline.detect import FaceDetector
+from pipeline.pyramid import WINDOW_PX, make_pyramid, pyramid_scales
+from pipeline.strips import STRIDE_PX, find_windows, pack_pyramids
+
+Place = tuple[int, int, int, int]
+"""Frame, level, row and column of a window."""
+
+
+def noise(n_frames: int, height: int, width: int) -> NDArray[np.uint8]:
+    rng = np.random.default_rng([n_frames, height, width])
+    return rng.integers(0, 256, (n_frames, height, width, 3), dtype=np.uint8)
+
+
+def levels_of(frames: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    scales = pyramid_scales(*frames.shape[1:3], 20)
+    return [level.numpy() for level in make_pyramid(torch.from_numpy(frames), scales)]
+
+
+def all_windows(levels: list[NDArray[np.uint8]]) -> list[Place]:
+    places = []
+    for number, level in enumerate(levels):
+        n_rows, n_columns = (
+            (side - WINDOW_PX) // STRIDE_PX + 1 for side in (level.shape[1], level.shape[2])
+        )
+        grid = np.indices((len(level), n_rows, n_columns)).reshape(3, -1).T
+        places += [(frame, number, row, column) for frame, row, column in grid.tolist()]
+    return places
+
+
+def seen_windows(levels: list[NDArray[np.uint8]]) -> dict[Place, NDArray[np.uint8]]:
+    """Window -> the pixels that P-Net sees of it; fails where one is looked at twice."""
+    seen: dict[Place, NDArray[np.uint8]] = {}
+    for canvas in pack_pyramids(levels):
+        n_rows, n_columns = ((side - 10) // STRIDE_PX for side in canvas.rgb.shape[:2])
+        row, column = np.indices((n_rows, n_columns)).reshape(2, -1)
+        at, real = find_windows(canvas, row, column)
+        for place, y, x in zip(
+            zip(*(axis.tolist() for axis in at), strict=True), row[real], column[real], strict=True
+        ):
+            top, left = y * STRIDE_PX, x * STRIDE_PX
+            assert place not in seen
+            seen[place] = canvas.rgb[top : top + WINDOW_PX, left : left + WINDOW_PX]
+    return seen
+
+
+@settings(max_examples=12, deadline=None)
+@given(n_frames=st.integers(1, 2), height=st.integers(30, 150), width=st.integers(30, 260))
+def test_every_window_with_contrast_is_seen_once_as_it_is(
+    n_frames: int, height: int, width: int
+) -> None:
+    levels = levels_of(noise(n_frames, height, width))
+    seen = seen_windows(levels)
+    assert sorted(seen) == sorted(all_windows(levels))
+    for (frame, level, row, column), pixels in seen.items():
+        top, left = row * STRIDE_PX, column * STRIDE_PX
+        window = levels[level][frame, top : top + WINDOW_PX, left : left + WINDOW_PX]
+        np.testing.assert_array_equal(pixels, window)
+
+
+@settings(max_examples=15, deadline=None)
+@given(top=st.integers(0, 170), left=st.integers(0, 290), grey=st.integers(0, 255))
+def test_only_what_is_near_contrast_is_seen(top: int, left: int, grey: int) -> None:
+    frames = np.full((1, 200, 320, 3), grey, dtype=np.uint8)
+    spot = np.arange(30) * 8
+    frames[0, top : top + 30, left : left + 30] = spot[:, None, None]
+    levels = levels_of(frames)
+    seen = set(seen_windows(levels))
+    largest = [place for place in all_windows(levels) if place[1] == 0]
+    scale = 12 / 20
+    centre_row = (top + 15) * scale / STRIDE_PX - WINDOW_PX / STRIDE_PX / 2
+    centre_column = (left + 15) * scale / STRIDE_PX - WINDOW_PX / STRIDE_PX / 2
+    for place in largest:
+        away = max(abs(place[2] - centre_row), abs(place[3] - centre_column))
+        if away < 4:  # its window covers half of the spot
+            assert place in seen
+    assert len(seen.intersection(largest)) < len(largest) / 2
+
+
+def test_a_dark_picture_is_looked_at_as_a_bright_one() -> None:
+    bright = skimage.data.astronaut()[None]
+    dark = (bright // 12).astype(np.uint8)
+    n_bright, n_dark = (len(seen_windows(levels_of(frames))) for frames in (bright, dark))
+    assert n_dark > 0.9 * n_bright
+
+
+@pytest.mark.parametrize("gain", [1.0, 0.3, 0.15], ids=["as it is", "dark", "very dark"])
+def test_the_faces_are_those_of_the_whole_pyramid(
+    gain: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = (skimage.data.astronaut() * gain).astype(np.uint8)
+    frames = torch.from_numpy(np.stack([picture, picture[:, ::-1]]))
+    detector = FaceDetector()
+    packed = detector.find_faces(frames)
+    monkeypatch.setattr(detector, "_scan_strips", detector._scan_levels)
+    whole = detector.find_faces(frames)
+    assert len(whole.frame) >= 2
+    np.testing.assert_array_equal(packed.frame, whole.frame)
+    np.testing.assert_allclose(packed.box_px, whole.box_px, atol=0.01)
