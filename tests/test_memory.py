@@ -107,7 +107,7 @@ def fit_context(store: Path, runs: Path, *, memory_gb: float, n_epochs: int = 2)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's limit is Linux's")
 def test_a_store_larger_than_the_memory_trains_to_the_same_numbers(tmp_path: Path) -> None:
     big = write_phased_store(tmp_path / "store", 80, 16, 5)  # 6,400 frames of 50 kB: 0.32 GB
-    command = [sys.executable, "-c", LIMITED, str(big), str(tmp_path), "200"]
+    command = [sys.executable, "-c", LIMITED, str(big), str(tmp_path), "250"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "refused:" in done.stdout, "the limit did not bite"
