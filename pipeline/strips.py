@@ -204,9 +204,13 @@ def _draw(rgb: NDArray[np.uint8], at: int, run: Run, level: NDArray[np.uint8]) -
     top, left, x = run.row * STRIDE_PX, run.column * STRIDE_PX, at * STRIDE_PX
     n_rows = run.n_rows * STRIDE_PX + _OVERHANG_PX
     n_columns = run.n_columns * STRIDE_PX + _OVERHANG_PX
-    rgb[:n_rows, x : x + n_columns] = level[top : top + n_rows, left : left + n_columns]
+    part = level[top : top + n_rows, left : left + n_columns]
+    below, beside = n_rows - part.shape[0], n_columns - part.shape[1]
+    if below or beside:
+        part = np.pad(part, ((0, below), (0, beside), (0, 0)), mode="edge")
+    rgb[:n_rows, x : x + n_columns] = part
 
 
 def _count_windows(side_px: int) -> int:
-    """Whole windows along a side."""
-    return (side_px - WINDOW_PX) // STRIDE_PX + 1
+    """As many as P-Net makes of a side: the last one of an odd side sticks out by a pixel."""
+    return -(-(side_px - WINDOW_PX) // STRIDE_PX) + 1
