@@ -153,7 +153,7 @@ def _find_contrast(
     cells = levels[number + _CELL_LEVELS]
     of_frame = cells.reshape(n_frames, math.prod(cells.shape[1:]))
     most = of_frame.max(axis=1).astype(np.float32) - of_frame.min(axis=1)
-    least = np.minimum(_LEAST_CONTRAST, most * _LEAST_SHARE)
+    least = np.clip(most * _LEAST_SHARE, 1, _LEAST_CONTRAST)  # 1: of one colour is no contrast
     red, green, blue = np.moveaxis(_slide(np.maximum, cells) - _slide(np.minimum, cells), 3, 0)
     contrast = np.maximum(np.maximum(red, green), blue)
     row = np.arange(n_rows) * _GROUP * STRIDE_PX * cells.shape[1] // height

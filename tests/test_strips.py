@@ -90,6 +90,12 @@ def test_only_what_is_near_contrast_is_seen(top: int, left: int, grey: int) -> N
     assert len(seen.intersection(largest)) < len(largest) / 2
 
 
+@pytest.mark.parametrize("grey", [0, 90, 255])
+def test_a_picture_of_one_colour_is_looked_at_in_small_alone(grey: int) -> None:
+    levels = levels_of(np.full((2, 200, 320, 3), grey, dtype=np.uint8))
+    assert max(levels[level].shape[1] for _, level, _, _ in seen_windows(levels)) < 70
+
+
 def test_a_dark_picture_is_looked_at_as_a_bright_one() -> None:
     bright = skimage.data.astronaut()[None]
     dark = (bright // 12).astype(np.uint8)
@@ -97,11 +103,17 @@ def test_a_dark_picture_is_looked_at_as_a_bright_one() -> None:
     assert n_dark > 0.9 * n_bright
 
 
-@pytest.mark.parametrize("gain", [1.0, 0.3, 0.15], ids=["as it is", "dark", "very dark"])
+@pytest.mark.parametrize(
+    ("gain", "lamp"),
+    [(1.0, False), (0.3, False), (0.15, False), (0.15, True)],
+    ids=["as it is", "dark", "very dark", "very dark beside a lamp"],
+)
 def test_the_faces_are_those_of_the_whole_pyramid(
-    gain: float, monkeypatch: pytest.MonkeyPatch
+    gain: float, lamp: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     picture = (skimage.data.astronaut() * gain).astype(np.uint8)
+    if lamp:
+        picture[:60, :60] = 255
     frames = torch.from_numpy(np.stack([picture, picture[:, ::-1]]))
     detector = FaceDetector()
     packed = detector.find_faces(frames)
