@@ -297,9 +297,9 @@ def order_batches(
 
     In a large set, clips of like length meet: the shuffled clips are cut into windows of
     ``WINDOW_BATCHES`` batches, the last of what is left, and each window is sorted by length;
-    equals stay shuffled. The order of its full batches is then shuffled by the epoch alone, so that
-    runs trained side by side meet short and long batches at the same time. Within a batch the
-    longest clip is first.
+    equals stay shuffled. The order of its batches is then shuffled by the epoch alone, so that runs
+    trained side by side meet short and long batches at the same time; a smaller batch is the last
+    one, of any clips. Within a batch the longest clip is first.
 
     Args:
         n_steps: [N] Length of each clip.
@@ -319,10 +319,12 @@ def order_batches(
         if len(shuffled) < window:
             batches += _cut(part, batch_size)
             continue
-        sorted_batches = _cut(_put_longest_first(part, n_steps), batch_size)
         n_full = len(part) // batch_size
+        # A smaller batch at the end counts its clips for more: not always the shortest.
+        full, rest = np.split(part, [n_full * batch_size])
+        sorted_batches = _cut(_put_longest_first(full, n_steps), batch_size)
         batches += [sorted_batches[i] for i in shared.permutation(n_full)]
-        batches += sorted_batches[n_full:]
+        batches += _cut(rest, batch_size)
     return [_put_longest_first(batch, n_steps) for batch in batches]
 
 
