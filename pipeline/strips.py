@@ -200,7 +200,7 @@ def _new_canvas() -> NDArray[np.uint8]:
 
 
 def _draw(rgb: NDArray[np.uint8], at: int, run: Run, level: NDArray[np.uint8]) -> None:
-    """level: [h, w, 3]"""
+    """level: [h, w, 3] What sticks out of it repeats its edge."""
     top, left, x = run.row * STRIDE_PX, run.column * STRIDE_PX, at * STRIDE_PX
     n_rows = run.n_rows * STRIDE_PX + _OVERHANG_PX
     n_columns = run.n_columns * STRIDE_PX + _OVERHANG_PX
