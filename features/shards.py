@@ -1,4 +1,7 @@
-"""Shards on disk: ragged clips as flat arrays with offsets (FORMAT.md). Their parts; reading."""
+"""Reads shards: ragged clips as flat arrays with offsets (FORMAT.md); names what is in them.
+
+With ``features.shard_writer`` the only door to h5py.
+"""
 
 from __future__ import annotations
 

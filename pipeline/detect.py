@@ -10,7 +10,6 @@ A table of boxes is [N, 6] float32: row of the frame, left, top, right, bottom i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -44,7 +43,7 @@ class FaceDetector:
     ) -> None:
         """thresholds: least score after each network; for the others see ``compile_network``."""
         self.thresholds = thresholds
-        self._least_margin = math.log(thresholds[0] / (1 - thresholds[0]))
+        self._least_margin = torch.tensor(thresholds[0], dtype=torch.float64).logit().item()
         self.device = torch.device(device)
         self.pnet, self.rnet, self.onet = (
             compile_network(

@@ -153,7 +153,7 @@ def _find_contrast(
     cells = levels[number + _CELL_LEVELS]
     of_frame = cells.reshape(n_frames, math.prod(cells.shape[1:]))
     most = of_frame.max(axis=1).astype(np.float32) - of_frame.min(axis=1)
-    least = np.minimum(_LEAST_CONTRAST, most * _LEAST_SHARE)
+    least = np.clip(most * _LEAST_SHARE, 1, _LEAST_CONTRAST)  # 1: of one colour is no contrast
     red, green, blue = np.moveaxis(_slide(np.maximum, cells) - _slide(np.minimum, cells), 3, 0)
     contrast = np.maximum(np.maximum(red, green), blue)
     row = np.arange(n_rows) * _GROUP * STRIDE_PX * cells.shape[1] // height
@@ -200,13 +200,17 @@ def _new_canvas() -> NDArray[np.uint8]:
 
 
 def _draw(rgb: NDArray[np.uint8], at: int, run: Run, level: NDArray[np.uint8]) -> None:
-    """level: [h, w, 3]"""
+    """level: [h, w, 3] What sticks out of it repeats its edge."""
     top, left, x = run.row * STRIDE_PX, run.column * STRIDE_PX, at * STRIDE_PX
     n_rows = run.n_rows * STRIDE_PX + _OVERHANG_PX
     n_columns = run.n_columns * STRIDE_PX + _OVERHANG_PX
-    rgb[:n_rows, x : x + n_columns] = level[top : top + n_rows, left : left + n_columns]
+    part = level[top : top + n_rows, left : left + n_columns]
+    below, beside = n_rows - part.shape[0], n_columns - part.shape[1]
+    if below or beside:
+        part = np.pad(part, ((0, below), (0, beside), (0, 0)), mode="edge")
+    rgb[:n_rows, x : x + n_columns] = part
 
 
 def _count_windows(side_px: int) -> int:
-    """Whole windows along a side."""
-    return (side_px - WINDOW_PX) // STRIDE_PX + 1
+    """As many as P-Net makes of a side: the last one of an odd side sticks out by a pixel."""
+    return -(-(side_px - WINDOW_PX) // STRIDE_PX) + 1

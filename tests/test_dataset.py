@@ -168,6 +168,13 @@ def test_what_is_left_of_a_large_set_is_sorted_too() -> None:
     assert padded < 1.4 * n_steps[np.concatenate(left)].sum()
 
 
+def test_the_smaller_batch_at_the_end_of_an_epoch_has_clips_of_any_length() -> None:
+    n_steps = np.random.default_rng(0).integers(1, 200, 32 * 22 + 8)
+    last = [order_batches(n_steps, 32, 0, epoch)[-1] for epoch in range(1, 41)]
+    assert {len(batch) for batch in last} == {8}
+    assert n_steps[np.concatenate(last)].mean() == pytest.approx(n_steps.mean(), rel=0.15)
+
+
 @pytest.mark.parametrize("n_clips", [30, 32 * 16])
 def test_the_longest_clip_of_a_batch_is_its_first(n_clips: int) -> None:
     n_steps = np.random.default_rng(0).integers(1, 200, n_clips)

@@ -127,8 +127,14 @@ def test_faces_below_the_least_size_are_not_sought(detector: FaceDetector) -> No
     assert len(detector.find_faces(frames, 120).frame) == 0
 
 
-def test_a_higher_threshold_leaves_fewer_faces() -> None:
-    assert len(FaceDetector(thresholds=(0.6, 0.7, 1.0)).find_faces(small_frames()).frame) == 0
+@pytest.mark.parametrize("thresholds", [(1.0, 0.7, 0.8), (0.6, 1.0, 0.8), (0.6, 0.7, 1.0)])
+def test_no_face_passes_a_threshold_of_one(thresholds: tuple[float, float, float]) -> None:
+    assert len(FaceDetector(thresholds=thresholds).find_faces(small_frames()).frame) == 0
+
+
+def test_every_window_passes_a_threshold_of_zero() -> None:
+    frames = small_frames()[2:3, :80, :80]
+    assert len(FaceDetector(thresholds=(0.0, 0.7, 0.8)).find_faces(frames).frame) >= 1
 
 
 @given(st.integers(1, 2200), st.integers(1, 4000), st.integers(12, 200))

@@ -28,7 +28,7 @@ FACE_MATRICES: tuple[str, ...] = ("face", "face_map")
 """Feature matrices with a row a face; all others have a row a frame."""
 
 WINDOW_BATCHES = 16
-"""Clips are sorted by length among this many batches; a store with fewer is not sorted at all."""
+"""Clips are sorted by length among this many batches; where there are fewer, within each alone."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -296,15 +296,16 @@ def order_batches(
     """Shuffle clips into batches, as a function of seed and epoch.
 
     In a large set, clips of like length meet: the shuffled clips are cut into windows of
-    ``WINDOW_BATCHES`` batches, and each window is sorted by length; equals stay shuffled.
-    The order of its batches is then shuffled by the epoch alone, so that runs trained side by side
-    meet short and long batches at the same time. Within a batch the longest clip is first.
+    ``WINDOW_BATCHES`` batches, the last of what is left, and each window is sorted by length;
+    equals stay shuffled. The order of its batches is then shuffled by the epoch alone, so that runs
+    trained side by side meet short and long batches at the same time; a smaller batch is the last
+    one, of any clips. Within a batch the longest clip is first.
 
     Args:
         n_steps: [N] Length of each clip.
         batch_size: Clips a batch; the last of the epoch may have fewer.
         seed: Of the run.
-        epoch: From 0.
+        epoch: From 1.
 
     Returns:
         Positions of the clips, batch by batch; each clip once.
@@ -318,10 +319,12 @@ def order_batches(
         if len(shuffled) < window:
             batches += _cut(part, batch_size)
             continue
-        sorted_batches = _cut(_put_longest_first(part, n_steps), batch_size)
         n_full = len(part) // batch_size
+        # A smaller batch at the end counts its clips for more: not always the shortest.
+        full, rest = np.split(part, [n_full * batch_size])
+        sorted_batches = _cut(_put_longest_first(full, n_steps), batch_size)
         batches += [sorted_batches[i] for i in shared.permutation(n_full)]
-        batches += sorted_batches[n_full:]
+        batches += _cut(rest, batch_size)
     return [_put_longest_first(batch, n_steps) for batch in batches]
 
 
