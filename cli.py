@@ -734,6 +734,7 @@ def fit_face(
                 twins=not choice["without_twins"],
                 only=tuple(_split(choice["only"]) or ()),
             ),
+            device=device,
         )
     elif out is not None:
         given = {"epochs": epochs, "seed": seed, "labels": labels}

@@ -108,8 +108,9 @@ def test_wrong_usage_exits_2_and_bad_input_1(
         ["fit", "--store", "s", "--runs", "r", "--folds", "2"],
         ["sweep", "--store", "s", "--runs", "r", "--head", "face", "--grid", "lr=1e-4"],
         ["fit-face", "faces", "--out", "face.safetensors"],
+        ["fit-face", "faces", "--evaluate", "shipped"],
     ],
-    ids=["extract", "fit", "folds", "sweep", "fit-face"],
+    ids=["extract", "fit", "folds", "sweep", "fit-face", "evaluate"],
 )
 def test_a_device_that_is_not_there_exits_2(
     arguments: list[str], device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from features.contracts import SPLITS
+from features.engine import choose_device
 from features.errors import ConfigError, ManifestError
 from features.face_cnn import FaceCNN, read_face_cnn
 from train.face_augment import scale_faces
@@ -90,16 +91,19 @@ class FaceScores:
         }
 
 
-def evaluate_face_cnn(weights: Path, images: Path, choice: FaceChoice = FaceChoice()) -> FaceScores:
+def evaluate_face_cnn(
+    weights: Path, images: Path, choice: FaceChoice = FaceChoice(), *, device: str = "auto"
+) -> FaceScores:
     """Score a weights file on labelled images, without training.
 
     Labels are matched by name, with the usual synonyms.
 
     Raises:
+        ConfigError: there is no such device.
         WeightsError: the weights cannot be read, or are not of a classifier.
         ManifestError: the images cannot be read, or none that was chosen has a label that counts.
     """
-    net = read_face_cnn(weights)
+    net = read_face_cnn(weights).to(choose_device(device))
     pictures = read_face_images(images, choice.labels)
     split = choice.split
     if not split:
