@@ -92,7 +92,7 @@ class FaceDetector:
         scan = self._scan_levels if rgb.is_cuda else self._scan_strips
         windows = np.concatenate([np.zeros((0, 7), dtype=np.float32), *scan(levels)])
         level = windows[:, 6].astype(np.intp)
-        windows[:, 1:5] /= np.array([*scales, 1], dtype=np.float32)[level, None]
+        windows[:, 1:5] /= np.array(scales, dtype=np.float32)[level, None]
         of_level = windows[:, 0] * len(scales) + windows[:, 6]
         boxes = _suppress(windows[:, :6], 0.5, _iou_union, group=of_level)
         return _squared(_suppress(boxes, 0.7, _iou_union))

@@ -1,12 +1,12 @@
 """Packs what is worth P-Net's work into canvases of few sizes: a CPU's way through the pyramid.
 
 Half of a common picture is wall, table or sky, where there is no face; and a small level costs a
-call of its own. Here each level is cut into strips of 16 rows of windows, of a strip only the runs
-that show some contrast are kept, and the runs of all levels stand side by side in canvases::
+call of its own. Here each level is cut into strips of 16 rows of windows, of a strip only the
+stretches that show some contrast are kept, and those of all levels stand side by side in canvases::
 
     level 0  ....####....        canvas  ####|##|###|####   42 pixels high
              ..##....###.                ####|##|###|####
-    level 1  ####                 P-Net    ##   # ##  ##    windows that span two runs are dropped
+    level 1  ####                 P-Net    ##   # ##  ##    windows that span two are dropped
 """
 
 from __future__ import annotations
@@ -47,22 +47,22 @@ _LEAST_SHARE = 1 / 12
 """The same as a share of the whole picture's contrast, for dark or hazy ones."""
 
 
-class Run(NamedTuple):
+class Stretch(NamedTuple):
     """Windows side by side in one strip of one level of a frame."""
 
     frame: int
     level: int
     row: int
-    """Of windows; the run's first."""
+    """Of windows; the stretch's first."""
     column: int
     n_rows: int
     n_columns: int
 
 
 class Placed(NamedTuple):
-    """A run, or what part of it fits, in a canvas."""
+    """A stretch, or what part of it fits, in a canvas."""
 
-    run: Run
+    stretch: Stretch
     at: int
     """Column of the canvas's windows where it starts."""
 
@@ -91,8 +91,10 @@ class Windows(NamedTuple):
 
 def pack_pyramids(levels: Sequence[Pictures]) -> Iterator[Canvas]:
     """All windows of some frames' pyramids that show contrast."""
-    runs = (run for number in range(len(levels)) for run in _choose_runs(levels, number))
-    yield from _place(runs, levels)
+    stretches = (
+        stretch for number in range(len(levels)) for stretch in _choose_stretches(levels, number)
+    )
+    yield from _place(stretches, levels)
 
 
 def find_windows(
@@ -106,33 +108,33 @@ def find_windows(
         column: [N]
 
     Returns:
-        The M windows that are of one run, and [N] which of those asked for they are.
+        The M windows that are of one stretch, and [N] which of those asked for they are.
     """
-    runs = np.array([placed.run for placed in canvas.placed])  # (R, 6)
     starts = np.array([placed.at for placed in canvas.placed])
     number = np.searchsorted(starts, column, side="right") - 1
-    of_run = runs[number]  # (N, 6)
+    stretches = np.array([placed.stretch for placed in canvas.placed])  # (P, 6)
+    frame, level, first_row, first_column, n_rows, n_columns = stretches[number].T
     column = column - starts[number]
-    real = (row < of_run[:, 4]) & (column < of_run[:, 5])
-    frame, level, first_row, first_column, _, _ = of_run[real].T
-    return Windows(frame, level, first_row + row[real], first_column + column[real]), real
+    real = (row < n_rows) & (column < n_columns)
+    at = (frame, level, first_row + row, first_column + column)
+    return Windows(*(axis[real] for axis in at)), real
 
 
-def _choose_runs(levels: Sequence[Pictures], number: int) -> Iterator[Run]:
-    """The runs of a level, frame by frame, strip by strip."""
+def _choose_stretches(levels: Sequence[Pictures], number: int) -> Iterator[Stretch]:
+    """The stretches of a level, frame by frame, strip by strip."""
     height, width = (_count_windows(side) for side in levels[number].shape[1:3])
     strips = _join_strips(_find_contrast(levels, number, -(-height // _GROUP), -(-width // _GROUP)))
     edges = np.diff(strips, axis=2, prepend=False, append=False)
-    frame, strip, column = np.nonzero(edges)  # in turns where a run starts and where it ends
+    frame, strip, column = np.nonzero(edges)  # in turns where one starts and where it ends
     starts, ends = column[::2] * _GROUP, np.minimum(column[1::2] * _GROUP, width)
-    # A gap narrower than the overhang of a run would cost more than it saves.
+    # A gap narrower than the overhang of a stretch would cost more than it saves.
     apart = (starts[1:] - ends[:-1]) * STRIDE_PX > _OVERHANG_PX
     apart |= (np.diff(strip[::2]) != 0) | (np.diff(frame[::2]) != 0)
     first = np.flatnonzero(np.concatenate([[True], apart])[: len(starts)])
     last = np.append(first[1:] - 1, len(starts) - 1)[: len(first)]
     columns = (frame[::2][first], strip[::2][first] * _STRIP_ROWS, starts[first], ends[last])
     for of_frame, row, start, end in np.stack(columns, axis=1).tolist():
-        yield Run(of_frame, number, row, start, min(_STRIP_ROWS, height - row), end - start)
+        yield Stretch(of_frame, number, row, start, min(_STRIP_ROWS, height - row), end - start)
 
 
 def _join_strips(active: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -172,16 +174,16 @@ def _slide(extreme: np.ufunc, cells: Pictures) -> Pictures:
     return x
 
 
-def _place(runs: Iterator[Run], levels: Sequence[Pictures]) -> Iterator[Canvas]:
-    """Fill canvases with runs; a run that does not fit goes on in the next."""
+def _place(stretches: Iterator[Stretch], levels: Sequence[Pictures]) -> Iterator[Canvas]:
+    """Fill canvases with stretches; a stretch that does not fit goes on in the next."""
     most = (_CANVAS_PX - _OVERHANG_PX) // STRIDE_PX  # columns of windows
     rgb, placed, at = _new_canvas(), list[Placed](), 0
-    for run in runs:
-        rest = run
+    for stretch in stretches:
+        rest = stretch
         while rest.n_columns > 0:
             fits = rest._replace(n_columns=min(rest.n_columns, most - at))
             if fits.n_columns > 0:
-                _draw(rgb, at, fits, levels[run.level][run.frame])
+                _draw(rgb, at, fits, levels[stretch.level][stretch.frame])
                 placed.append(Placed(fits, at))
                 at += fits.n_columns + _OVERHANG_PX // STRIDE_PX
                 rest = rest._replace(
@@ -199,11 +201,11 @@ def _new_canvas() -> NDArray[np.uint8]:
     return np.zeros((_CANVAS_ROWS_PX, _CANVAS_PX, 3), dtype=np.uint8)
 
 
-def _draw(rgb: NDArray[np.uint8], at: int, run: Run, level: NDArray[np.uint8]) -> None:
+def _draw(rgb: NDArray[np.uint8], at: int, stretch: Stretch, level: NDArray[np.uint8]) -> None:
     """level: [h, w, 3] What sticks out of it repeats its edge."""
-    top, left, x = run.row * STRIDE_PX, run.column * STRIDE_PX, at * STRIDE_PX
-    n_rows = run.n_rows * STRIDE_PX + _OVERHANG_PX
-    n_columns = run.n_columns * STRIDE_PX + _OVERHANG_PX
+    top, left, x = stretch.row * STRIDE_PX, stretch.column * STRIDE_PX, at * STRIDE_PX
+    n_rows = stretch.n_rows * STRIDE_PX + _OVERHANG_PX
+    n_columns = stretch.n_columns * STRIDE_PX + _OVERHANG_PX
     part = level[top : top + n_rows, left : left + n_columns]
     below, beside = n_rows - part.shape[0], n_columns - part.shape[1]
     if below or beside:
