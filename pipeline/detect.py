@@ -5,27 +5,35 @@ suppression, in which a box falls to any better box that overlaps it, even to on
 fallen. Only the pyramid is made in another way (``pipeline.pyramid``), and on a CPU what shows no
 contrast is left out (``pipeline.strips``).
 
+Which boxes there are is decided in float32: of windows that nearly overlap the best one wins, so
+that a rounding of scores moves boxes by pixels. In bfloat16 P-Net only tells a CPU which windows
+may be faces.
+
 A table of boxes is [N, 6] float32: row of the frame, left, top, right, bottom in pixels, score.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from features.contracts import Faces
 from features.engine import Network, compile_network, run_padded
 from pipeline.mtcnn_networks import ONet, PNet, RNet
 from pipeline.patches import sample_patches
 from pipeline.pyramid import WINDOW_PX, make_pyramid, pyramid_scales
-from pipeline.strips import STRIDE_PX, find_windows, pack_pyramids
+from pipeline.strips import STRIDE_PX, Windows, cut_windows, find_windows, pack_pyramids
 
 Boxes = NDArray[np.float32]
 
+_SCREEN_SLACK = 0.5
+"""How far P-Net's margin in bfloat16 is trusted; measured, the two differ by at most 0.31."""
+_WINDOW_BATCH = 256
 _PATCH_BATCH = 64
 """Patches that are sampled and looked at together: what bounds the memory of a busy picture."""
 
@@ -45,20 +53,22 @@ class FaceDetector:
         self.thresholds = thresholds
         self._least_margin = torch.tensor(thresholds[0], dtype=torch.float64).logit().item()
         self.device = torch.device(device)
-        self.pnet, self.rnet, self.onet = (
-            compile_network(
+        pyramid = torch.zeros((1, 64, 96, 3), dtype=torch.uint8)
+
+        def compile_for(network: nn.Module, example: Tensor, precision: str = "float32") -> Network:
+            return compile_network(
                 network.eval(),
                 example,
                 device=self.device,
                 precision=precision,
                 n_threads=n_threads,
             )
-            for network, example in (
-                (PNet(), torch.zeros((1, 64, 96, 3), dtype=torch.uint8)),
-                (RNet(), torch.zeros((2, 3, 24, 24))),
-                (ONet(), torch.zeros((2, 3, 48, 48))),
-            )
-        )
+
+        screens = precision != "float32" and self.device.type == "cpu"
+        self.screen = compile_for(PNet(), pyramid, precision) if screens else None
+        self.pnet = compile_for(PNet(), pyramid)
+        self.rnet = compile_for(RNet(), torch.zeros((2, 3, 24, 24)))
+        self.onet = compile_for(ONet(), torch.zeros((2, 3, 48, 48)))
 
     def find_faces(self, rgb: Tensor, min_face_px: int = 20) -> Faces:
         """Find the faces of some frames of one size.
@@ -89,7 +99,10 @@ class FaceDetector:
         height, width = rgb.shape[1:3]
         scales = pyramid_scales(height, width, min_face_px)
         levels = make_pyramid(rgb, scales) if len(rgb) else []
-        scan = self._scan_levels if rgb.is_cuda else self._scan_strips
+        if rgb.is_cuda:
+            scan = self._scan_levels
+        else:
+            scan = self._scan_strips if self.screen is None else self._screen_strips
         windows = np.concatenate([np.zeros((0, 7), dtype=np.float32), *scan(levels)])
         level = windows[:, 6].astype(np.intp)
         windows[:, 1:5] /= np.array(scales, dtype=np.float32)[level, None]
@@ -104,17 +117,25 @@ class FaceDetector:
             place = torch.nonzero(seen[:, 4] > self._least_margin)  # (N, 3)
             values = seen[place[:, 0], :, place[:, 1], place[:, 2]].cpu().numpy()  # (N, 5)
             frame, row, column = place.cpu().numpy().T
-            yield _read_windows(frame, row, column, values, np.full(len(row), number))
+            yield _read_windows(Windows(frame, np.full_like(row, number), row, column), values)
 
     def _scan_strips(self, levels: Sequence[Tensor]) -> Iterator[Boxes]:
         """The same, of what shows any contrast."""
-        for canvas in pack_pyramids([level.numpy() for level in levels]):
-            seen = self.pnet(torch.from_numpy(canvas.rgb[None]))[0][0].numpy()  # (5, h, w)
-            place = np.flatnonzero(seen[4] > self._least_margin)
-            row, column = np.divmod(place, seen.shape[2])
-            at, real = find_windows(canvas, row, column)
-            values = seen[:, row[real], column[real]].T  # (N, 5)
-            yield _read_windows(at.frame, at.row, at.column, values, at.level)
+        for found in _search_strips(self.pnet, levels, self._least_margin):
+            yield _read_windows(found.at, found.values)
+
+    def _screen_strips(self, levels: Sequence[Tensor]) -> Iterator[Boxes]:
+        """The same, of what the screen lets through."""
+        assert self.screen is not None
+        found = list(_search_strips(self.screen, levels, self._least_margin - _SCREEN_SLACK))
+        if not found:
+            return
+        pixels = torch.from_numpy(np.concatenate([part.pixels for part in found]))
+        at = Windows(*np.concatenate([part.at for part in found], axis=1))
+        (seen,) = run_padded(self.pnet, pixels, batch=_WINDOW_BATCH, multiple=64)  # (N, 5, 1, 1)
+        values = seen.flatten(1).numpy()
+        sure = values[:, 4] > self._least_margin
+        yield _read_windows(Windows(*(axis[sure] for axis in at)), values[sure])
 
     def _refine(self, rgb: Tensor, boxes: Boxes) -> Boxes:
         """R-Net. boxes: square. Returns the survivors, square again."""
@@ -139,6 +160,28 @@ class FaceDetector:
         return rows[:, :6], rows[:, 6:].reshape(-1, 5, 2)
 
 
+class _Found(NamedTuple):
+    """N windows of a canvas."""
+
+    at: Windows
+    pixels: NDArray[np.uint8]
+    """[N, 12, 12, 3] What they show."""
+    values: NDArray[np.float32]
+    """[N, 5] What a network says of them."""
+
+
+def _search_strips(network: Network, levels: Sequence[Tensor], least: float) -> Iterator[_Found]:
+    """The windows with contrast, of a pyramid on the CPU, whose margin is more than ``least``."""
+    for canvas in pack_pyramids([level.numpy() for level in levels]):
+        seen = network(torch.from_numpy(canvas.rgb[None]))[0][0].numpy()  # (5, h, w)
+        place = np.flatnonzero(seen[4] > least)
+        row, column = np.divmod(place, seen.shape[2])
+        at, real = find_windows(canvas, row, column)
+        row, column = row[real], column[real]
+        if len(row):
+            yield _Found(at, cut_windows(canvas, row, column), seen[:, row, column].T)
+
+
 def _look_at(
     network: Network, rgb: Tensor, boxes: Boxes, *, side: int, multiple: int
 ) -> list[NDArray[np.float32]]:
@@ -150,19 +193,13 @@ def _look_at(
     return [torch.cat(outputs).cpu().numpy() for outputs in zip(*parts, strict=True)]
 
 
-def _read_windows(
-    frame: NDArray[np.intp],
-    row: NDArray[np.intp],
-    column: NDArray[np.intp],
-    values: NDArray[np.float32],
-    level: NDArray[np.intp],
-) -> Boxes:
+def _read_windows(at: Windows, values: NDArray[np.float32]) -> Boxes:
     """What P-Net says of N windows, [N, 5], as a table with their level: [N, 7]."""
-    left_top = np.stack([column, row], axis=1) * STRIDE_PX + 1
+    left_top = np.stack([at.column, at.row], axis=1) * STRIDE_PX + 1
     corners = np.concatenate([left_top, left_top + WINDOW_PX - 1], axis=1)
     boxes = corners + values[:, :4] * (WINDOW_PX - 1)
     scores = 1 / (1 + np.exp(-values[:, 4]))
-    return np.column_stack([frame, boxes, scores, level]).astype(np.float32)
+    return np.column_stack([at.frame, boxes, scores, at.level]).astype(np.float32)
 
 
 def _suppress(

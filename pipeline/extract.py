@@ -54,7 +54,7 @@ class ExtractSummary:
     store: str
     step_s: Mapping[str, float] = field(default_factory=dict)
     """Seconds that all threads together spent in ``decode``, ``detect`` (crops included) and
-    ``embed``, and the main one in ``load`` (the networks) and ``write``."""
+    ``embed``, and the main one in ``load`` (until networks are ready) and ``write``."""
 
 
 def run_extract(
@@ -65,7 +65,7 @@ def run_extract(
     options: ManifestOptions = DEFAULT_OPTIONS,
     face_weights: Path = SHIPPED_FACE_WEIGHTS,
     device: str = "auto",
-    workers: int = 1,
+    workers: int | None = 1,
     progress: Callable[[ExtractProgress], None] = lambda _: None,
 ) -> ExtractSummary:
     """Bring a store up to date with a manifest: extract what is new, changed or failed before.
@@ -80,7 +80,9 @@ def run_extract(
         options: How the manifest is read.
         face_weights: A file that ``fit-face`` wrote or an exported program: docs/face_network.md.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        workers: Processes; with several cards and ``cuda`` each takes the next one.
+        workers: Processes; with several cards and ``cuda`` each takes the next one. None: as many
+            as pay, as ``count_workers`` tells; a script that asks for more than one has to guard
+            its main part (``if __name__ == "__main__"``), as they import it.
         progress: Told before the first clip and after each.
 
     Raises:

@@ -100,7 +100,7 @@ class Flow:
         """Step -> seconds spent in it by all threads together."""
         return dict(self._step_s)
 
-    def iter_features(self, clips: Sequence[Clip]) -> Generator[tuple[Clip, SeenFrame] | ClipEnd]:
+    def iter_features(self, clips: Iterable[Clip]) -> Generator[tuple[Clip, SeenFrame] | ClipEnd]:
         """Yield each clip's frames in order, then its end, clip after clip.
 
         A clip that goes wrong has an end with a failure; nothing that it raises comes out here.

@@ -13,7 +13,7 @@ from features.store_writer import StoreWriter
 from pipeline.failures import FailureLog
 from pipeline.flow import ClipEnd
 from pipeline.inputs import Inputs
-from pipeline.work import Item, Timing
+from pipeline.work import Item, Loaded, Timing
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +34,9 @@ class Intake:
     def __init__(self, writer: StoreWriter, failures: FailureLog, inputs: Inputs) -> None:
         self.n_done = self.n_failed = self.n_frames = self.n_faces = 0
         self.step_s: dict[str, float] = defaultdict(float)
-        """Step -> seconds, as ``Timing`` tells; ``write`` is this thread's own."""
+        """Step -> seconds, as ``Timing`` tells; ``load`` until the first process is ready, and
+        ``write``, are this thread's own."""
+        self._began_s = time.perf_counter()
         self._writer = writer
         self._failures = failures
         self._inputs = inputs
@@ -47,7 +49,9 @@ class Intake:
             OSError: the store cannot be written (a full disk).
         """
         started_s = time.perf_counter()
-        if isinstance(item, Timing):
+        if isinstance(item, Loaded):
+            self.step_s.setdefault("load", started_s - self._began_s)
+        elif isinstance(item, Timing):
             for step, seconds in item.step_s.items():
                 self.step_s[step] += seconds
         elif isinstance(item, ClipEnd):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import defaultdict, deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Generic, Self, TypeVar
@@ -13,8 +13,9 @@ from typing import Generic, Self, TypeVar
 from features.contracts import Clip
 from pipeline.decode import ChosenFrame
 
-_CLIPS_AHEAD_PER_THREAD = 4
-"""How far threads run ahead where clips are short, broken or small: not over a whole manifest."""
+_CLIPS_AHEAD_PER_THREAD = 2
+"""How far threads run ahead where clips are short, broken or small: not over a whole manifest, and
+near its end no clip should wait in one process for its turn while another is out of work."""
 
 Prepared = TypeVar("Prepared")
 
@@ -39,7 +40,7 @@ class Prefetcher(Generic[Prepared]):
 
     def __init__(
         self,
-        clips: Sequence[Clip],
+        clips: Iterable[Clip],
         prepare: Callable[[Clip], Prepared],
         decode: Callable[[Clip], Generator[ChosenFrame]],
         *,
@@ -49,13 +50,13 @@ class Prefetcher(Generic[Prepared]):
         """Starts to decode at once.
 
         Args:
-            clips: In the order in which they will be yielded.
+            clips: In the order in which they will be yielded; one is taken when its turn is near.
             prepare: Run once for each clip in one of the threads, before or while it is decoded.
             decode: Run once for each clip; its generator is used and closed in one thread.
             n_threads: At least 1.
             max_bytes: Bound on the frames that wait, a number that no clip changes.
         """
-        self._clips = clips
+        self._clips = iter(clips)
         self._prepare = prepare
         self._decode = decode
         self._n_ahead = _CLIPS_AHEAD_PER_THREAD * n_threads
@@ -90,8 +91,10 @@ class Prefetcher(Generic[Prepared]):
 
     def _start(self) -> None:
         """Tasks are taken in the order in which they come: no clip waits for a later one."""
-        while self._n_started < len(self._clips) and len(self._started) < self._n_ahead:
-            clip = self._clips[self._n_started]
+        while len(self._started) < self._n_ahead:
+            clip = next(self._clips, None)
+            if clip is None:
+                return
             frames = FramesAhead(
                 clip,
                 self._n_started,

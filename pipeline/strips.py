@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from pipeline.pyramid import WINDOW_PX
@@ -118,6 +119,16 @@ def find_windows(
     real = (row < n_rows) & (column < n_columns)
     at = (frame, level, first_row + row, first_column + column)
     return Windows(*(axis[real] for axis in at)), real
+
+
+def cut_windows(
+    canvas: Canvas, row: NDArray[np.intp], column: NDArray[np.intp]
+) -> NDArray[np.uint8]:
+    """[N, 12, 12, 3] What some of a canvas's windows show. row, column: [N]"""
+    lines = canvas.rgb.reshape(len(canvas.rgb), -1)  # a window's part of a line is in one piece
+    windows = sliding_window_view(lines, (WINDOW_PX, WINDOW_PX * 3))
+    cut = windows[row * STRIDE_PX, column * STRIDE_PX * 3]
+    return cut.reshape(len(row), WINDOW_PX, WINDOW_PX, 3)
 
 
 def _choose_stretches(levels: Sequence[Pictures], number: int) -> Iterator[Stretch]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import signal
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import cast
 
@@ -17,6 +18,7 @@ from features.contracts import SPLITS, Clip, ClipFeatures
 from features.engine import choose_device
 from features.errors import WorkerError
 from features.fingerprint import hash_file
+from features.memory import find_free_bytes
 from pipeline.config import ExtractConfig
 from pipeline.decode import ChosenFrame, iter_chosen_frames
 from pipeline.flow import ClipEnd, Flow, FlowSize
@@ -27,13 +29,18 @@ from pipeline.see import load_seer
 
 _CPU_DECODED_BYTES, _CUDA_DECODED_BYTES = 64 << 20, 1 << 30
 _CHUNK_BYTES = 48 << 20
+_WORKER_CLIPS = 8
+"""A process needs some seconds to start: fewer clips are not worth one."""
+_WORKER_BYTES = 2 << 30
+"""What a process takes at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """Clips for one process, and how to extract them."""
+    """Clips, and how to extract them."""
 
     clips: Sequence[Clip]
+    """All of them, also where several processes share them."""
     config: ExtractConfig
     """Its precision is chosen."""
     face_weights: Path
@@ -46,58 +53,80 @@ class Work:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """Comes first: the networks are ready."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Timing:
     """Comes last: seconds by step, summed over threads."""
 
     step_s: Mapping[str, float]
 
 
-Item = ClipFeatures | ClipEnd | Timing
+Item = Loaded | ClipFeatures | ClipEnd | Timing
 
 
-def iter_lanes(work: Work, n_workers: int) -> Generator[tuple[int, Item]]:
-    """Run the work in this process, or dealt out to several; yields a process's number with items.
+def iter_lanes(work: Work, n_workers: int | None) -> Generator[tuple[int, Item]]:
+    """Run the work in this process, or in several; yields a process's number with items.
 
-    Of one number come the parts of a clip, then its end, clip after clip, at last the timing.
-    Closing the generator stops everything.
+    Of one number come word that it is ready, the parts of a clip, then its end, clip after clip, at
+    last the timing. Closing the generator stops everything.
+
+    Args:
+        work: All clips, in order.
+        n_workers: Processes; None: as many as pay, see ``count_workers``.
 
     Raises:
         ConfigError: no such device. WorkerError: a process died.
         WeightsError: a network's weights are missing or not the expected ones.
     """
-    works = split_work(work, n_workers)
+    device = choose_device(work.device)
+    if n_workers is None:
+        n_workers = count_workers(len(work.clips), device)
+    works = prepare_work(work, device, min(n_workers, len(work.clips)))
     if len(works) > 1:
         yield from _iter_processes(works)
         return
-    with contextlib.closing(iter_work(works[0])) as items:
+    with contextlib.closing(iter_work(works[0], work.clips)) as items:
         for item in items:
             yield 0, item
 
 
-def split_work(work: Work, n_workers: int) -> list[Work]:
-    """Deal the clips out to processes; with ``cuda`` (no number) each takes the next card.
+def count_workers(n_clips: int, device: torch.device) -> int:
+    """Processes that pay: on a CPU one a core, as far as clips and free memory go, else one.
 
-    Raises ConfigError where there is no such device.
+    Threads of one process wait for each other's Python: on two cores two processes do a third more.
     """
-    device = choose_device(work.device)
+    if device.type == "cuda":
+        return 1
+    free = find_free_bytes()
+    n_fit = n_clips if free is None else free // _WORKER_BYTES
+    return max(1, min(torch.get_num_threads(), n_clips // _WORKER_CLIPS, n_fit))
+
+
+def prepare_work(work: Work, device: torch.device, n_workers: int) -> list[Work]:
+    """The work of each process; with ``cuda`` (no number) each takes the next card."""
     n_cards = torch.cuda.device_count() if device.type == "cuda" and device.index is None else 0
-    n_workers = min(n_workers, len(work.clips))
-    # On a card two: while one waits for it, the other does what is left to the CPU. On a CPU one
-    # more than cores: at times one waits for frames or for Python.
-    n_threads = 2 if device.type == "cuda" else torch.get_num_threads() // n_workers + 1
+    if device.type == "cuda":
+        n_threads = 2  # while one waits for the card, the other does what is left to the CPU
+    else:  # threads that share Python wait for it at times, so there is one more of them
+        n_cores = torch.get_num_threads()
+        n_threads = -(-n_cores // n_workers) + (n_workers < n_cores)
     return [
         replace(
-            work,
-            clips=work.clips[i::n_workers],
-            device=f"cuda:{i % n_cards}" if n_cards else str(device),
-            n_threads=n_threads,
+            work, device=f"cuda:{i % n_cards}" if n_cards else str(device), n_threads=n_threads
         )
         for i in range(n_workers)
     ]
 
 
-def iter_work(work: Work) -> Generator[Item]:
-    """Yield the parts of each clip, then its end, in the clips' order; at last the timing.
+def iter_work(work: Work, clips: Iterable[Clip]) -> Generator[Item]:
+    """Yield word that it is ready; each clip's parts, then its end, in order; at last the timing.
+
+    Args:
+        work: How; prepared.
+        clips: Which of its clips; one is taken when its turn is near.
 
     Raises:
         WeightsError: a network's weights are missing or not the expected ones.
@@ -113,6 +142,8 @@ def iter_work(work: Work) -> Generator[Item]:
             config, work.face_weights, hash_file(work.face_weights), device, work.n_threads
         )
 
+        yield Loaded()
+
         def decode(clip: Clip) -> Generator[ChosenFrame]:
             return iter_chosen_frames(clip, config.n_phases(clip.split), device)
 
@@ -122,7 +153,7 @@ def iter_work(work: Work) -> Generator[Item]:
 
         flow = Flow(seer, decode, prepare, choose_size(device, work.n_threads))
         phases = {split: config.n_phases(split) for split in SPLITS}
-        with contextlib.closing(flow.iter_features(work.clips)) as features:
+        with contextlib.closing(flow.iter_features(clips)) as features:
             yield from iter_parts(features, phases)
         yield Timing(step_s=flow.step_s)
 
@@ -143,10 +174,11 @@ def _iter_processes(works: Sequence[Work]) -> Generator[tuple[int, Item]]:
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     running: dict[Connection, int] = {}  # the end of its pipe -> its number
     processes = []
+    taken = context.Value("q", 0)  # clips, by all processes
     try:
         for number, work in enumerate(works):
             receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=_send_work, args=(work, sender), daemon=True)
+            process = context.Process(target=_send_work, args=(work, taken, sender), daemon=True)
             process.start()
             sender.close()  # so that the end of the process is the end of the pipe
             processes.append(process)
@@ -177,14 +209,25 @@ def _receive(receiver: Connection, running: dict[Connection, int]) -> Iterator[t
         del running[receiver]
 
 
-def _send_work(work: Work, sender: Connection) -> None:
+def _send_work(work: Work, taken: Synchronized[int], sender: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     torch.set_num_threads(work.n_threads)
     try:
-        for item in iter_work(work):
+        for item in iter_work(work, _take_clips(work.clips, taken)):
             sender.send(item)
     except Exception as error:
         sender.send(error)
+
+
+def _take_clips(clips: Sequence[Clip], taken: Synchronized[int]) -> Iterator[Clip]:
+    """Those clips whose turn comes while this process has time for them."""
+    while True:
+        with taken.get_lock():
+            number = taken.value
+            taken.value = number + 1
+        if number >= len(clips):
+            return
+        yield clips[number]
 
 
 @contextlib.contextmanager

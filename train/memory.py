@@ -5,20 +5,11 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TypeVar
 
-K = TypeVar("K")
+from features.memory import find_free_bytes
 
-_MEMINFO = Path("/proc/meminfo")
-_CGROUPS = (
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-    (
-        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ),
-)
-"""Of versions 2 and 1: limit and use of the container that we run in."""
+K = TypeVar("K")
 
 _SHARE = 0.75
 """Of the free memory that features take at most: the heads and their batches need some too."""
@@ -30,22 +21,6 @@ def choose_limit(memory_gb: float | None) -> int | None:
         return int(memory_gb * 1e9)
     free = find_free_bytes()
     return None if free is None else int(free * _SHARE)
-
-
-def find_free_bytes() -> int | None:
-    """Memory that may still be taken here, page cache included; None where Linux does not tell."""
-    found = []
-    if _MEMINFO.is_file():
-        for line in _MEMINFO.read_text(encoding="ascii").splitlines():
-            name, _, value = line.partition(":")
-            if name == "MemAvailable":
-                found.append(int(value.split()[0]) * 1024)  # told in KiB
-    for limit, use in _CGROUPS:
-        if limit.is_file() and use.is_file():
-            told = limit.read_text(encoding="ascii").strip()
-            if told.isdecimal():  # else "max"
-                found.append(max(int(told) - int(use.read_text(encoding="ascii")), 0))
-    return min(found, default=None)
 
 
 def return_freed_memory() -> None:
