@@ -33,9 +33,6 @@ class ContextCNN(nn.Module):
     weights and are applied inside.
     """
 
-    mean: Tensor
-    scale: Tensor
-
     def __init__(self, weights: str = "ndf") -> None:
         """weights: ``ndf`` (in a package, no download) or ``torchvision`` (IMAGENET1K_V1).
 
@@ -48,18 +45,17 @@ class ContextCNN(nn.Module):
         if weights == "ndf":
             network.load_state_dict(read_squeezenet_state())
             mean, scale = torch.tensor([103.939, 116.779, 123.68]), torch.ones(3)
-            self.bgr = True
+            bgr = True
         elif weights == "torchvision":
             network.load_state_dict(_read_torchvision_weights()[0])
             mean = torch.tensor([0.485, 0.456, 0.406]) * 255
             scale = 1 / (torch.tensor([0.229, 0.224, 0.225]) * 255)
-            self.bgr = False
+            bgr = False
         else:
             raise ConfigError(f"context weights {weights!r}: expected one of {CONTEXT_WEIGHTS}")
         self.features = network.features
         self.classifier = network.classifier
-        self.register_buffer("mean", mean.view(3, 1, 1), persistent=False)
-        self.register_buffer("scale", scale.view(3, 1, 1), persistent=False)
+        _fold_normalisation(self.features[0], mean, scale, bgr)
         # Twice as fast on a CPU, and no slower elsewhere.
         self.to(memory_format=torch.channels_last)
         self.requires_grad_(False).eval()
@@ -67,9 +63,9 @@ class ContextCNN(nn.Module):
     def forward(self, rgb: Tensor) -> ContextEmbedding:
         """rgb: [B, 3, 224, 224], 0..255, any dtype. Returns both poolings of the 13x13 map."""
         last = self._last_fire(rgb)  # (B, 512, 13, 13)
-        return ContextEmbedding(
-            pooled_7x7=F.adaptive_avg_pool2d(last, 7), pooled_2x2=F.adaptive_avg_pool2d(last, 2)
-        )
+        # Adaptive poolings to 7x7 and 2x2, in a form for which OpenVINO has fast code.
+        pooled_7x7 = F.avg_pool2d(last, 3, stride=2, padding=1, count_include_pad=False)
+        return ContextEmbedding(pooled_7x7=pooled_7x7, pooled_2x2=F.avg_pool2d(last, 7, stride=6))
 
     def classify(self, rgb: Tensor) -> Tensor:
         """rgb: [B, 3, 224, 224], 0..255. Returns [B, 1000] logits over the ImageNet classes."""
@@ -77,11 +73,26 @@ class ContextCNN(nn.Module):
         return logits
 
     def _last_fire(self, rgb: Tensor) -> Tensor:
-        x = rgb.to(self.mean.dtype)
-        if self.bgr:
-            x = x.flip(1)
-        last: Tensor = self.features((x - self.mean) * self.scale)
+        last: Tensor = self.features(rgb.to(self.features[0].weight.dtype))
         return last
+
+
+@torch.no_grad()
+def _fold_normalisation(first: nn.Module, mean: Tensor, scale: Tensor, bgr: bool) -> None:
+    """Make the first layer, which has no padding, take RGB as it is: a third of the CPU's time.
+
+    Args:
+        first: Takes (x - mean) * scale.
+        mean: [3] Of the colours in the order in which the layer takes them.
+        scale: [3]
+        bgr: Whether that order is blue, green, red.
+    """
+    assert isinstance(first, nn.Conv2d)
+    assert first.bias is not None
+    first.weight *= scale.view(3, 1, 1)
+    first.bias -= (first.weight * mean.view(3, 1, 1)).sum((1, 2, 3))
+    if bgr:
+        first.weight.copy_(first.weight.flip(1))
 
 
 def read_squeezenet_state() -> dict[str, Tensor]:

@@ -74,7 +74,7 @@ class Seer:
         )
         self.context_cnn = compile_network(
             ContextCNN(config.context_weights),
-            torch.zeros(2, 3, CONTEXT_CROP_PX // 2, CONTEXT_CROP_PX // 2),
+            torch.zeros(1, 3, CONTEXT_CROP_PX, CONTEXT_CROP_PX),
             device=device,
             precision=config.precision,
             n_threads=n_threads,
