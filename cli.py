@@ -130,7 +130,9 @@ def demo(folder: Path, seeds: int) -> None:
         manifest = render_demo_set(folder, progress=show)
     store, runs = folder / "store", folder / "runs"
     with _extract_progress() as show_extract:
-        summary = run_extract(manifest, store, ExtractConfig(face_map=True), progress=show_extract)
+        summary = run_extract(
+            manifest, store, ExtractConfig(face_map=True), workers=None, progress=show_extract
+        )
     _tell(summary)
     for name, preset in PRESETS.items():
         n, config = seeds, preset.config
@@ -220,9 +222,8 @@ def manifest_check(csv: Path, classes: str | None, allow_subject_overlap: bool) 
 @click.option(
     "--workers",
     type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="Processes, each on the next card with --device cuda.",
+    help="Processes, each on the next card with --device cuda.  [default: on a CPU one a core, as "
+    "far as clips and memory go; with cuda 1]",
 )
 @_classes
 @_allow_overlap
@@ -231,7 +232,7 @@ def extract(
     csv: Path,
     store: Path,
     device: str,
-    workers: int,
+    workers: int | None,
     face_weights: Path | None,
     classes: str | None,
     allow_subject_overlap: bool,

@@ -30,7 +30,7 @@ class ExtractConfig:
     precision: str = "auto"
     """What the networks multiply in, ``float32`` or ``bfloat16``. ``auto``, before a store is made:
     the existing store's, else bfloat16 where the device multiplies it natively."""
-    algorithm: int = 3
+    algorithm: int = 4
     """Raised by a release whose code makes other features of the same settings; not to be set."""
 
     def __post_init__(self) -> None:

@@ -251,13 +251,14 @@ def uninterrupted(many: Path) -> Path:
     return many.parent / "whole"
 
 
+@pytest.mark.parametrize("n_workers", [1, 2])
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
 def test_a_stopped_extract_resumes_to_the_same_store(
-    many: Path, uninterrupted: Path, tmp_path: Path, stop: signal.Signals
+    many: Path, uninterrupted: Path, tmp_path: Path, stop: signal.Signals, n_workers: int
 ) -> None:
     store = tmp_path / "s"
     command = [sys.executable, "cli.py", "extract", str(many), "--store", str(store)]
-    command += ["--min-face", "40", "--phases", "2"]
+    command += ["--min-face", "40", "--phases", "2", "--workers", str(n_workers)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE)
     while process.poll() is None and not list(store.glob("shards/.*.partial")):

@@ -154,6 +154,8 @@ def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("features.memory._CGROUPS", ((tmp_path / "max", tmp_path / "now"),))
     assert find_free_bytes() == 4000
     assert choose_limit(None) == 3000
+    (tmp_path / "memory.stat").write_text("anon 300\ninactive_file 600\n")
+    assert find_free_bytes() == 4600
     assert choose_limit(0.001) == 1_000_000
     (tmp_path / "max").write_text("max\n")
     assert find_free_bytes() == 8000 * 1024

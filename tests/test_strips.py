@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.detect import FaceDetector
 from pipeline.mtcnn_networks import PNet
 from pipeline.pyramid import WINDOW_PX, make_pyramid, pyramid_scales
-from pipeline.strips import STRIDE_PX, find_windows, pack_pyramids
+from pipeline.strips import STRIDE_PX, cut_windows, find_windows, pack_pyramids
 
 Place = tuple[int, int, int, int]
 """Frame, level, row and column of a window."""
@@ -122,6 +122,25 @@ def test_the_faces_are_those_of_the_whole_pyramid(
     assert len(whole.frame) >= 2
     np.testing.assert_array_equal(packed.frame, whole.frame)
     np.testing.assert_allclose(packed.box_px, whole.box_px, atol=0.01)
+
+
+def test_a_screen_in_bfloat16_changes_no_face() -> None:
+    picture = skimage.data.astronaut()
+    frames = torch.from_numpy(np.stack([picture, (picture * 0.3).astype(np.uint8)]))
+    exact, screened = (
+        FaceDetector(precision=p).find_faces(frames) for p in ("float32", "bfloat16")
+    )
+    assert len(exact.frame) >= 2
+    np.testing.assert_array_equal(screened.frame, exact.frame)
+    np.testing.assert_allclose(screened.box_px, exact.box_px, atol=0.01)
+    np.testing.assert_allclose(screened.score, exact.score, atol=1e-4)
+
+
+def test_windows_are_cut_where_the_network_saw_them() -> None:
+    for canvas in pack_pyramids(levels_of(skimage.data.astronaut()[None])):
+        row, column = np.array([0, 3, 15, 0]), np.array([0, 20, 7, 41])
+        for cut, r, c in zip(cut_windows(canvas, row, column), row, column, strict=True):
+            np.testing.assert_array_equal(cut, canvas.rgb[2 * r : 2 * r + 12, 2 * c : 2 * c + 12])
 
 
 def test_a_face_that_the_frame_cuts_off_is_found() -> None:
