@@ -4,13 +4,15 @@
     python benchmarks/extract.py CSV [CSV ...] [--clips N] [--rounds R] [--detect exact|tracked]
 
 Takes every k-th clip of each manifest, as many of each, all as split ``test`` (five frames a
-second), and sends them through both sides in groups; who goes first changes with every group. Each
-side lives in a process of its own, with its networks loaded, and uses all cores.
+second), and sends them through both sides in groups; who goes first changes with every group. The
+peer lives in a process of its own, with its networks loaded, and uses all cores; ours starts its
+processes for each turn, as the command does.
 
-Ours is the whole of ``run_extract``, face CNN and store included, from the first clip on; loading
-the networks, which happens once per command, is told apart, and imports are not counted. The peer
-computes no face features and stores nothing. The floor is decoding alone: PyAV decodes all frames
-of the clips and converts none. Times are wall time per sampled frame, the median over rounds; CPU
+Ours is the whole of ``run_extract``, face CNN and store included, from the moment its first process
+is ready; what comes before, once per command, is told apart (``load``; it is in our CPU time, as is
+the end of all processes). The peer's imports and networks are not counted. It computes no face
+features and stores nothing. The floor is decoding alone: PyAV decodes all frames of the clips and
+converts none. Times are wall time per sampled frame, the median over rounds; CPU
 time counts all threads. Our steps may overlap: their sum can exceed the wall time. The peer gives
 its detector a clip as one batch, cut where it has more than --peer-batch megapixels (8: four frames
 of 1920x1080); 32 was 5% slower, 2, which is a frame of 1920x1080, a fifth faster.
@@ -159,7 +161,7 @@ def main(
     load_ms = median_ms(ours, lambda m: m.load_s) * ours[0].n_frames / len(groups)
     decoding_ms = median_ms(found["decoding"], lambda m: m.wall_s)
     floor_ms = median_ms(floor, lambda m: m.wall_s)
-    print(f"    networks loaded before, once per command: {load_ms / 1000:.2f} s")
+    print(f"    processes ready, once per command: {load_ms / 1000:.2f} s")
     print(f"    our decoding and conversion alone: {decoding_ms:.2f}")
     print(f"floor, decoding alone: {floor_ms:.2f} ms/frame wall, ", end="")
     print(f"{median_ms(floor, lambda m: m.cpu_s):.2f} CPU")
