@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -25,39 +25,17 @@ def crop_context(rgb: Tensor) -> Tensor:
     """
     height, width = rgb.shape[1:3]
     shorter = min(height, width)
-    size = (CONTEXT_CROP_PX * height // shorter, CONTEXT_CROP_PX * width // shorter)
-    rows, columns = (_kept(n, n_scaled) for n, n_scaled in zip((height, width), size, strict=True))
-    scaled = torch.empty((len(rgb), 3, CONTEXT_CROP_PX, CONTEXT_CROP_PX), device=rgb.device)
+    rows, columns = (
+        _find_taps(n, n_scaled, (n_scaled - CONTEXT_CROP_PX) // 2, CONTEXT_CROP_PX)
+        for n, n_scaled in (
+            (height, CONTEXT_CROP_PX * height // shorter),
+            (width, CONTEXT_CROP_PX * width // shorter),
+        )
+    )
+    crops = torch.empty((len(rgb), 3, CONTEXT_CROP_PX, CONTEXT_CROP_PX), device=rgb.device)
     for i, frame in enumerate(rgb):  # one by one: a chunk of float frames would be large
-        image = frame[:, columns.read].permute(2, 0, 1)[None].float()
-        image = _scale(image, (size[0], image.shape[3]))[:, :, rows.cropped]
-        # Zeros stand for the columns that no pixel of the crop depends on: scaling them would be
-        # a third of the work on a wide frame.
-        wide = image.new_zeros((*image.shape[:3], width))
-        wide[..., columns.read] = image
-        scaled[i] = _scale(wide, (CONTEXT_CROP_PX, size[1]))[0, ..., columns.cropped]
-    return scaled
-
-
-class _Kept(NamedTuple):
-    """What a centre crop of a scaled frame keeps, along one axis."""
-
-    read: slice
-    """Pixels of the frame that it depends on."""
-    cropped: slice
-    """Pixels of the scaled frame."""
-
-
-def _kept(n_pixels: int, n_scaled: int) -> _Kept:
-    first = (n_scaled - CONTEXT_CROP_PX) // 2
-    factor, reach = n_pixels / n_scaled, 2  # pixels of the scaled frame that a kernel spans
-    start = max(0, math.floor((first - reach) * factor))
-    stop = min(n_pixels, math.ceil((first + CONTEXT_CROP_PX + reach) * factor))
-    return _Kept(read=slice(start, stop), cropped=slice(first, first + CONTEXT_CROP_PX))
-
-
-def _scale(image: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(image, size=size, mode="bilinear", antialias=True)
+        crops[i] = _resample(frame, rows, columns)
+    return crops
 
 
 def crop_faces(rgb: Tensor, faces: Faces) -> Tensor:
@@ -70,14 +48,12 @@ def crop_faces(rgb: Tensor, faces: Faces) -> Tensor:
     Returns:
         [A, 3, 128, 128] float32, 0..255, antialiased.
     """
-    size = (FACE_CROP_PX, FACE_CROP_PX)
-    crops = torch.empty((len(faces.frame), 3, *size), device=rgb.device)
+    height, width = rgb.shape[1:3]
+    crops = torch.empty((len(faces.frame), 3, FACE_CROP_PX, FACE_CROP_PX), device=rgb.device)
     for i, (frame, square) in enumerate(zip(faces.frame, square_boxes(faces.box_px), strict=True)):
-        rows = _replicated(square[1], square[3], rgb.shape[1]).to(rgb.device)
-        columns = _replicated(square[0], square[2], rgb.shape[2]).to(rgb.device)
-        image = rgb[int(frame)].index_select(0, rows).index_select(1, columns)
-        image = image.permute(2, 0, 1)[None].float()
-        crops[i] = _scale(image, size)[0]
+        left, top, right, _ = square.tolist()
+        taps = _find_taps(right - left, FACE_CROP_PX, 0, FACE_CROP_PX)
+        crops[i] = _resample(rgb[int(frame)], taps.move(top, height), taps.move(left, width))
     return crops
 
 
@@ -89,6 +65,63 @@ def square_boxes(box_px: NDArray[np.float32]) -> NDArray[np.int64]:
     return np.concatenate([left_top, left_top + side[:, None].astype(np.int64)], axis=1)
 
 
-def _replicated(start: np.int64, stop: np.int64, n: int) -> Tensor:
-    """Indices start..stop-1, those outside 0..n-1 moved to the nearest edge."""
-    return torch.arange(int(start), int(stop)).clamp(0, n - 1)
+class _Taps(NamedTuple):
+    """What scaled pixels are made of, along one axis: each is a weighted sum of K pixels."""
+
+    pixels: Tensor
+    """[N, K] Pixels of the frame."""
+    weight: Tensor
+    """[N, K] float32; 0 where fewer pixels count."""
+
+    def move(self, start: int, n_pixels: int) -> _Taps:
+        """The same from ``start`` on; pixels beyond the frame's are those of its edges."""
+        return self._replace(pixels=(self.pixels + start).clamp(0, n_pixels - 1))
+
+    @property
+    def read(self) -> slice:
+        """The pixels that count."""
+        return slice(int(self.pixels.min()), int(self.pixels.max()) + 1)
+
+
+@lru_cache(maxsize=256)
+def _find_taps(n_pixels: int, n_scaled: int, first: int, n_kept: int) -> _Taps:
+    """The antialiased bilinear filter of ``torch.nn.functional.interpolate``.
+
+    Args:
+        n_pixels: Along this axis, before scaling.
+        n_scaled: After scaling.
+        first: The first of the scaled pixels that are kept.
+        n_kept: N
+    """
+    scale = n_pixels / n_scaled
+    reach = max(scale, 1.0)
+    centre = (np.arange(first, first + n_kept)[:, None] + 0.5) * scale  # (N, 1)
+    begin = np.maximum((centre - reach + 0.5).astype(np.int64), 0)
+    end = np.minimum((centre + reach + 0.5).astype(np.int64), n_pixels)
+    index = begin + np.arange((end - begin).max())  # (N, K)
+    weight = np.maximum(1 - np.abs(index + 0.5 - centre) / reach, 0) * (index < end)
+    weight /= weight.sum(axis=1, keepdims=True)
+    return _Taps(
+        pixels=torch.from_numpy(np.minimum(index, n_pixels - 1)),
+        weight=torch.from_numpy(weight.astype(np.float32)),
+    )
+
+
+def _resample(frame: Tensor, rows: _Taps, columns: _Taps) -> Tensor:
+    """Scale part of a frame, [H, W, 3] uint8, to [3, rows, columns] float32.
+
+    As sums of whole lines, first rows, then columns: on a CPU two and a half times as fast as
+    ``interpolate``.
+    """
+    part = frame[rows.read, columns.read]
+    n_columns = part.shape[1]
+    lines = _sum_lines(part.flatten(1).float(), rows)  # (rows, W * 3)
+    turned = lines.view(-1, n_columns, 3).permute(1, 2, 0).flatten(1)  # (W, 3 * rows)
+    return _sum_lines(turned, columns).view(len(columns.pixels), 3, -1).permute(1, 2, 0)
+
+
+def _sum_lines(lines: Tensor, taps: _Taps) -> Tensor:
+    """[n, values], n the pixels that are read, to [N, values]."""
+    index = (taps.pixels - taps.read.start).to(lines.device)
+    weight = taps.weight.to(lines.device)
+    return F.embedding_bag(index, lines, mode="sum", per_sample_weights=weight)

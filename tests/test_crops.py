@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from features.contracts import Faces
 from pipeline.crops import crop_context, crop_faces, square_boxes
@@ -55,6 +58,20 @@ def test_the_context_is_the_centre_square_of_the_frame(height: int, width: int) 
 def test_a_frame_of_the_right_size_stays_as_it_is() -> None:
     rgb = torch.cat([ramp(224, 224), checks(224, 224)])
     torch.testing.assert_close(crop_context(rgb), rgb.permute(0, 3, 1, 2).float())
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(5, 700), st.integers(5, 700))
+def test_scaling_is_that_of_torch(height: int, width: int) -> None:
+    rgb = torch.from_numpy(
+        np.random.default_rng([height, width]).integers(0, 256, (1, height, width, 3), np.uint8)
+    )
+    scaled = tuple(224 * side // min(height, width) for side in (height, width))
+    image = rgb.permute(0, 3, 1, 2).float()
+    whole = F.interpolate(image, size=scaled, mode="bilinear", antialias=True)
+    top, left = ((side - 224) // 2 for side in scaled)
+    expected = whole[..., top : top + 224, left : left + 224]
+    torch.testing.assert_close(crop_context(rgb), expected, rtol=0, atol=0.02)
 
 
 def test_shrinking_averages_what_it_leaves_out() -> None:
