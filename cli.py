@@ -207,7 +207,7 @@ def manifest_check(csv: Path, classes: str | None, allow_subject_overlap: bool) 
 @click.option(
     "--precision",
     type=click.Choice(["auto", "float32", "bfloat16"]),
-    help="Of the networks.  [default: auto, bfloat16 where the device is made for it]",
+    help="Of the CNNs.  [default: auto, bfloat16 where the device is made for it]",
 )
 @click.option(
     "--context-weights",
@@ -223,7 +223,7 @@ def manifest_check(csv: Path, classes: str | None, allow_subject_overlap: bool) 
     "--workers",
     type=click.IntRange(1),
     help="Processes, each on the next card with --device cuda.  [default: on a CPU one a core, as "
-    "far as clips and memory go; with cuda 1]",
+    "far as clips and (where Linux tells) free memory go; else 1]",
 )
 @_classes
 @_allow_overlap

@@ -1,4 +1,4 @@
-"""Runs stage one in the process that calls it, as the command does, and measures it."""
+"""Runs stage one as the command does, and measures it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Measured:
     load_s: float = 0.0
     """Of the networks; not in ``wall_s``."""
     peak_mb: float = 0.0
-    """Resident memory of the process, its greatest so far."""
+    """Resident memory of this process alone, its greatest so far."""
     step_s: dict[str, float] = field(default_factory=dict)
 
     def add(self, other: Measured) -> None:
@@ -45,7 +45,7 @@ class Measured:
 def run_ours(
     clips: list[Clip], detect: str, phases: int = 1, workers: int | None = None
 ) -> Measured:
-    """The whole of stage one in this process, into a store that is removed."""
+    """The whole of stage one, into a store that is removed."""
     import cli  # noqa: F401  # sets what the command sets before torch is loaded
     from pipeline.extract import run_extract
 

@@ -1,4 +1,4 @@
-"""Writes stores: one process a store, one shard at a time, nothing visible until it is whole."""
+"""Writes stores: one process a store, a shard at a time for each lane, each visible once whole."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from features.store_index import (
 )
 
 SHARD_FRAMES = 4096
-"""A shard is finished when it has this many frames: what a crash can cost at most."""
+"""A shard is finished when it has this many frames: what a crash can cost each lane at most."""
 
 
 class StoreWriter:

@@ -28,8 +28,9 @@ class ExtractConfig:
     face_map: bool = False
     """Keep the face CNN's 512-channel map too; conv2d3d needs it."""
     precision: str = "auto"
-    """What the networks multiply in, ``float32`` or ``bfloat16``. ``auto``, before a store is made:
-    the existing store's, else bfloat16 where the device multiplies it natively."""
+    """What the CNNs multiply in, ``float32`` or ``bfloat16``; faces are decided in float32.
+    ``auto``, before a store is made: the existing store's, else bfloat16 where the device
+    multiplies it natively."""
     algorithm: int = 4
     """Raised by a release whose code makes other features of the same settings; not to be set."""
 

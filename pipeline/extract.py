@@ -115,9 +115,9 @@ def run_extract(
             if plan.todo:
                 # Only now: nothing above needs torch, which takes seconds to load.
                 from pipeline.intake import Intake
-                from pipeline.work import Work, iter_lanes
+                from pipeline.lanes import Job, iter_lanes
 
-                work = Work(
+                job = Job(
                     clips=plan.todo,
                     config=config,
                     face_weights=face_weights,
@@ -127,7 +127,7 @@ def run_extract(
                 intake = Intake(writer, failures, inputs)
                 told = ExtractProgress(n_clips=len(plan.todo))
                 progress(told)
-                with contextlib.closing(iter_lanes(work, workers)) as items:
+                with contextlib.closing(iter_lanes(job, workers)) as items:
                     for lane, item in items:
                         if intake.take(lane, item):
                             told = replace(

@@ -14,8 +14,8 @@ from features.contracts import Clip
 from pipeline.decode import ChosenFrame
 
 _CLIPS_AHEAD_PER_THREAD = 2
-"""How far threads run ahead where clips are short, broken or small: not over a whole manifest, and
-near its end no clip should wait in one process for its turn while another is out of work."""
+"""How far threads run ahead where clips are short, broken or small: not over a whole manifest, as
+other processes want clips too."""
 
 Prepared = TypeVar("Prepared")
 

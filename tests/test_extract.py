@@ -327,10 +327,13 @@ def test_how_the_work_is_dealt_out_changes_no_feature(
     assert verify_store(tmp_path / "s") == []
 
 
-def test_a_worker_that_dies_is_said_and_what_was_done_is_kept(many: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("n_killed", [1, 2])
+def test_a_worker_that_dies_is_said_and_what_was_done_is_kept(
+    many: Path, tmp_path: Path, n_killed: int
+) -> None:
     def kill_workers_after_three(told: ExtractProgress) -> None:
         if told.n_done == 3:
-            for process in multiprocessing.active_children():
+            for process in multiprocessing.active_children()[:n_killed]:
                 process.kill()
 
     with pytest.raises(WorkerError, match="run the same again"):

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from features.errors import ConfigError
-from features.memory import find_free_bytes
+from features.limits import find_free_bytes
 from features.store import open_store
 from features.store_writer import write_store
 from tests.builders import clip_features
@@ -150,8 +150,8 @@ def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.Mon
     files = {"meminfo": "MemTotal: 99 kB\nMemAvailable: 8000 kB\n", "max": "5000\n", "now": "1000"}
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr("features.memory._MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr("features.memory._CGROUPS", ((tmp_path / "max", tmp_path / "now"),))
+    monkeypatch.setattr("features.limits._MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr("features.limits._CGROUPS", ((tmp_path / "max", tmp_path / "now"),))
     assert find_free_bytes() == 4000
     assert choose_limit(None) == 3000
     (tmp_path / "memory.stat").write_text("anon 300\ninactive_file 600\n")

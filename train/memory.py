@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import TypeVar
 
-from features.memory import find_free_bytes
+from features.limits import find_free_bytes
 
 K = TypeVar("K")
 

@@ -1,9 +1,13 @@
-"""How much memory there is to take."""
+"""How much of the machine, or of the container that we run in, there is to take."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
+"""Of versions 2 and 1; of version 1 the period is in a file beside it."""
 _MEMINFO = Path("/proc/meminfo")
 _CGROUPS = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
@@ -14,6 +18,18 @@ _CGROUPS = (
 )
 """Of versions 2 and 1: limit and use of the container that we run in; ``memory.stat`` beside them
 tells how much of the use is files that the system would drop."""
+
+
+def find_core_limit() -> int | None:
+    """Cores' worth of time that a container may take, rounded up; None: no limit is told."""
+    if _CPU_MAX.is_file():
+        quota, period = _CPU_MAX.read_text(encoding="ascii").split()
+    elif _CPU_QUOTA.is_file():
+        quota = _CPU_QUOTA.read_text(encoding="ascii").strip()
+        period = _CPU_QUOTA.with_name("cpu.cfs_period_us").read_text(encoding="ascii")
+    else:
+        return None
+    return math.ceil(int(quota) / int(period)) if quota.isdecimal() else None  # max, -1: none
 
 
 def find_free_bytes() -> int | None:
