@@ -21,12 +21,11 @@ from features.contracts import SPLITS, Clip, ClipFeatures
 from features.engine import choose_device
 from features.errors import WorkerError
 from features.fingerprint import hash_file
-from features.memory import find_free_bytes
+from features.memory import find_free_bytes, keep_freed_memory
 from pipeline.config import ExtractConfig
 from pipeline.decode import ChosenFrame, iter_chosen_frames
 from pipeline.flow import ClipEnd, Flow, FlowSize
 from pipeline.inputs import InputFile, Inputs
-from pipeline.memory import keep_freed_memory
 from pipeline.parts import iter_parts
 from pipeline.see import load_seer
 

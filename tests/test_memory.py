@@ -200,7 +200,7 @@ def test_what_fails_ahead_fails_where_it_is_read() -> None:
 
 _HOLES = """
 from pathlib import Path
-from train.memory import return_freed_memory
+from features.memory import return_freed_memory
 
 def count_kib():
     status = Path("/proc/self/status").read_text()
@@ -224,7 +224,7 @@ def test_freed_memory_goes_back_to_the_system() -> None:
 _ARENAS = """
 import ctypes, sys, threading
 from pathlib import Path
-from pipeline.memory import keep_freed_memory
+from features.memory import keep_freed_memory
 
 def allocate():
     all_run.wait()
@@ -248,7 +248,7 @@ print(Path(sys.argv[1]).read_text().count("<heap nr="))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's malloc")
-def test_threads_of_stage_one_share_two_places_for_memory(tmp_path: Path) -> None:
+def test_threads_share_two_places_for_memory(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _ARENAS, str(tmp_path / "info.xml")]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(ran.stdout) <= 2  # nine without

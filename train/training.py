@@ -18,13 +18,13 @@ from torch import Tensor
 
 from features.engine import PRECISIONS
 from features.errors import ConfigError, RunError
+from features.memory import return_freed_memory
 from train.config import FitConfig
 from train.dataset import Batch, ClipTable, draw_clips, draw_phases, gather_batch, order_batches
 from train.heads import Shapes, build_head, choose_streams
 from train.layers import Head, read_run_state, set_noise, stack_runs
 from train.losses import RunLosses, make_losses
 from train.matrices import DiskMatrix, read_ahead
-from train.memory import return_freed_memory
 from train.metrics import Metrics, score_predictions
 from train.noise import Noise
 from train.optimizer import RunOptimizer
