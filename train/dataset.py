@@ -70,8 +70,8 @@ class Batch:
     """Clips padded to the longest among them."""
 
     streams: Mapping[str, Tensor]
-    """Stream name -> [*runs, B, T, D], 16-bit floats, zeros behind a clip's end. From memory they
-    lie as [*runs, T, B, D], which is the order that heads read them in."""
+    """Stream name -> [*runs, B, T, D], 16-bit floats, zeros behind a clip's end; in memory
+    [*runs, T, B, D], the order in which heads read them."""
     n_steps: Tensor
     """[*runs, B] True lengths."""
     label: Tensor
@@ -366,8 +366,6 @@ def gather_batch(
 
 def _gather_steps(matrix: Matrix, rows: NDArray[np.int64]) -> Tensor:
     """[*runs, B, T] row numbers to [*runs, B, T, D]."""
-    if isinstance(matrix, DiskMatrix):  # a clip's rows are neighbours there
-        return gather_rows(matrix, torch.from_numpy(rows.ravel())).view(*rows.shape, -1)
     at = torch.from_numpy(rows).transpose(-1, -2)
     return gather_rows(matrix, at.flatten()).view(*at.shape, -1).transpose(-2, -3)
 
