@@ -230,7 +230,12 @@ class _Model:
     def score_val(self) -> list[Metrics]:
         task, known = self.task, self.task.val.labelled
         scores = score_clips(
-            self._stacked, task.val, task.streams, n_runs=len(self.runs), device=task.device
+            self._stacked,
+            task.val,
+            task.streams,
+            n_runs=len(self.runs),
+            device=task.device,
+            precision=task.config.precision,
         )
         return [score_predictions(task.val.label[known], of_run[known]) for of_run in scores]
 
