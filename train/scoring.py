@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from train.dataset import ClipTable, gather_batch
 from train.layers import Head
 
-SCORED_CLIPS = 64
+SCORED_CLIPS = 32
 """Clips scored at a time, at most."""
 
 SCORED_VALUES = 1 << 23
