@@ -125,7 +125,8 @@ class _Layer(torch.autograd.Function):
         w_x = w_hidden.new_empty(n_runs, 4 * size, n_in, dtype=product_dtype)
         w_read = w_hidden.new_empty(n_runs, 4 * size, n_read, dtype=product_dtype)
         w_x.copy_(w_input[:, :, :n_in])
-        w_read[:, :, : n_read - size], w_read[:, :, n_read - size :] = w_input[:, :, n_in:], w_hidden
+        w_read[:, :, : n_read - size] = w_input[:, :, n_in:]
+        w_read[:, :, n_read - size :] = w_hidden
         bias = (b_input + b_hidden).unsqueeze(2).to(product_dtype)
         for doubled in (w_x, w_read, bias):
             doubled[:, 2 * size : 3 * size] *= 2

@@ -228,6 +228,7 @@ class _Model:
         return mean
 
     def score_val(self) -> list[Metrics]:
+        """In the precision of training: what a run is reported with is scored anew."""
         task, known = self.task, self.task.val.labelled
         scores = score_clips(
             self._stacked,
