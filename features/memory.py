@@ -45,7 +45,7 @@ def find_free_bytes() -> int | None:
     return min(found, default=None)
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(largest: int = _KEPT_BYTES) -> None:
     """Let glibc keep freed buffers instead of returning each to the kernel at once.
 
     By default every buffer above 32 MB is mapped, faulted in page by page, and unmapped again, and
@@ -53,10 +53,13 @@ def keep_freed_memory() -> None:
     large frames, up to a tenth of a step of training. All threads share two places to keep them: by
     default each thread that waits for another makes one of its own, and keeps what it once needed
     there. Does nothing where the C library is another one.
+
+    Args:
+        largest: Bytes of a buffer that is kept; larger ones are returned, as by default.
     """
     mallopt = _find_call("mallopt")
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        mallopt(_M_MMAP_THRESHOLD, largest)
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
         mallopt(_M_TOP_PAD, _HEAP_BYTES)
         mallopt(_M_ARENA_MAX, _ARENAS)
