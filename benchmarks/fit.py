@@ -34,6 +34,7 @@ from threading import get_ident
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.naive_heads import NaiveHead
@@ -108,7 +109,7 @@ class Naive:
             [len(p[i].context) for p, i in zip(self.table.phases, self.phases, strict=True)]
         )
         shuffled = np.random.default_rng(0).permutation(len(lengths))
-        self.batches = {
+        batches = {
             "same": order_batches(lengths, config.batch_size, 0, 1)[:-1],
             "shuffled": np.array_split(shuffled, len(shuffled) // config.batch_size),
         }
@@ -122,15 +123,21 @@ class Naive:
         """(head, kind of batch) -> of each step."""
         self.val_seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
         """The same, of scoring val."""
-        self.n_taken = dict.fromkeys(heads, 0)
+        self.by_length = {
+            kind: sorted(batches, key=lambda clips: int(lengths[clips].max()))
+            for kind, batches in batches.items()
+        }
 
     def take_steps(self, n_steps: int) -> None:
         """So many steps of every head, and val scored, on both kinds of batches."""
-        for head, kind in product(self.models, self.batches):
-            for step in range(-1, n_steps):  # the first warms up
+        for head, kind in product(self.models, self.by_length):
+            # Batches differ in length: from each part of them, short to long, the one in its midst.
+            batches = self.by_length[kind]
+            places = [int((i + 0.5) * len(batches) / n_steps) for i in range(n_steps)]
+            for step, place in enumerate([places[n_steps // 2], *places]):  # the first warms up
                 begin = time.perf_counter()
-                self._take_step(head, kind)
-                if step >= 0:
+                self._take_step(head, batches[place])
+                if step:
                     self.seconds[head, kind].append(time.perf_counter() - begin)
             begin = time.perf_counter()
             self._score_val(head, kind)
@@ -150,10 +157,7 @@ class Naive:
                 inputs = {name: x.float() for name, x in batch.streams.items()}
                 torch.softmax(self.models[head](inputs, batch.n_steps), 1).numpy()
 
-    def _take_step(self, head: str, kind: str) -> None:
-        # Spread over the epoch: its batches differ in length.
-        clips = self.batches[kind][self.n_taken[head] * 37 % len(self.batches[kind])]
-        self.n_taken[head] += 1
+    def _take_step(self, head: str, clips: NDArray[np.intp]) -> None:
         batch: Batch = gather_batch(
             self.table, clips, self.phases[clips], choose_streams(head, context=self.config.context)
         )
