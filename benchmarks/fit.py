@@ -2,15 +2,16 @@
 
 A store of 4,917 train and 707 val clips is written (kept in --dir and used again); ``run_fit``
 trains six heads x 5 seeds x 30 epochs on it, as ``cli.py fit`` does. In the same process, before
-and after, the heads of ``naive_heads.py`` take --steps steps each: one run at a time, float32,
-features in memory.
+and after, the heads of ``naive_heads.py`` take --steps steps each and score val once: one run at a
+time, float32, features in memory.
 
 Compared is the clock. The naive way has the machine to itself, with all threads, a head after the
-other; only its steps count. ``fit`` trains a head a core and scores val after each epoch, which
-counts too; its epochs are timed from the second on, and heads that train side by side share the
-clock. Two ratios are told: against naive steps on batches shuffled at random, as ordinary code
-draws them, which are padded to their longest clips, and on the batches that fit makes (clips of
-like length). Minutes are of the whole of ``fit``, with reading and writing.
+other. ``fit`` trains a head a core; its epochs are timed from the second on, and heads that train
+side by side share the clock. Both sides train an epoch and score val after it: a step's time is
+that of an epoch, scoring included, by its steps. Two ratios are told: against naive batches drawn
+at random, as ordinary code draws them, which are padded to their longest clips, with val in the
+order of the table; and on the batches that fit makes (clips of like length), with val ordered by
+length. Minutes are of the whole of ``fit``, with reading and writing.
 
     python benchmarks/fit.py --dir /scratch/cheavd-like
     python benchmarks/fit.py --dir /scratch/sample --clips 1200 --epochs 2     # extrapolated
@@ -33,6 +34,7 @@ from threading import get_ident
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.naive_heads import NaiveHead
@@ -94,7 +96,8 @@ class Naive:
     """Steps of ordinary training of each head, going on from call to call."""
 
     def __init__(self, store: Path, heads: Sequence[str], config: FitConfig) -> None:
-        self.table = read_tables([open_store(store)], config, find_matrices(heads, config))["train"]
+        tables = read_tables([open_store(store)], config, find_matrices(heads, config))
+        self.table, self.val = tables["train"], tables["val"]
         self.config = config
         self.models = {head: NaiveHead(head, len(MEC_CLASSES)) for head in heads}
         self.adams = {
@@ -106,31 +109,55 @@ class Naive:
             [len(p[i].context) for p, i in zip(self.table.phases, self.phases, strict=True)]
         )
         shuffled = np.random.default_rng(0).permutation(len(lengths))
-        self.batches = {
+        batches = {
             "same": order_batches(lengths, config.batch_size, 0, 1)[:-1],
             "shuffled": np.array_split(shuffled, len(shuffled) // config.batch_size),
         }
+        in_order = np.arange(len(self.val))
+        val_lengths = np.array([len(phases[0].context) for phases in self.val.phases])
+        self.val_batches = {
+            kind: np.array_split(order, -(-len(order) // config.batch_size))
+            for kind, order in (("same", np.argsort(-val_lengths)), ("shuffled", in_order))
+        }
         self.seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
         """(head, kind of batch) -> of each step."""
-        self.n_taken = dict.fromkeys(heads, 0)
+        self.val_seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
+        """The same, of scoring val."""
+        self.by_length = {
+            kind: sorted(batches, key=lambda clips: int(lengths[clips].max()))
+            for kind, batches in batches.items()
+        }
 
     def take_steps(self, n_steps: int) -> None:
-        """So many steps of every head, on both kinds of batches."""
-        for head, kind in product(self.models, self.batches):
-            for step in range(-1, n_steps):  # the first warms up
+        """So many steps of every head, and val scored, on both kinds of batches."""
+        for head, kind in product(self.models, self.by_length):
+            # Batches differ in length: from each part of them, short to long, the one in its midst.
+            batches = self.by_length[kind]
+            places = [int((i + 0.5) * len(batches) / n_steps) for i in range(n_steps)]
+            for step, place in enumerate([places[n_steps // 2], *places]):  # the first warms up
                 begin = time.perf_counter()
-                self._take_step(head, kind)
-                if step >= 0:
+                self._take_step(head, batches[place])
+                if step:
                     self.seconds[head, kind].append(time.perf_counter() - begin)
+            begin = time.perf_counter()
+            self._score_val(head, kind)
+            self.val_seconds[head, kind].append(time.perf_counter() - begin)
 
     def find_ms(self, head: str, kind: str) -> float:
-        """A step, in the mean."""
-        return 1e3 * float(np.mean(self.seconds[head, kind]))
+        """A step in the mean, with its share of scoring val."""
+        n_steps = -(-len(self.table) // self.config.batch_size)
+        scoring = np.mean(self.val_seconds[head, kind]) / n_steps
+        return 1e3 * float(np.mean(self.seconds[head, kind]) + scoring)
 
-    def _take_step(self, head: str, kind: str) -> None:
-        # Spread over the epoch: its batches differ in length.
-        clips = self.batches[kind][self.n_taken[head] * 37 % len(self.batches[kind])]
-        self.n_taken[head] += 1
+    def _score_val(self, head: str, kind: str) -> None:
+        streams = choose_streams(head, context=self.config.context)
+        with torch.no_grad():
+            for clips in self.val_batches[kind]:
+                batch = gather_batch(self.val, clips, np.zeros_like(clips), streams)
+                inputs = {name: x.float() for name, x in batch.streams.items()}
+                torch.softmax(self.models[head](inputs, batch.n_steps), 1).numpy()
+
+    def _take_step(self, head: str, clips: NDArray[np.intp]) -> None:
         batch: Batch = gather_batch(
             self.table, clips, self.phases[clips], choose_streams(head, context=self.config.context)
         )

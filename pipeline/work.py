@@ -11,11 +11,11 @@ import torch
 
 from features.contracts import SPLITS, Clip, ClipFeatures
 from features.fingerprint import hash_file
+from features.memory import keep_freed_memory
 from pipeline.config import ExtractConfig
 from pipeline.decode import ChosenFrame, iter_chosen_frames
 from pipeline.flow import ClipEnd, Flow, FlowSize
 from pipeline.inputs import InputFile, Inputs
-from pipeline.memory import keep_freed_memory
 from pipeline.parts import iter_parts
 from pipeline.see import load_seer
 

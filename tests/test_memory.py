@@ -129,6 +129,16 @@ def test_rows_from_disk_are_those_from_memory() -> None:
         assert torch.equal(matrix.gather(index), rows[index]), chosen
 
 
+def test_many_neighbours_on_disk_are_read_in_any_order() -> None:
+    rows = torch.arange(5000).view(2500, 2).to(torch.bfloat16)  # more than one read takes
+    matrix = DiskMatrix(2500, 2, torch.bfloat16, None)
+    matrix.write(0, rows)
+    index = torch.randperm(2500, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(matrix.gather(index)[index > 0], rows[index[index > 0]])
+    with pytest.raises(ValueError, match="rows up to 2500 of 2500"):
+        matrix.gather(torch.tensor([2499, 2500]))
+
+
 def test_a_phase_lies_in_one_piece() -> None:
     builder = TableBuilder(
         n_frames=6, n_faces=6, shapes={"context_2x2": (512, 2, 2)}, dtype=torch.float16
@@ -200,7 +210,7 @@ def test_what_fails_ahead_fails_where_it_is_read() -> None:
 
 _HOLES = """
 from pathlib import Path
-from train.memory import return_freed_memory
+from features.memory import return_freed_memory
 
 def count_kib():
     status = Path("/proc/self/status").read_text()
@@ -224,7 +234,7 @@ def test_freed_memory_goes_back_to_the_system() -> None:
 _ARENAS = """
 import ctypes, sys, threading
 from pathlib import Path
-from pipeline.memory import keep_freed_memory
+from features.memory import keep_freed_memory
 
 def allocate():
     all_run.wait()
@@ -248,7 +258,7 @@ print(Path(sys.argv[1]).read_text().count("<heap nr="))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's malloc")
-def test_threads_of_stage_one_share_two_places_for_memory(tmp_path: Path) -> None:
+def test_threads_share_two_places_for_memory(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _ARENAS, str(tmp_path / "info.xml")]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(ran.stdout) <= 2  # nine without

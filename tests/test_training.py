@@ -16,6 +16,7 @@ from train.config import FitConfig
 from train.dataset import UNLABELLED, ClipTable, TableBuilder, draw_clips
 from train.heads import SHAPES
 from train.losses import make_losses, weigh_classes
+from train.metrics import score_predictions
 from train.noise import Noise
 from train.scoring import score_clips
 from train.specs import RunSpec, group_specs
@@ -85,6 +86,24 @@ def test_runs_with_their_own_settings_equal_single_runs(head: str) -> None:
         clear = first - second > 1e-4  # not a tie
         assert clear.any()
         np.testing.assert_array_equal(found.argmax(1)[clear], expected.argmax(1)[clear])
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_val_is_scored_in_the_precision_of_training(precision: str) -> None:
+    task = make_task("face", replace(CONFIG, precision=precision, epochs=1))
+    (run,) = train_runs(task, [RunSpec(seed=0, config=task.config)], ignore)
+    head = task.build_head()
+    head.load_state_dict(dict(run.state))
+    known = VAL.label
+    loss = {
+        p: score_predictions(known, score_clips(head, VAL, task.streams, precision=p)).loss
+        for p in ("float32", "bfloat16")
+    }
+    assert loss["float32"] != loss["bfloat16"]
+    assert loss["float32"] == pytest.approx(loss["bfloat16"], rel=0.02)
+    told = run.history[0].val
+    assert told is not None
+    assert min(loss, key=lambda p: abs(loss[p] - told.loss)) == precision
 
 
 @pytest.mark.parametrize("own", [{"lr": 3e-3}, *MIXED[1:]], ids=str)

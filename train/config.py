@@ -100,7 +100,8 @@ class FitConfig:
     max_steps: int = 256
     """Face rows of one clip that are read at most, from its start; 0: no limit."""
     precision: str = "auto"
-    """Of the matrix products in training. Scores are always computed in float32."""
+    """Of the matrix products in training, and when val is scored to choose the epoch. What a run is
+    reported with is computed in float32."""
     class_weights: str = "none"
     """``balanced``: a clip counts in the loss by how rare its class is among the train clips."""
     sampling: str = "shuffled"

@@ -70,7 +70,8 @@ class Batch:
     """Clips padded to the longest among them."""
 
     streams: Mapping[str, Tensor]
-    """Stream name -> [*runs, B, T, D], 16-bit floats, zeros behind a clip's end."""
+    """Stream name -> [*runs, B, T, D], 16-bit floats, zeros behind a clip's end; in memory
+    [*runs, T, B, D], the order in which heads read them."""
     n_steps: Tensor
     """[*runs, B] True lengths."""
     label: Tensor
@@ -355,14 +356,18 @@ def gather_batch(
             at[i, : n_steps[i]] = s.face if stream in FACE_MATRICES else s.context
     return Batch(
         streams={
-            stream: gather_rows(table.features[streams[stream]], torch.from_numpy(at.ravel())).view(
-                *clips.shape, at.shape[1], -1
-            )
+            stream: _gather_steps(table.features[streams[stream]], at.reshape(*clips.shape, -1))
             for stream, at in rows.items()
         },
         n_steps=torch.from_numpy(n_steps).view(clips.shape),
         label=torch.from_numpy(table.label[clips]),
     )
+
+
+def _gather_steps(matrix: Matrix, rows: NDArray[np.int64]) -> Tensor:
+    """[*runs, B, T] row numbers to [*runs, B, T, D]."""
+    at = torch.from_numpy(rows).transpose(-1, -2)
+    return gather_rows(matrix, at.flatten()).view(*at.shape, -1).transpose(-2, -3)
 
 
 def _put_longest_first(clips: NDArray[np.intp], n_steps: NDArray[np.integer]) -> NDArray[np.intp]:

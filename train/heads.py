@@ -74,7 +74,9 @@ class ConcatenatedRnn(Head):
         self.classify = Linear(2 * SIZE, n_classes)
 
     def score(self, streams: Mapping[str, Tensor], n_steps: Tensor) -> Tensor:
-        x = torch.cat([self.encode[name](streams[name]) for name in self.streams], -1)
+        # Joined as they lie in memory, the values first.
+        parts = [self.encode[name](streams[name]).transpose(-3, -1) for name in self.streams]
+        x = torch.cat(parts, -3).transpose(-3, -1)  # [*runs, B, T, 2 SIZE]
         logits: Tensor = self.classify(self.rnn(x, n_steps).state.hidden[-1])  # [*runs, B, K]
         return logits
 

@@ -192,17 +192,17 @@ class Lstm(nn.Module):
         asked = (add_run(memory.hidden), add_run(memory.mask)) if memory is not None else None
         layers: list[Steps] = []
         for layer, begin in enumerate(begins):
-            # [T, S, n_in, B], as the recurrence has it
-            x = layers[-1].hidden if layers else add_run(x).permute(2, 0, 3, 1)
+            # [S, n_in, T, B], as the recurrence has it
+            x = layers[-1].hidden if layers else add_run(x).transpose(1, 3)
             if self.noise is not None:
-                x = self.noise.drop(x.permute(1, 0, 3, 2)).permute(1, 0, 3, 2)
+                x = self.noise.drop(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
             weights = Weights(
                 *(add_run(self.get_parameter(f"{name}_l{layer}")) for name in _layer_shapes(0, 0))
             )
             about = None if layers else asked
             layers.append(run_recurrence(x, add_run(n_steps), weights, begin, about))
         return Read(
-            drop_run(layers[-1].hidden.permute(1, 3, 0, 2)),
+            drop_run(layers[-1].hidden.transpose(1, 3)),
             State(
                 tuple(drop_run(steps.last_hidden.transpose(1, 2)) for steps in layers),
                 tuple(drop_run(steps.last_cell.transpose(1, 2)) for steps in layers),
@@ -247,18 +247,23 @@ def read_run_state(stacked: nn.Module, run: int) -> dict[str, Tensor]:
 
 
 def _project(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x: [*runs, ..., D], weight: [*runs, N, D], bias: [*runs, N]. Returns [*runs, ..., N]."""
+    """x: [*runs, ..., D], weight: [*runs, N, D], bias: [*runs, N]. Returns [*runs, ..., N].
+
+    With runs, sequences [S, B, T, D] come out as [S, N, T, B] lies in memory, as the recurrence
+    reads them.
+    """
     if not torch.is_autocast_enabled(x.device.type):
         x = x.to(weight.dtype)
     if weight.dim() == 2:
         return nn.functional.linear(x, weight, bias)
+    if x.dim() == 4:
+        x = x.transpose(1, 2)
     if x.stride(0) == 0:  # the same for all runs, as in scoring: one product, no copies
         rows, many = x[0].flatten(0, -2), bias.flatten().unsqueeze(1)
-        shared = torch.addmm(many, weight.flatten(0, 1), rows.t())
-        out = shared.view(*bias.shape, -1)
+        out = torch.addmm(many, weight.flatten(0, 1), rows.t())
     else:
         out = torch.baddbmm(bias.unsqueeze(2), weight, x.flatten(1, -2).transpose(1, 2))
-    return out.transpose(1, 2).view(*x.shape[:-1], -1)
+    return out.view(*bias.shape, *x.shape[1:-1]).transpose(1, -1)
 
 
 def _layer_shapes(width: int, size: int) -> dict[str, tuple[int, ...]]:

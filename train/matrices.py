@@ -21,6 +21,9 @@ from features.errors import ConfigError
 
 T = TypeVar("T")
 
+_MOST_PARTS = 1024
+"""Of one read: what Linux and the BSDs allow."""
+
 
 class DiskMatrix:
     """A matrix in a file without a name: gone when it is closed, also after a crash.
@@ -54,22 +57,23 @@ class DiskMatrix:
             data, at = data[n:], at + n
 
     def gather(self, rows: Tensor) -> Tensor:
-        """[N] row numbers to [N, n_values]. Neighbours are read at once; row 0 is known as zero."""
+        """[N] row numbers to [N, n_values]. Neighbours in the file are read at once, in whatever
+        order they are wanted; row 0 is known as zero."""
         out = torch.empty(len(rows), self.shape[1], dtype=self.dtype)
         out[rows == 0] = 0
-        buffer = _see_bytes(out)
-        numbers = rows.numpy()
-        cuts = np.flatnonzero(np.diff(numbers) != 1) + 1
-        for begin, end in zip([0, *cuts], [*cuts, len(numbers)], strict=True):
-            if begin == end or numbers[begin] == 0 == numbers[end - 1]:
-                continue
-            part = buffer[begin * self._row_bytes : end * self._row_bytes]
-            at = int(numbers[begin]) * self._row_bytes
-            while part:
-                n = os.preadv(self._file.fileno(), [part], at)
-                if n == 0:
-                    raise ValueError(f"rows up to {numbers[end - 1]} of {self.shape[0]}")
-                part, at = part[n:], at + n
+        buffer, size = _see_bytes(out), self._row_bytes
+        wanted = rows.numpy()
+        places = np.argsort(wanted, kind="stable")
+        places = places[np.searchsorted(wanted, 1, sorter=places) :]
+        cuts = np.flatnonzero(np.diff(wanted[places]) != 1) + 1
+        for neighbours in np.split(places, cuts) if len(places) else ():
+            parts = [buffer[i * size : (i + 1) * size] for i in neighbours.tolist()]
+            at = int(wanted[neighbours[0]]) * size
+            while parts:
+                n_read = os.preadv(self._file.fileno(), parts[:_MOST_PARTS], at) // size
+                if n_read == 0:
+                    raise ValueError(f"rows up to {wanted[neighbours[-1]]} of {self.shape[0]}")
+                parts, at = parts[n_read:], at + n_read * size
         return out
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -21,17 +19,6 @@ def choose_limit(memory_gb: float | None) -> int | None:
         return int(memory_gb * 1e9)
     free = find_free_bytes()
     return None if free is None else int(free * _SHARE)
-
-
-def return_freed_memory() -> None:
-    """Give the system back what was freed, where the C library holds on to it, as glibc does.
-
-    Arrays of many sizes leave holes that later ones do not fit: gigabytes while a large store is
-    read, hundreds of megabytes for each thread that trains.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(ctypes.c_size_t(0))
 
 
 def choose_on_disk(n_bytes: Mapping[K, int], limit: int | None) -> set[K]:

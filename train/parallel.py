@@ -15,8 +15,14 @@ from threading import Event
 
 import torch
 
+from features.memory import keep_freed_memory, return_freed_memory
+
 MOST_WORKERS = 8
 """Beyond, threads mostly wait for the interpreter."""
+
+_KEPT_BYTES = 1 << 25
+"""Buffers up to this size are kept for the next batch. Larger ones are batches of the largest
+features: their work outweighs taking the memory anew, and two of a kind are gigabytes."""
 
 
 def count_workers(device: str) -> int:
@@ -42,6 +48,7 @@ def run_jobs(jobs: Sequence[Callable[[Event], None]], n_workers: int) -> None:
     A job is given an event and ends early, by any exception, once it is set. When a job fails, or
     Ctrl-C arrives, it is set, the jobs not begun are dropped, and the first error is raised.
     """
+    keep_freed_memory(_KEPT_BYTES)
     stop = Event()
     n_workers = min(n_workers, len(jobs))
     with _torch_threads(torch.get_num_threads() // n_workers):
@@ -54,6 +61,7 @@ def run_jobs(jobs: Sequence[Callable[[Event], None]], n_workers: int) -> None:
         finally:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
+            return_freed_memory()
 
 
 @contextmanager

@@ -1,16 +1,17 @@
 """An LSTM layer over a whole sequence, with or without attention, for many runs at once.
 
-A step is one product: of the weights with what the step reads, which is its input, the attention
-vector (if any) and the hidden state of the step before. The gradients of the weights are products
-over all steps. PyTorch's own LSTM has no run dimension and no place for
-attention; without attention and with one run it is the oracle of the tests.
+What the input gives to the gates is one large product over all steps, ahead of them; a step is one
+product of the weights with what is known only then, the attention vector (if any) and the hidden
+state of the step before. The gradients of the weights and of the input are products over all steps
+too. PyTorch's own LSTM has no run dimension and no place for attention; without attention and with
+one run it is the oracle of the tests.
 
 Clips come last in memory, behind the values: so the gates of a step lie in whole blocks, which is
 what makes the work between the products cheap, and the products need their weights in no other
 order than they lie in.
 
 Sizes: S runs, T steps, B clips, D input values, H hidden values, U context steps.
-R = D + H, or D + 2H with attention: what a step reads.
+R = H, or 2H with attention: what a step reads beside its input.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Weights(NamedTuple):
     """Of a layer, as ``torch.nn.LSTM`` has them: gates are input, forget, cell, output."""
 
     input: Tensor
-    """[S, 4H, R - H] From the input, then the attention vector (if any), to the gates."""
+    """[S, 4H, D + R - H] From the input, then the attention vector (if any), to the gates."""
     hidden: Tensor
     """[S, 4H, H]"""
     input_bias: Tensor
@@ -50,7 +51,7 @@ class Steps(NamedTuple):
     """What a layer computed."""
 
     hidden: Tensor
-    """[T, S, H, B] At every step."""
+    """[S, H, T, B] At every step, in the type of the products."""
     last_hidden: Tensor
     """[S, H, B] At each clip's last real step."""
     last_cell: Tensor
@@ -73,7 +74,7 @@ def run_recurrence(
     Under autocast the products with the weights run in autocast's type, the rest in float32.
 
     Args:
-        x: [T, S, D, B]
+        x: [S, D, T, B]
         n_steps: [S, B] True lengths, 1..T.
         weights: Of the layer.
         first: [S, H, B] each: hidden and cell state before the first step; None: zeros.
@@ -117,62 +118,71 @@ class _Layer(torch.autograd.Function):
         product_dtype: torch.dtype,
         keeps_steps: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        n_padded, n_runs, n_in, n_clips = x.shape
+        n_runs, n_in, n_padded, n_clips = x.shape
         size, full = w_hidden.shape[-1], w_hidden.dtype
-        n_read = w_input.shape[-1] + size
-        weight = w_hidden.new_empty(n_runs, 4 * size, n_read, dtype=product_dtype)
-        weight[:, :, : n_read - size], weight[:, :, n_read - size :] = w_input, w_hidden
-        bias = (b_input + b_hidden).unsqueeze(2).to(product_dtype)
-        for doubled in (weight, bias):
-            doubled[:, 2 * size : 3 * size] *= 2
-
+        n_read = w_input.shape[-1] - n_in + size
         x = x.to(product_dtype).contiguous()
+        w_x = w_hidden.new_empty(n_runs, 4 * size, n_in, dtype=product_dtype)
+        w_read = w_hidden.new_empty(n_runs, 4 * size, n_read, dtype=product_dtype)
+        w_x.copy_(w_input[:, :, :n_in])
+        w_read[:, :, : n_read - size] = w_input[:, :, n_in:]
+        w_read[:, :, n_read - size :] = w_hidden
+        bias = (b_input + b_hidden).unsqueeze(2).to(product_dtype)
+        for doubled in (w_x, w_read, bias):
+            doubled[:, 2 * size : 3 * size] *= 2
+        of_input = torch.baddbmm(bias, w_x, x.flatten(2)).view(n_runs, 4 * size, n_padded, n_clips)
+
         widths, has_end = _plan_steps(n_steps, n_padded)
         ends = _find_ends(n_steps, n_padded)
-        hidden = first_cell.new_zeros(n_padded, n_runs, size, n_clips)
-        last_hidden, last_cell = torch.empty_like(hidden[0]), torch.empty_like(hidden[0])
+        last_hidden = first_cell.new_zeros(n_runs, size, n_clips)
+        last_cell = torch.empty_like(last_hidden)
         n_memory = memory.shape[2] if memory is not None else 0
         attention = first_cell.new_zeros(n_runs, n_clips, n_padded, n_memory)
         asking = torch.empty(0)
         if memory is not None and memory_mask is not None:
-            asked = memory.contiguous()
+            asked = memory.to(full).contiguous()
             asking = first_cell.new_zeros(n_runs, n_clips, n_padded if keeps_steps else 1, size)
             # 0 for a real step, minus infinity for another
             blocked = torch.zeros_like(memory_mask, dtype=full)
             blocked.masked_fill_(~memory_mask, -torch.inf)
 
         kept = widths if keeps_steps else widths[:1]
-        read = _Blocks(kept, n_runs, n_read, weight)  # input, attention vector, hidden state before
+        # With attention: its vector, then the hidden state before.
+        read = _Blocks(kept if memory is not None else [], n_runs, n_read, w_read)
         acts = _Blocks(kept, n_runs, 4 * size, first_cell)
         cell, cell_tanh = (_Blocks(kept, n_runs, size, first_cell) for _ in range(2))
-        gates = weight.new_empty(n_runs * 4 * size * n_clips)
-        h, c = first_hidden, first_cell
+        outputs = _Blocks(widths, n_runs, size, w_read)
+        gates = w_read.new_empty(n_runs * 4 * size * n_clips)
+        h, c, before = first_hidden, first_cell, first_hidden.to(product_dtype)
         for t, n in enumerate(widths):
-            h, c = h[..., :n].contiguous(), c[..., :n].contiguous()
-            r = read.see(t, n)
-            r[:, :n_in] = x[t, ..., :n]
+            c, r = c[..., :n].contiguous(), before[..., :n].contiguous()
             if memory is not None:
                 asked, blocked = asked[:, :n].contiguous(), blocked[:, :n]
-                query = h.transpose(1, 2).contiguous()  # [S, B, H]
+                query = h[..., :n].transpose(1, 2).contiguous()  # [S, B, H]
                 scores = _multiply_rows(query, asked.transpose(2, 3)).add_(blocked)
                 a = torch.softmax(scores, -1)  # [S, B, U]
                 attention[:, :n, t], asking[:, :n, t if keeps_steps else 0] = a, query
-                r[:, n_in : n_read - size] = _multiply_rows(a, asked).transpose(1, 2)
-            r[:, n_read - size :] = h
+                both = read.see(t, n)
+                both[:, : n_read - size] = _multiply_rows(a, asked).transpose(1, 2)
+                both[:, n_read - size :] = r
+                r = both
             gates_t = gates[: n_runs * 4 * size * n].view(n_runs, 4 * size, n)
-            torch.baddbmm(bias, weight, r, out=gates_t)
+            torch.baddbmm(of_input[:, :, t, :n], w_read, r, out=gates_t)
             act = acts.see(t, n).copy_(gates_t).sigmoid_()
             i, f, g, o = act.chunk(4, 1)  # g is (cell gate + 1) / 2
             c = torch.mul(f, c, out=cell.see(t, n)).addcmul_(i, g, value=2).sub_(i)
             u = torch.mul(c, 2, out=cell_tanh.see(t, n)).sigmoid_().mul_(2).sub_(1)
             h = torch.mul(o, u)
-            hidden[t, ..., :n] = h
+            before = outputs.see(t, n).copy_(h)
             if has_end[t]:
                 last_hidden[..., :n] = torch.where(ends[t, ..., :n], h, last_hidden[..., :n])
                 last_cell[..., :n] = torch.where(ends[t, ..., :n], c, last_cell[..., :n])
 
-        ctx.save_for_backward(weight, first_cell, attention, asking, memory, ends)
-        ctx.blocks, ctx.has_end, ctx.n_in = (read, acts, cell, cell_tanh), has_end, n_in
+        hidden = outputs.join(n_padded, n_clips)
+        ctx.save_for_backward(
+            x, hidden, w_x, w_read, first_hidden, first_cell, attention, asking, memory, ends
+        )
+        ctx.blocks, ctx.has_end = (read, acts, cell, cell_tanh), has_end
         ctx.mark_non_differentiable(attention)
         ctx.set_materialize_grads(False)
         return hidden, last_hidden, last_cell, attention
@@ -186,21 +196,23 @@ class _Layer(torch.autograd.Function):
         d_last_cell: Tensor | None,
         _: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
-        weight, first_cell, attention, asking, memory, ends = ctx.saved_tensors
+        x, hidden, w_x, w_read, first_hidden, first_cell, *rest = ctx.saved_tensors
+        attention, asking, memory, ends = rest
         read, acts, cell, cell_tanh = ctx.blocks
-        widths = read.widths
-        n_runs, size, n_clips = first_cell.shape
-        n_padded, n_in, n_read = len(ends), ctx.n_in, weight.shape[2]
-        w_t = weight.new_empty(n_runs, n_read, 4 * size)
-        for of_run, w in zip(w_t, weight, strict=True):  # several times faster than all at once
+        widths = acts.widths
+        n_runs, size, n_padded, n_clips = hidden.shape
+        n_read = w_read.shape[2]
+        w_t = w_read.new_empty(n_runs, n_read, 4 * size)
+        for of_run, w in zip(w_t, w_read, strict=True):  # several times faster than all at once
             of_run.copy_(w.t())
-        w_t[:, :, 2 * size : 3 * size] /= 2
 
-        d_x = weight.new_zeros(n_padded, n_runs, n_in, n_clips)
-        d_gates = _Blocks(widths, n_runs, 4 * size, weight)
+        d_gates = _Blocks(widths, n_runs, 4 * size, w_read)
         d = torch.empty_like(acts.see(len(widths) - 1, widths[-1]))
         dh, dc = (first_cell.new_zeros(n_runs, size, widths[-1]) for _ in range(2))
+        if d_hidden is not None:
+            d_hidden = d_hidden.contiguous()
         if memory is not None:
+            memory = memory.to(first_cell.dtype)
             d_vector = torch.zeros_like(asking)  # of the attention vector
             d_scores = torch.zeros_like(attention)
             asked = memory[:, : dh.shape[2]].contiguous()
@@ -213,7 +225,7 @@ class _Layer(torch.autograd.Function):
                 d = torch.empty_like(act)
                 asked = memory[:, :n].contiguous() if memory is not None else None
             if d_hidden is not None:
-                dh.add_(d_hidden[t, ..., :n])
+                dh.add_(d_hidden[:, :, t, :n])
             if ctx.has_end[t] and d_last_hidden is not None:
                 dh.addcmul_(d_last_hidden[..., :n], ends[t, ..., :n])
             if ctx.has_end[t] and d_last_cell is not None:
@@ -225,14 +237,13 @@ class _Layer(torch.autograd.Function):
             torch.mul(dc, g, out=d_i).mul_(2).sub_(dc)
             c = cell.see(t - 1, widths[t - 1])[..., :n] if t else first_cell
             torch.mul(dc, c, out=d_f)
-            torch.mul(dc, i, out=d_g).mul_(4)  # 2 for g, 2 for its doubled input
+            torch.mul(dc, i, out=d_g).mul_(2)
             dc.mul_(f)
             d_step = d_gates.see(t, n).copy_(sigmoid_backward(d, act, grad_input=d))
             dr = torch.bmm(w_t, d_step)  # [S, R, B]
-            d_x[t, ..., :n] = dr[:, :n_in]
             dh.copy_(dr[:, n_read - size :])
             if memory is not None:
-                dv = dr[:, n_in : n_read - size].transpose(1, 2).to(dh.dtype)
+                dv = dr[:, : n_read - size].transpose(1, 2).to(dh.dtype)
                 a = attention[:, :n, t]
                 da = _multiply_rows(dv, asked.transpose(2, 3))  # [S, B, U]
                 ds = a * (da - (a * da).sum(-1, keepdim=True))
@@ -244,15 +255,24 @@ class _Layer(torch.autograd.Function):
             # Outer products [U, H], summed over the steps.
             d_memory = torch.matmul(attention.transpose(2, 3), d_vector)
             d_memory += torch.matmul(d_scores.transpose(2, 3), asking)
-        all_d, all_read = d_gates.join(), read.join()
-        d_input, d_recurrent = (
-            torch.bmm(all_d, part.transpose(1, 2)).to(first_cell.dtype)
-            for part in all_read.split_with_sizes([n_read - size, size], 1)
+            all_read = read.join(n_padded, n_clips)
+        else:
+            first = first_hidden.to(hidden.dtype).unsqueeze(2)
+            all_read = torch.cat([first, hidden[:, :, :-1]], 2)
+        all_d = d_gates.join(n_padded, n_clips).flatten(2)
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            d_x = torch.bmm(w_x.transpose(1, 2), all_d).view_as(x)
+        by_x, by_read = (
+            torch.bmm(all_d, part.flatten(2).transpose(1, 2)) for part in (x, all_read)
         )
-        d_bias = torch.bmm(all_d, all_d.new_ones(n_runs, all_d.shape[2], 1))
-        d_bias = d_bias.squeeze(2).to(first_cell.dtype)
-        d_weights = (d_input, d_recurrent, d_bias, d_bias)
-        return d_x, None, *d_weights, dh, dc, d_memory, None, None, None
+        d_bias = torch.bmm(all_d, all_d.new_ones(n_runs, all_d.shape[2], 1)).squeeze(2)
+        by_vector, by_hidden = by_read.split_with_sizes([n_read - size, size], 2)
+        d_input = torch.cat([by_x, by_vector], 2)
+        d_weights = [part.to(first_cell.dtype) for part in (d_input, by_hidden, d_bias)]
+        for doubled in d_weights:  # as the weights of the cell gate were
+            doubled[:, 2 * size : 3 * size] *= 2
+        return d_x, None, *d_weights, d_weights[-1], dh, dc, d_memory, None, None, None
 
 
 class _Blocks:
@@ -273,15 +293,18 @@ class _Blocks:
         n_runs, n_values = self._shape
         return self._flat[begin : begin + n_runs * n_values * n].view(n_runs, n_values, n)
 
-    def join(self) -> Tensor:
-        """[S, N, clips of all steps]"""
-        parts, step = [], 0
+    def join(self, n_padded: int, n_clips: int) -> Tensor:
+        """[S, N, n_padded, n_clips] Zero where a clip or step is left out."""
+        n_runs, n_values = self._shape
+        is_whole = self.widths == [n_clips] * n_padded
+        make = self._flat.new_empty if is_whole else self._flat.new_zeros
+        joined, step = make(n_runs, n_values, n_padded, n_clips), 0
         for n, like in groupby(self.widths):
             end = step + len(list(like))
             part = self._flat[self._begin[step] : self._begin[end]].view(-1, *self._shape, n)
-            parts.append(part.permute(1, 2, 0, 3).flatten(2))
+            joined[:, :, step:end, :n] = part.permute(1, 2, 0, 3)
             step = end
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+        return joined
 
 
 def _plan_steps(n_steps: Tensor, n_padded: int) -> tuple[list[int], list[bool]]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from train.dataset import ClipTable, gather_batch
 from train.layers import Head
 
-SCORED_CLIPS = 64
+SCORED_CLIPS = 32
 """Clips scored at a time, at most."""
 
 SCORED_VALUES = 1 << 23
@@ -25,8 +25,9 @@ def score_clips(
     *,
     n_runs: int = 0,
     device: str = "cpu",
+    precision: str = "float32",
 ) -> NDArray[np.float64]:
-    """Class probabilities of all clips at their first phase, computed in float32.
+    """Class probabilities of all clips at their first phase.
 
     Args:
         head: With ``n_runs`` runs side by side, or plain where that is 0.
@@ -34,6 +35,7 @@ def score_clips(
         streams: What the head reads, as ``train.heads.choose_streams`` gives it.
         n_runs: S.
         device: Where the head stands.
+        precision: What is multiplied in, one of ``features.engine.PRECISIONS``.
 
     Returns:
         [*runs, N, K] Probabilities, in the table's order; N is 0 for a table without clips.
@@ -45,10 +47,15 @@ def score_clips(
     by_length = np.argsort(-lengths, kind="stable")  # the longest first
     n_values = sum(table.features[matrix].shape[1] for matrix in streams.values())
     parts = []
-    with torch.no_grad():
+    reduced = precision == "bfloat16"
+    dtype = torch.bfloat16 if reduced else torch.float32
+    with (
+        torch.no_grad(),
+        torch.autocast(torch.device(device).type, torch.bfloat16, enabled=reduced),
+    ):
         for clips in _cut(by_length, lengths * n_values):
             batch = gather_batch(table, clips, np.zeros_like(clips), streams)
-            inputs = {name: x.to(device, torch.float32) for name, x in batch.streams.items()}
+            inputs = {name: x.to(device, dtype) for name, x in batch.streams.items()}
             n_steps = batch.n_steps.to(device)
             if n_runs:
                 inputs = {name: x.expand(n_runs, *x.shape) for name, x in inputs.items()}

@@ -17,6 +17,7 @@ import torch
 from features.contracts import SPLITS
 from features.errors import ConfigError, ShardError
 from features.fingerprint import hash_json
+from features.memory import return_freed_memory
 from features.store import Store
 from train.config import FitConfig
 from train.dataset import (
@@ -28,7 +29,7 @@ from train.dataset import (
     read_matrix,
 )
 from train.heads import SHAPES, Shapes, choose_streams
-from train.memory import choose_limit, choose_on_disk, return_freed_memory
+from train.memory import choose_limit, choose_on_disk
 
 _BYTES_PER_VALUE = 2  # of float16 and bfloat16 alike
 _NAMED = 5

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from features.engine import PRECISIONS
 from features.errors import ConfigError, RunError
+from features.memory import return_freed_memory
 from train.config import FitConfig
 from train.dataset import Batch, ClipTable, draw_clips, draw_phases, gather_batch, order_batches
 from train.heads import Shapes, build_head, choose_streams
 from train.layers import Head, read_run_state, set_noise, stack_runs
 from train.losses import RunLosses, make_losses
 from train.matrices import DiskMatrix, read_ahead
-from train.memory import return_freed_memory
 from train.metrics import Metrics, score_predictions
 from train.noise import Noise
 from train.optimizer import RunOptimizer
@@ -228,9 +228,15 @@ class _Model:
         return mean
 
     def score_val(self) -> list[Metrics]:
+        """In the precision of training: what a run is reported with is scored anew."""
         task, known = self.task, self.task.val.labelled
         scores = score_clips(
-            self._stacked, task.val, task.streams, n_runs=len(self.runs), device=task.device
+            self._stacked,
+            task.val,
+            task.streams,
+            n_runs=len(self.runs),
+            device=task.device,
+            precision=task.config.precision,
         )
         return [score_predictions(task.val.label[known], of_run[known]) for of_run in scores]
 
