@@ -13,9 +13,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(p for d in ("features", "pipeline", "train") for p in (ROOT / d).rglob("*.py"))
 FEATURES_ORDER = (
-    "errors", "contracts", "disk", "memory", "fingerprint", "weights", "engine", "context_cnn",
-    "face_cnn", "face_network", "weights_table", "shards", "shard_writer", "store_index", "store",
-    "store_writer", "bundle",
+    "errors", "contracts", "disk", "limits", "memory", "fingerprint", "weights", "engine",
+    "context_cnn", "face_cnn", "face_network", "weights_table", "shards", "shard_writer",
+    "store_index", "store", "store_writer", "bundle",
 )  # fmt: skip
 """A module of features imports only what stands before it."""
 
