@@ -115,19 +115,16 @@ def run_extract(
             if plan.todo:
                 # Only now: nothing above needs torch, which takes seconds to load.
                 from pipeline.intake import Intake
-                from pipeline.lanes import Job, iter_lanes
+                from pipeline.lanes import iter_lanes
+                from pipeline.work import Work
 
-                job = Job(
-                    clips=plan.todo,
-                    config=config,
-                    face_weights=face_weights,
-                    inputs=inputs.path,
-                    device=device,
+                work = Work(
+                    config=config, face_weights=face_weights, inputs=inputs.path, device=device
                 )
                 intake = Intake(writer, failures, inputs)
                 told = ExtractProgress(n_clips=len(plan.todo))
                 progress(told)
-                with contextlib.closing(iter_lanes(job, workers)) as items:
+                with contextlib.closing(iter_lanes(work, plan.todo, workers)) as items:
                     for lane, item in items:
                         if intake.take(lane, item):
                             told = replace(

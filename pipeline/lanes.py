@@ -15,12 +15,11 @@ import multiprocessing
 import signal
 import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from logging.handlers import QueueHandler
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from pathlib import Path
 from threading import Lock
 from typing import Any, cast
 
@@ -30,7 +29,6 @@ from features.contracts import Clip
 from features.engine import choose_device
 from features.errors import WorkerError
 from features.limits import find_core_limit, find_free_bytes
-from pipeline.config import ExtractConfig
 from pipeline.work import Item, Timing, Work, iter_work
 
 _log = logging.getLogger(__name__)
@@ -42,42 +40,31 @@ _WORKER_BYTES = 2 << 30
 """What a process takes at most on frames of 1920x1080, with few threads."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """Clips, and how to extract them."""
-
-    clips: Sequence[Clip]
-    config: ExtractConfig
-    """Its precision is chosen."""
-    face_weights: Path
-    inputs: Path
-    """inputs.json of the store."""
-    device: str
-    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
-
-
-def iter_lanes(job: Job, n_workers: int | None) -> Generator[tuple[int, Item]]:
+def iter_lanes(
+    work: Work, clips: Sequence[Clip], n_workers: int | None
+) -> Generator[tuple[int, Item]]:
     """Yield what the processes give, each item with its process's number.
 
     Of one number come word that it is ready, the parts of a clip, then its end, clip after clip, at
     last the timing. Closing the generator stops everything.
 
     Args:
-        job: What to do.
+        work: How, the device as the user named it; threads and decoders are chosen here.
+        clips: Which, in order.
         n_workers: Processes; None: as many as pay, see ``count_workers``. One is this process.
 
     Raises:
         ConfigError: no such device. WorkerError: a process died.
         WeightsError: a network's weights are missing or not the expected ones.
     """
-    device = choose_device(job.device)
+    device = choose_device(work.device)
     if n_workers is None:
-        n_workers = count_workers(len(job.clips), device)
-    works = plan_works(job, device, min(n_workers, len(job.clips)))
+        n_workers = count_workers(len(clips), device)
+    works = plan_works(work, len(clips), device, min(n_workers, len(clips)))
     if len(works) > 1:
-        yield from _iter_processes(works, job.clips)
+        yield from _iter_processes(works, clips)
         return
-    with contextlib.closing(iter_work(works[0], job.clips)) as items:
+    with contextlib.closing(iter_work(works[0], clips)) as items:
         for item in items:
             yield 0, item
 
@@ -94,25 +81,21 @@ def count_workers(n_clips: int, device: torch.device) -> int:
     return max(1, min(_count_cores(), n_clips // _WORKER_CLIPS, n_fit))
 
 
-def plan_works(job: Job, device: torch.device, n_workers: int) -> list[Work]:
+def plan_works(work: Work, n_clips: int, device: torch.device, n_workers: int) -> list[Work]:
     """What each process does; with ``cuda`` (no number) each takes the next card."""
     n_cards = torch.cuda.device_count() if device.type == "cuda" and device.index is None else 0
     n_cores = _count_cores()
     if device.type == "cuda":
         n_threads = 2  # while one waits for the card, the other does what is left to the CPU
     elif 2 * n_workers > n_cores:
-        n_threads = 1 if n_workers > 1 else 2
+        n_threads = 1
     else:  # threads that share Python wait for it at times, so there is one more of them
         n_threads = n_cores // n_workers + 1
     # Clips that are decoded at once are taken: no process may take more than its share.
-    n_decoders = min(
-        4 if device.type == "cuda" else n_threads // 2, len(job.clips) // 2 // n_workers
-    )
+    n_decoders = min(4 if device.type == "cuda" else n_threads // 2, n_clips // 2 // n_workers)
     return [
-        Work(
-            config=job.config,
-            face_weights=job.face_weights,
-            inputs=job.inputs,
+        replace(
+            work,
             device=f"cuda:{i % n_cards}" if n_cards else str(device),
             n_threads=n_threads,
             n_decoders=max(1, n_decoders),
@@ -132,7 +115,7 @@ class _Next:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Lane:
+class _Worker:
     """A process, seen from here."""
 
     number: int
@@ -143,7 +126,7 @@ def _iter_processes(works: Sequence[Work], clips: Sequence[Clip]) -> Generator[t
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     levels = {name: logging.getLogger(name).getEffectiveLevel() for name in _LOGGERS}
     processes: list[SpawnProcess] = []
-    running: dict[Connection, _Lane] = {}
+    running: dict[Connection, _Worker] = {}
     left = iter(clips)
     try:
         with _block_signals():
@@ -153,7 +136,7 @@ def _iter_processes(works: Sequence[Work], clips: Sequence[Clip]) -> Generator[t
                 process.start()
                 theirs.close()  # so that the end of the process is the end of the pipe
                 processes.append(process)
-                running[ours] = _Lane(number=number, process=process)
+                running[ours] = _Worker(number=number, process=process)
         while running:
             for ready in wait(list(running)):
                 yield from _receive(cast(Connection, ready), running, left)
@@ -165,35 +148,35 @@ def _iter_processes(works: Sequence[Work], clips: Sequence[Clip]) -> Generator[t
 
 
 def _receive(
-    pipe: Connection, running: dict[Connection, _Lane], left: Iterator[Clip]
+    pipe: Connection, running: dict[Connection, _Worker], left: Iterator[Clip]
 ) -> Iterator[tuple[int, Item]]:
     """Take one item from a process, or give it a clip of those that are left."""
-    lane = running[pipe]
+    worker = running[pipe]
     try:
         item = pipe.recv()
         if isinstance(item, _Next):
             pipe.send(next(left, None))
     except (EOFError, OSError):  # OSError: it died in the middle of an item
-        lane.process.join(5)
-        raise WorkerError(_describe_death(lane)) from None
+        worker.process.join(5)
+        raise WorkerError(_describe_death(worker)) from None
     if isinstance(item, BaseException):
         raise item
     if isinstance(item, logging.LogRecord):
         logging.getLogger(item.name).handle(item)
     elif not isinstance(item, _Next):
-        yield lane.number, item
+        yield worker.number, item
         if isinstance(item, Timing):
             del running[pipe]
 
 
-def _describe_death(lane: _Lane) -> str:
-    status = lane.process.exitcode
+def _describe_death(worker: _Worker) -> str:
+    status = worker.process.exitcode
     if status is not None and status < 0:
         how = f"by signal {-status} (9: often for want of memory; 11: a decoder crashed)"
     else:
         how = f"with status {status} (the reason stands above)"
     return (
-        f"worker {lane.number} ended {how}. What was done is kept; run the same again, with "
+        f"worker {worker.number} ended {how}. What was done is kept; run the same again, with "
         "--workers 1 if memory was short."
     )
 
@@ -236,7 +219,7 @@ def _work(work: Work, pipe: Connection, levels: Mapping[str, int]) -> None:
         try:
             for item in iter_work(work, _ask_for_clips(pipe, outbox)):
                 outbox.put_nowait(item)
-        except Exception as error:
+        except Exception as error:  # raised again by the parent
             _log.debug("in a process", exc_info=True)
             outbox.put_nowait(error)
 

@@ -33,10 +33,10 @@ class Work:
     inputs: Path
     """inputs.json of the store."""
     device: str
-    """``cpu``, ``cuda`` or ``cuda:N``."""
-    n_threads: int
+    """``cpu``, ``cuda`` or ``cuda:N``; for ``pipeline.lanes`` also ``auto``."""
+    n_threads: int = 1
     """Of the networks."""
-    n_decoders: int
+    n_decoders: int = 1
     """Clips that are decoded at once."""
 
 

@@ -20,10 +20,17 @@ from features.errors import WorkerError
 from features.limits import find_core_limit
 from features.weights import SHIPPED_FACE_WEIGHTS
 from pipeline.config import ExtractConfig
-from pipeline.lanes import Job, _Lane, _Outbox, _receive, count_workers, iter_lanes, plan_works
+from pipeline.lanes import _Outbox, _receive, _Worker, count_workers, iter_lanes, plan_works
 from pipeline.prefetch import Prefetcher
+from pipeline.work import Work
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+WORK = Work(
+    config=replace(ExtractConfig(), precision="float32"),
+    face_weights=SHIPPED_FACE_WEIGHTS,
+    inputs=Path("inputs.json"),
+    device="cpu",
+)
 
 
 @pytest.fixture
@@ -59,14 +66,14 @@ def test_threads_fill_the_cores_but_not_more(
     cores: int, n_workers: int, n_threads: int, n_decoders: int
 ) -> None:
     """Where threads share a process there is one more of them, as they share its Python."""
-    works = plan_works(make_job(20), CPU, n_workers)
+    works = plan_works(WORK, 20, CPU, n_workers)
     assert [w.n_threads for w in works] == [n_threads] * n_workers
     assert [w.n_decoders for w in works] == [n_decoders] * n_workers
 
 
 def test_no_process_takes_more_than_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.get_num_threads", lambda: 64)
-    works = plan_works(make_job(16), CPU, 2)
+    works = plan_works(WORK, 16, CPU, 2)
     with Prefetcher(
         taken := iter(make_clips(16)),
         str,
@@ -108,7 +115,7 @@ def test_a_process_that_dies_while_starting_is_said(tmp_path: Path) -> None:
     killer = threading.Thread(target=kill_the_first)
     killer.start()
     with pytest.raises(WorkerError, match=r"ended by signal 9 .* run the same again"):
-        for _ in iter_lanes(make_job(5000), 2):
+        for _ in iter_lanes(WORK, make_clips(5000), 2):
             pass
     killer.join()
     assert not multiprocessing.active_children()
@@ -116,21 +123,11 @@ def test_a_process_that_dies_while_starting_is_said(tmp_path: Path) -> None:
 
 def test_what_a_process_logs_is_logged_here(caplog: pytest.LogCaptureFixture) -> None:
     ours, theirs = multiprocessing.Pipe()
-    lane = _Lane(number=0, process=multiprocessing.get_context("spawn").Process())
+    worker = _Worker(number=0, process=multiprocessing.get_context("spawn").Process())
     handler = QueueHandler(cast(Any, _Outbox(theirs)))
     handler.handle(logging.LogRecord("pipeline.decode", 30, "x.py", 1, "clip %s", ("a",), None))
-    assert list(_receive(ours, {ours: lane}, iter(()))) == []
+    assert list(_receive(ours, {ours: worker}, iter(()))) == []
     assert caplog.record_tuples == [("pipeline.decode", logging.WARNING, "clip a")]
-
-
-def make_job(n_clips: int) -> Job:
-    return Job(
-        clips=make_clips(n_clips),
-        config=replace(ExtractConfig(), precision="float32"),
-        face_weights=SHIPPED_FACE_WEIGHTS,
-        inputs=Path("inputs.json"),
-        device="cpu",
-    )
 
 
 def make_clips(n_clips: int) -> list[Clip]:
