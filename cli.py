@@ -310,6 +310,7 @@ def store_info(folder: Path, as_json: bool) -> None:
             "clips_by_label": table["label"].value_counts().to_dict(),
             "clips_without_face": int((table["status"] == "no-face").sum()),
             "clips_failed": len(opened.failures),
+            "notes": opened.sum_notes(),
             "frames": int(table["n_frames"].sum()),
             "faces": int(table["n_faces"].sum()),
             "face_map_shape": opened.header.face_map_shape,

@@ -117,6 +117,8 @@ class ClipFeatures:
     n_phases: int = 1
     """Phases of the clock that the clip was sampled at (IV-C)."""
     extra: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, float] = field(default_factory=dict)
+    """What was unusual about its film: name (FORMAT.md) -> count or seconds."""
 
     pts_s: NDArray[np.float64]
     """[F] Presentation time of each frame, seconds from the clip's start, non-decreasing."""

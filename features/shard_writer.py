@@ -22,6 +22,7 @@ from features.shards import (
     FORMAT_VERSION,
     FRAME_COLUMNS,
     NUMBER_COLUMNS,
+    OPTIONAL_COLUMNS,
     TEXT_COLUMNS,
     ShardHeader,
     group_rows,
@@ -29,6 +30,7 @@ from features.shards import (
 )
 
 _CHUNK_BYTES = 1 << 19
+_TEXT_COLUMNS = (*TEXT_COLUMNS, *OPTIONAL_COLUMNS)
 
 
 class ShardWriter:
@@ -38,7 +40,7 @@ class ShardWriter:
         """Raises OSError where the file cannot be made."""
         self.path = path
         self.partial = partial_path(path)
-        self.columns: dict[str, list[Any]] = {c: [] for c in (*TEXT_COLUMNS, *NUMBER_COLUMNS)}
+        self.columns: dict[str, list[Any]] = {c: [] for c in (*_TEXT_COLUMNS, *NUMBER_COLUMNS)}
         self.frame_offset, self.face_offset = [0], [0]
         self._n_frames = self._n_faces = 0
         """Rows of the clip at hand."""
@@ -163,7 +165,7 @@ def rewrite_clip_columns(path: Path, updates: Mapping[str, Mapping[str, str]]) -
     try:
         shutil.copyfile(path, partial)
         with h5py.File(partial, "r+") as file:
-            for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS):
+            for name in columns.keys() & file["clip"].keys():
                 del file[f"clip/{name}"]
             _write_columns(file, columns)
         publish(partial, path)
@@ -244,6 +246,7 @@ def _clip_row(clip: ClipFeatures, status: str) -> dict[str, Any]:
         "status": status,
         "decoder": clip.decoder,
         "extra": json.dumps(dict(clip.extra), sort_keys=True, ensure_ascii=False),
+        "notes": json.dumps(dict(clip.notes), sort_keys=True),
         "start_s": np.nan if clip.start_s is None else clip.start_s,
         "end_s": np.nan if clip.end_s is None else clip.end_s,
         "n_phases": clip.n_phases,
@@ -251,7 +254,7 @@ def _clip_row(clip: ClipFeatures, status: str) -> dict[str, Any]:
 
 
 def _write_columns(file: h5py.File, columns: Mapping[str, Sequence[Any]]) -> None:
-    for name in TEXT_COLUMNS:
+    for name in _TEXT_COLUMNS:
         file.create_dataset(f"clip/{name}", data=columns[name], dtype=h5py.string_dtype("utf-8"))
     for name, dtype in NUMBER_COLUMNS.items():
         file[f"clip/{name}"] = np.array(columns[name], dtype=dtype)

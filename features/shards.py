@@ -39,6 +39,8 @@ TEXT_COLUMNS = (
     "decoder",
     "extra",
 )
+OPTIONAL_COLUMNS = {"notes": "{}"}
+"""Text columns that came after the first shards, and what stands in one that lacks them."""
 NUMBER_COLUMNS = {"start_s": "f8", "end_s": "f8", "n_phases": "i2"}
 FRAME_COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
     "pts_s": ("f8", ()),
@@ -216,6 +218,11 @@ def _read_index_v1(path: Path, file: h5py.File) -> ShardIndex:
     columns: dict[str, Sequence[Any]] = {
         name: list(file[f"clip/{name}"].asstr()[:]) for name in TEXT_COLUMNS
     }
+    n_clips = len(columns["id"])
+    columns |= {
+        name: list(file[f"clip/{name}"].asstr()[:]) if name in file["clip"] else [missing] * n_clips
+        for name, missing in OPTIONAL_COLUMNS.items()
+    }
     columns |= {name: file[f"clip/{name}"][:].tolist() for name in NUMBER_COLUMNS}
     return ShardIndex(
         path=path,
@@ -274,7 +281,8 @@ def group_rows(file: h5py.File, n_frames: int, n_faces: int) -> dict[str, int]:
 def _read_row(columns: Mapping[str, Sequence[Any]], row: int) -> dict[str, Any]:
     values = {name: columns[name][row] for name in columns if name not in ("id", "status")}
     values["clip_id"] = columns["id"][row]
-    values["extra"] = json.loads(values["extra"])
+    for name in ("extra", "notes"):
+        values[name] = json.loads(values[name])
     for name in ("start_s", "end_s"):
         values[name] = None if np.isnan(values[name]) else values[name]
     return values

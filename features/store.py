@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -44,6 +45,7 @@ _CLIP_COLUMNS = (
     "decoder",
     "sha256",
     "extra",
+    "notes",
 )
 
 
@@ -109,6 +111,16 @@ class Store:
             records.append(record)
         columns = (*_CLIP_COLUMNS, "n_frames", "n_faces", "shard")
         return pd.DataFrame(records, columns=list(columns)).rename(columns={"id": "clip_id"})
+
+    def sum_notes(self) -> dict[str, dict[str, float]]:
+        """Name of a note (FORMAT.md) -> how many clips have it, and the sum of their amounts."""
+        sums: dict[str, dict[str, float]] = {}
+        for notes in map(json.loads, self.clips["notes"]):
+            for name, amount in notes.items():
+                of_name = sums.setdefault(name, {"clips": 0, "total": 0})
+                of_name["clips"] += 1
+                of_name["total"] += amount
+        return dict(sorted(sums.items()))
 
     @property
     def failures(self) -> pd.DataFrame:

@@ -31,7 +31,7 @@ class ExtractConfig:
     """What the CNNs multiply in, ``float32`` or ``bfloat16``; faces are decided in float32.
     ``auto``, before a store is made: the existing store's, else bfloat16 where the device
     multiplies it natively."""
-    algorithm: int = 4
+    algorithm: int = 5
     """Raised by a release whose code makes other features of the same settings; not to be set."""
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +21,7 @@ from torch import Tensor
 from features.contracts import TICK_RATE_HZ, Clip
 from features.errors import ClipError
 from pipeline.hardware import NoHardwareError, Nvdec
+from pipeline.notes import Notes
 from pipeline.timeline import EPSILON_S, SeekMissedError, Timeline
 
 _log = logging.getLogger(__name__)
@@ -45,6 +46,10 @@ class ChosenFrame:
     """[H, W, 3] uint8, upright, on the device that was asked for."""
     decoder: str
     """``software:`` or ``nvdec:`` and the codec."""
+
+
+Frames = Generator[ChosenFrame, None, Mapping[str, float] | None]
+"""The chosen frames of a clip; returns its notes (``pipeline.notes``) after the last of them."""
 
 
 class Decoder(Protocol):
@@ -76,9 +81,7 @@ class Software:
         return torch.from_numpy(frame.to_ndarray(format="rgb24", threads=1)).to(self._device)
 
 
-def iter_chosen_frames(
-    clip: Clip, n_phases: int, device: torch.device | str = "cpu"
-) -> Generator[ChosenFrame]:
+def iter_chosen_frames(clip: Clip, n_phases: int, device: torch.device | str = "cpu") -> Frames:
     """Decode a clip and yield the frames on screen at the ticks of the clock (IV-C).
 
     The clock has 5 * ``n_phases`` ticks a second; tick k has phase k mod ``n_phases``. It starts at
@@ -106,21 +109,20 @@ def iter_chosen_frames(
     return iter_decoded(clip, n_phases, hardware, Software(device))
 
 
-def iter_decoded(
-    clip: Clip, n_phases: int, hardware: Decoder | None, software: Decoder
-) -> Generator[ChosenFrame]:
+def iter_decoded(clip: Clip, n_phases: int, hardware: Decoder | None, software: Decoder) -> Frames:
     """``iter_chosen_frames`` by these decoders; every tick has one frame, whoever decoded it."""
+    notes = Notes()
     n_ticks = 0
     reason = ""
     if hardware is not None:
         try:
-            for frame in _iter_by(hardware, clip, n_phases):
+            for frame in _iter_by(hardware, clip, n_phases, notes):
                 yield frame
                 n_ticks += len(frame.phases)
-            return
+            return notes.amounts
         except (ClipError, NoHardwareError) as error:  # a damaged file fails in software, too
             reason = str(error)
-    for frame in _iter_by(software, clip, n_phases):
+    for frame in _iter_by(software, clip, n_phases, notes):
         if reason:
             _log.debug("clip %s: decoded in software: %s", clip.clip_id, reason)
             reason = ""
@@ -128,15 +130,17 @@ def iter_decoded(
         n_ticks = max(0, n_ticks - len(frame.phases))
         if phases:
             yield replace(frame, phases=phases)
+    return notes.amounts
 
 
-def _iter_by(decoder: Decoder, clip: Clip, n_phases: int) -> Iterator[ChosenFrame]:
+def _iter_by(decoder: Decoder, clip: Clip, n_phases: int, notes: Notes) -> Iterator[ChosenFrame]:
     """Raises ClipError as above, and NoHardwareError as the decoder does."""
     try:
         _check_file(clip.path)
         for margin_s in (*_SEEK_MARGINS_S, None):
             if margin_s is not None and (clip.start_s or 0) <= margin_s:
                 continue
+            notes.clear()
             try:
                 with decoder.open(clip.path) as container:
                     stream = _find_video(container)

@@ -16,7 +16,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import Lock
 from typing import TypeVar
@@ -24,7 +24,7 @@ from typing import TypeVar
 from features.contracts import Clip
 from features.errors import ClipError
 from features.store_index import Failure
-from pipeline.decode import ChosenFrame
+from pipeline.decode import ChosenFrame, Frames
 from pipeline.inputs import InputFile
 from pipeline.prefetch import Prefetcher
 from pipeline.see import LookedFrame, SeenFrame, Seer
@@ -42,6 +42,8 @@ class ClipEnd:
     clip: Clip
     file: InputFile | None = None
     """The clip's file as it was read; None where the clip failed."""
+    notes: Mapping[str, float] = field(default_factory=dict)
+    """What was unusual about its film (``pipeline.notes``)."""
     failure: Failure | None = None
     """Why the clip cannot be used: its frames are to be dropped."""
 
@@ -83,7 +85,7 @@ class Flow:
     def __init__(
         self,
         seer: Seer,
-        decode: Callable[[Clip], Generator[ChosenFrame]],
+        decode: Callable[[Clip], Frames],
         prepare: Callable[[Clip], InputFile | None],
         size: FlowSize,
     ) -> None:
@@ -131,13 +133,14 @@ class Flow:
                     elif item[0].clip_id not in failed:
                         yield item
 
-    def _timed_decode(self, clip: Clip) -> Generator[ChosenFrame]:
+    def _timed_decode(self, clip: Clip) -> Frames:
         with contextlib.closing(self._decode(clip)) as frames:
             while True:
-                with self._timed("decode"):
-                    frame = next(frames, None)
-                if frame is None:
-                    return
+                try:
+                    with self._timed("decode"):
+                        frame = next(frames)
+                except StopIteration as end:
+                    return end.value or {}
                 yield frame
 
     def _iter_chunks(self, ahead: Prefetcher[InputFile | None]) -> Iterator[_Chunk | ClipEnd]:
@@ -156,7 +159,7 @@ class Flow:
                     yield _Chunk(clip=clip, frames=chunk)
                     chunk = []
                 if frame is None:
-                    yield ClipEnd(clip=clip, file=file)
+                    yield ClipEnd(clip=clip, file=file, notes=frames.notes)
                     break
                 chunk.append(frame)
 

@@ -13,6 +13,7 @@ from features.store_writer import StoreWriter
 from pipeline.failures import FailureLog
 from pipeline.flow import ClipEnd
 from pipeline.inputs import Inputs
+from pipeline.notes import describe_notes
 from pipeline.work import Item, Loaded, Timing
 
 _log = logging.getLogger(__name__)
@@ -69,7 +70,11 @@ class Intake:
         lane = self._lanes.pop(number, _Lane())
         failure = end.failure
         if failure is None and lane.part is not None and end.file is not None:
-            self._writer.close_clip(replace(lane.part, sha256=end.file.sha256), number)
+            self._writer.close_clip(
+                replace(lane.part, sha256=end.file.sha256, notes=end.notes), number
+            )
+            if end.notes:
+                _log.warning("clip %s: %s", end.clip.clip_id, describe_notes(end.notes))
             self._inputs.remember(end.clip.path, end.file)
             self._failures.forget({end.clip.clip_id})
             self.n_done += 1

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import defaultdict, deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from features.contracts import Clip
-from pipeline.decode import ChosenFrame
+from pipeline.decode import ChosenFrame, Frames
 
 _CLIPS_AHEAD_PER_THREAD = 2
 """How far threads run ahead where clips are short, broken or small: not over a whole manifest, as
@@ -30,6 +30,7 @@ class Prefetcher(Generic[Prepared]):
                 sha256 = frames.prepared  # what prepare(clip) returned, or raises what it raised
                 for frame in frames:  # what decode(clip) yields, then raises what it raised
                     ...
+                notes = frames.notes  # what decode(clip) returned at its end
 
     Frames that wait to be taken are at most ``max_bytes``, half of them for the clips after the
     one that is being read; beyond it go one frame that each thread holds in its hand, and the
@@ -42,7 +43,7 @@ class Prefetcher(Generic[Prepared]):
         self,
         clips: Iterable[Clip],
         prepare: Callable[[Clip], Prepared],
-        decode: Callable[[Clip], Generator[ChosenFrame]],
+        decode: Callable[[Clip], Frames],
         *,
         n_threads: int,
         max_bytes: int,
@@ -105,13 +106,18 @@ class Prefetcher(Generic[Prepared]):
             self._started.append(frames)
             self._n_started += 1
 
-    def _fill(self, clip: Clip, number: int) -> None:
+    def _fill(self, clip: Clip, number: int) -> Mapping[str, float]:
+        """Returns the notes of the clip; none of one that nobody reads to its end."""
         if not self._buffer.wants(number):
-            return
+            return {}
         with contextlib.closing(self._decode(clip)) as frames:
-            for frame in frames:
+            while True:
+                try:
+                    frame = next(frames)
+                except StopIteration as end:
+                    return end.value or {}
                 if not self._buffer.put(number, frame):
-                    return
+                    return {}
 
 
 class FramesAhead(Generic[Prepared]):
@@ -123,7 +129,7 @@ class FramesAhead(Generic[Prepared]):
         number: int,
         buffer: _Buffer,
         preparation: Future[Prepared],
-        decoding: Future[None],
+        decoding: Future[Mapping[str, float]],
     ) -> None:
         """Made by Prefetcher alone."""
         self.clip = clip
@@ -137,6 +143,14 @@ class FramesAhead(Generic[Prepared]):
     def prepared(self) -> Prepared:
         """What ``prepare`` returned for the clip; waits for it. Raises what it raised."""
         return self._preparation.result()
+
+    @property
+    def notes(self) -> Mapping[str, float]:
+        """What was unusual about the clip's film (``pipeline.notes``); known after its last frame.
+
+        Waits for it. Raises what ended the clip.
+        """
+        return self._decoding.result()
 
     def __iter__(self) -> Self:
         return self
@@ -179,7 +193,7 @@ class _Buffer:
             self._changed.notify_all()
             return True
 
-    def take(self, number: int, decoding: Future[None]) -> ChosenFrame | None:
+    def take(self, number: int, decoding: Future[Mapping[str, float]]) -> ChosenFrame | None:
         """The clip's next frame; None if there is none left and its decoder has ended."""
         with self._changed:
             if not self._closed and number == self._reading:

@@ -13,7 +13,7 @@ from features.contracts import SPLITS, Clip, ClipFeatures
 from features.fingerprint import hash_file
 from features.memory import keep_freed_memory
 from pipeline.config import ExtractConfig
-from pipeline.decode import ChosenFrame, iter_chosen_frames
+from pipeline.decode import Frames, iter_chosen_frames
 from pipeline.flow import ClipEnd, Flow, FlowSize
 from pipeline.inputs import InputFile, Inputs
 from pipeline.parts import iter_parts
@@ -78,7 +78,7 @@ def iter_work(work: Work, clips: Iterable[Clip]) -> Generator[Item]:
 
         yield Loaded()
 
-        def decode(clip: Clip) -> Generator[ChosenFrame]:
+        def decode(clip: Clip) -> Frames:
             return iter_chosen_frames(clip, config.n_phases(clip.split), device)
 
         def prepare(clip: Clip) -> InputFile | None:

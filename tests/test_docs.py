@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from cli import cli
+from pipeline.notes import NOTES
 from tests.builders import small_store
 from train.config import FitConfig, parse_settings
 from train.fit import run_fit
@@ -88,3 +89,9 @@ def test_the_space_that_the_page_tells_is_the_one_that_is_drawn_from() -> None:
         else ", ".join(f"`{value}`" for value in of_key.values)
         for name, of_key in DEFAULT_SPACE.items()
     }
+
+
+def test_the_notes_of_the_format_are_those_that_are_taken() -> None:
+    text = (ROOT / "features/FORMAT.md").read_text()
+    section = text.split("### Notes")[1].split("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", section, re.M) == list(NOTES)

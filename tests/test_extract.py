@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from features.contracts import Clip, ClipFeatures
 from features.errors import ConfigError, ManifestError, WorkerError
 from features.store import Store, open_store, verify_store
 from pipeline.config import ExtractConfig
-from pipeline.decode import ChosenFrame
+from pipeline.decode import Frames
 from pipeline.extract import ExtractProgress, run_extract
 from pipeline.plan import ManifestOptions
 from tests.builders import write_face_video
@@ -187,7 +187,7 @@ def test_an_unexpected_error_in_one_clip_stops_no_other(
 ) -> None:
     decode = pipeline.work.iter_chosen_frames
 
-    def decode_but_for_one(clip: Clip, *how: Any) -> Generator[ChosenFrame]:
+    def decode_but_for_one(clip: Clip, *how: Any) -> Frames:
         if clip.clip_id == "face1":
             raise RuntimeError("CUDA error")
         return decode(clip, *how)
@@ -197,6 +197,26 @@ def test_an_unexpected_error_in_one_clip_stops_no_other(
     assert (summary.clips_done, summary.clips_failed) == (3, 1)
     reason = open_store(tmp_path / "s").failures.loc[0, "reason"]
     assert reason == "unexpected RuntimeError: CUDA error"
+
+
+def test_what_was_unusual_about_a_film_is_said_and_kept(
+    footage: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    decode = pipeline.work.iter_chosen_frames
+
+    def decode_with_a_note(clip: Clip, *how: Any) -> Frames:
+        yield from decode(clip, *how)
+        return {"clock_restarts": 2} if clip.clip_id == "face1" else {}
+
+    monkeypatch.setattr(pipeline.work, "iter_chosen_frames", decode_with_a_note)
+    run_extract(footage / "m.csv", tmp_path / "s", CONFIG)
+    assert open_store(tmp_path / "s").sum_notes() == {"clock_restarts": {"clips": 1, "total": 2}}
+    assert [r.message for r in caplog.records if "clock" in r.message] == [
+        "clip face1: times that its clock starts again: 2"
+    ]
 
 
 def test_other_settings_are_refused_before_anything_is_done(extracted: Path, footage: Path) -> None:

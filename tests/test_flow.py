@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from features.contracts import Clip
 from features.errors import ClipError
-from pipeline.decode import ChosenFrame
+from pipeline.decode import ChosenFrame, Frames
 from pipeline.flow import ClipEnd, Flow, FlowSize
 from pipeline.inputs import InputFile
 from pipeline.see import Seer
@@ -40,13 +40,14 @@ class FakeSeer:
 
 
 def make_flow(breaks: Sequence[str], n_frames: Sequence[int], *, n_threads: int) -> Flow:
-    def decode(clip: Clip) -> Generator[ChosenFrame]:
+    def decode(clip: Clip) -> Frames:
         number = int(clip.clip_id)
         for i in range(n_frames[number]):
             rgb = np.full((2 + i % 2, 2, 3), BREAKS.index(breaks[number]), dtype=np.uint8)
             yield ChosenFrame(pts_s=float(i), phases=(0,), rgb=rgb, decoder="fake")
         if breaks[number] == "decode":
             raise ClipError("breaks off")
+        return {"repeated_frames": number}
 
     def prepare(clip: Clip) -> InputFile:
         if breaks[int(clip.clip_id)] == "read":
@@ -90,6 +91,7 @@ def test_frames_and_failures_come_in_the_clips_order(
             assert end.failure is None
             assert end.file is not None
             assert end.file.sha256 == f"hash {number}"
+            assert end.notes == {"repeated_frames": number}
             assert frames[str(number)] == list(range(n_frames[number]))
         else:
             assert end.failure is not None

@@ -19,7 +19,8 @@ import features.shard_writer
 import features.store_writer
 from features.contracts import MEC_CLASSES, ClipFeatures
 from features.errors import ConfigError, ShardError
-from features.shards import ShardHeader, read_shard_index
+from features.shard_writer import rewrite_clip_columns
+from features.shards import ShardHeader, find_shard_problems, read_shard_index
 from features.store import open_store, verify_store
 from features.store_writer import StoreWriter, write_store
 from tests.builders import clip_features, small_store
@@ -359,3 +360,26 @@ def test_rows_of_a_dropped_clip_are_gone(tmp_path: Path) -> None:
     (found,) = open_store(tmp_path / "s").iter_clips(context_7x7=True)
     assert_same_clip(found, clip_features("a"))
     assert verify_store(tmp_path / "s") == []
+
+
+def test_notes_come_back_and_are_summed(tmp_path: Path) -> None:
+    notes = [{"clock_restarts": 1.0}, {}, {"clock_restarts": 2.0, "still_s": 12.5}]
+    clips = [clip_features(f"c{i}", notes=found) for i, found in enumerate(notes)]
+    store = open_store(write_store(tmp_path, clips, classes=MEC_CLASSES, fingerprint="x"))
+    assert [dict(clip.notes) for clip in store] == notes
+    assert store.sum_notes() == {
+        "clock_restarts": {"clips": 2, "total": 3},
+        "still_s": {"clips": 1, "total": 12.5},
+    }
+
+
+def test_a_shard_without_notes_reads_and_can_be_relabelled(tmp_path: Path) -> None:
+    clips = [clip_features("a"), clip_features("b")]
+    write_store(tmp_path, clips, classes=MEC_CLASSES, fingerprint="x")
+    shard = tmp_path / "shards/0000.h5"
+    with h5py.File(shard, "r+") as file:
+        del file["clip/notes"]
+    assert list(read_shard_index(shard).columns["notes"]) == ["{}", "{}"]
+    rewrite_clip_columns(shard, {"b": {"label": "sad"}})
+    assert find_shard_problems(shard) == []
+    assert list(read_shard_index(shard).columns["label"]) == ["happy", "sad"]
