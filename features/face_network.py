@@ -19,8 +19,8 @@ from features.errors import WeightsError
 from features.face_cnn import FaceCNN, FaceEmbedding, read_face_cnn
 from features.weights import SHIPPED_FACE_WEIGHTS
 
-_CHECKED_BATCH = 32
-"""Faces that a program must take at once; stage one never gives it more."""
+FACE_BATCH = 32
+"""Faces that a network is given at once, at most: more take memory and gain no speed."""
 _HALF_MAX = 65504.0
 """Largest float16: what a store can keep."""
 _TOLERANCE = 1e-2
@@ -38,10 +38,14 @@ class FaceNetwork:
     map_shape: tuple[int, int, int]
     """(512, h, w) of one face's map."""
     program: Callable[[Tensor], tuple[Tensor, Tensor]]
-    """[B, 3, 128, 128] float32, 0..255 -> [B, 512] and [B, 512, h, w]."""
+    """[B, 3, 128, 128] float32, 0..255, B from 1 to 32 -> [B, 512] and [B, 512, h, w]."""
 
+    @torch.inference_mode()
     def embed(self, rgb: Tensor) -> FaceEmbedding:
-        """rgb: [B, 3, 128, 128], 0..255, uint8 or float, B may be 0, on the network's device.
+        """The features of any number of faces, ``FACE_BATCH`` at a time.
+
+        Args:
+            rgb: [B, 3, 128, 128], 0..255, uint8 or float, B may be 0, on the network's device.
 
         Raises:
             ValueError: another shape.
@@ -53,8 +57,9 @@ class FaceNetwork:
                 vector=rgb.new_zeros((0, FACE_VECTOR_SIZE), dtype=torch.float32),
                 map=rgb.new_zeros((0, *self.map_shape), dtype=torch.float32),
             )
-        vector, feature_map = self.program(rgb.float())
-        return FaceEmbedding(vector=vector.float(), map=feature_map.float())
+        seen = [self.program(faces.float()) for faces in torch.split(rgb, FACE_BATCH)]
+        vectors, maps = zip(*seen, strict=True)
+        return FaceEmbedding(vector=torch.cat(vectors).float(), map=torch.cat(maps).float())
 
 
 def read_face_network(
@@ -96,7 +101,7 @@ def read_face_network(
 def _compile_face_cnn(
     net: FaceCNN, device: torch.device, precision: str, n_threads: int
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    net, batch = net.to(device), choose_batch(device)
+    net, batch = net.to(device), min(choose_batch(device), FACE_BATCH)
     trunk = compile_network(
         _Trunk(net),
         torch.zeros(2, 1, FACE_CROP_PX, FACE_CROP_PX),
@@ -107,9 +112,7 @@ def _compile_face_cnn(
 
     def embed(rgb: Tensor) -> tuple[Tensor, Tensor]:
         # OpenVINO 2026.4 folds the two divisions of normalise into a wrong one: it stays in torch.
-        with torch.inference_mode():
-            normalised = net.normalise(rgb)
-        vector, feature_map = run_padded(trunk, normalised, batch=batch, multiple=batch)
+        vector, feature_map = run_padded(trunk, net.normalise(rgb), batch=batch, multiple=batch)
         return vector, feature_map
 
     return embed
@@ -157,7 +160,7 @@ def _check_program(
 ) -> tuple[int, int, int]:
     """The shape of its maps. Raises WeightsError where the program breaks a rule."""
     draw = torch.Generator().manual_seed(0)
-    size = (_CHECKED_BATCH, 3, FACE_CROP_PX, FACE_CROP_PX)
+    size = (FACE_BATCH, 3, FACE_CROP_PX, FACE_CROP_PX)
     faces = (torch.rand(size, generator=draw) * 255).to(device)
     together, alone = (_run(path, program, batch) for batch in (faces, faces[:1]))
     for seen in (together, alone):
@@ -195,7 +198,8 @@ def _run(
         shapes = found or type(seen).__name__
         raise WeightsError(
             f"{path}: for {n} faces it gives {shapes}, expected two tensors, a vector "
-            f"[{n}, {FACE_VECTOR_SIZE}] and a map [{n}, {FACE_VECTOR_SIZE}, h, w]."
+            f"[{n}, {FACE_VECTOR_SIZE}] and a map [{n}, {FACE_VECTOR_SIZE}, h, w]. Put a layer at "
+            "its end that gives these, as docs/face_network.md tells, and export it again."
         )
     return FaceEmbedding(*seen)
 

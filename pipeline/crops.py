@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -12,6 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from features.contracts import CONTEXT_CROP_PX, FACE_CROP_PX, Faces
+
+_CROP_BYTES = 3 * FACE_CROP_PX**2 * torch.float32.itemsize
 
 
 def crop_context(rgb: Tensor) -> Tensor:
@@ -38,23 +41,58 @@ def crop_context(rgb: Tensor) -> Tensor:
     return crops
 
 
-def crop_faces(rgb: Tensor, faces: Faces) -> Tensor:
-    """Each face's box made square about its centre, edges replicated where it leaves the frame.
+class FaceCut(NamedTuple):
+    """What of a frame a face's crop is made of: for small faces far less than the crop."""
+
+    pixels: Tensor
+    """[h, w, 3] uint8, the part of the square that lies in the frame, or what is nearest to it."""
+    left: int
+    """Of the square, in columns of ``pixels``."""
+    top: int
+    side: int
+
+    def scale(self) -> Tensor:
+        """The crop, [3, 128, 128] float32, 0..255; edges are replicated."""
+        height, width = self.pixels.shape[:2]
+        taps = _find_taps(self.side, FACE_CROP_PX, 0, FACE_CROP_PX)
+        return _resample(self.pixels, taps.move(self.top, height), taps.move(self.left, width))
+
+
+def cut_faces(rgb: Tensor, faces: Faces) -> list[FaceCut | Tensor]:
+    """Cut faces out of their frames, so that these may go: all crops of a crowd would be large.
 
     Args:
         rgb: [F, H, W, 3] uint8.
         faces: A faces, their ``frame`` counting rows of ``rgb``.
 
     Returns:
-        [A, 3, 128, 128] float32, 0..255, antialiased.
+        [A] What ``crop_faces`` takes: a cut, or the crop itself where that is smaller.
     """
     height, width = rgb.shape[1:3]
-    crops = torch.empty((len(faces.frame), 3, FACE_CROP_PX, FACE_CROP_PX), device=rgb.device)
-    for i, (frame, square) in enumerate(zip(faces.frame, square_boxes(faces.box_px), strict=True)):
-        left, top, right, _ = square.tolist()
-        taps = _find_taps(right - left, FACE_CROP_PX, 0, FACE_CROP_PX)
-        crops[i] = _resample(rgb[int(frame)], taps.move(top, height), taps.move(left, width))
-    return crops
+    cuts: list[FaceCut | Tensor] = []
+    for frame, square in zip(faces.frame.tolist(), square_boxes(faces.box_px), strict=True):
+        left, top, right, bottom = square.tolist()
+        first_row, last_row = (min(max(y, 0), height - 1) for y in (top, bottom - 1))
+        first_column, last_column = (min(max(x, 0), width - 1) for x in (left, right - 1))
+        pixels = rgb[frame, first_row : last_row + 1, first_column : last_column + 1]
+        cut = FaceCut(pixels, left - first_column, top - first_row, right - left)
+        if pixels.nbytes > _CROP_BYTES:
+            cuts.append(cut.scale())
+        else:
+            cuts.append(cut._replace(pixels=pixels.clone()))
+    return cuts
+
+
+def crop_faces(cuts: Sequence[FaceCut | Tensor]) -> Tensor:
+    """Each face's box made square about its centre, edges replicated where it leaves the frame.
+
+    Args:
+        cuts: A faces, from ``cut_faces``, at least one.
+
+    Returns:
+        [A, 3, 128, 128] float32, 0..255, antialiased.
+    """
+    return torch.stack([cut if isinstance(cut, Tensor) else cut.scale() for cut in cuts])
 
 
 def square_boxes(box_px: NDArray[np.float32]) -> NDArray[np.int64]:

@@ -8,13 +8,11 @@ contrast is left out (``pipeline.strips``).
 Which boxes there are is decided in float32: of windows that nearly overlap the best one wins, so
 that a rounding of scores moves boxes by pixels. In bfloat16 P-Net only tells a CPU which windows
 may be faces.
-
-A table of boxes is [N, 6] float32: row of the frame, left, top, right, bottom in pixels, score.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,16 +22,17 @@ from torch import Tensor, nn
 
 from features.contracts import Faces
 from features.engine import Network, compile_network, run_padded
+from pipeline.boxes import Boxes, iou_min, iou_union, suppress
 from pipeline.mtcnn_networks import ONet, PNet, RNet
 from pipeline.patches import sample_patches
 from pipeline.pyramid import WINDOW_PX, make_pyramid, pyramid_scales
 from pipeline.strips import STRIDE_PX, Windows, cut_windows, find_windows, pack_pyramids
 
-Boxes = NDArray[np.float32]
-
 _SCREEN_SLACK = 0.5
 """How far P-Net's margin in bfloat16 is trusted; measured, the two differ by at most 0.31."""
 _WINDOW_BATCH = 256
+_MOST_GATHERED = 16 * _WINDOW_BATCH
+"""Windows that wait to be looked at again."""
 _PATCH_BATCH = 64
 """Patches that are sampled and looked at together: what bounds the memory of a busy picture."""
 
@@ -107,8 +106,8 @@ class FaceDetector:
         level = windows[:, 6].astype(np.intp)
         windows[:, 1:5] /= np.array(scales, dtype=np.float32)[level, None]
         of_level = windows[:, 0] * len(scales) + windows[:, 6]
-        boxes = _suppress(windows[:, :6], 0.5, _iou_union, group=of_level)
-        return _squared(_suppress(boxes, 0.7, _iou_union))
+        boxes = suppress(windows[:, :6], 0.5, iou_union, group=of_level)
+        return _squared(suppress(boxes, 0.7, iou_union))
 
     def _scan_levels(self, levels: Sequence[Tensor]) -> Iterator[Boxes]:
         """Tables of a row's level, after all else, whose boxes are in pixels of that level."""
@@ -127,15 +126,13 @@ class FaceDetector:
     def _screen_strips(self, levels: Sequence[Tensor]) -> Iterator[Boxes]:
         """The same, of what the screen lets through."""
         assert self.screen is not None
-        found = list(_search_strips(self.screen, levels, self._least_margin - _SCREEN_SLACK))
-        if not found:
-            return
-        pixels = torch.from_numpy(np.concatenate([part.pixels for part in found]))
-        at = Windows(*np.concatenate([part.at for part in found], axis=1))
-        (seen,) = run_padded(self.pnet, pixels, batch=_WINDOW_BATCH, multiple=64)  # (N, 5, 1, 1)
-        values = seen.flatten(1).numpy()
-        sure = values[:, 4] > self._least_margin
-        yield _read_windows(Windows(*(axis[sure] for axis in at)), values[sure])
+        least = self._least_margin - _SCREEN_SLACK
+        for found in _gather(_search_strips(self.screen, levels, least)):
+            pixels = torch.from_numpy(found.pixels)
+            (seen,) = run_padded(self.pnet, pixels, batch=_WINDOW_BATCH, multiple=64)
+            values = seen.flatten(1).numpy()  # (N, 5)
+            sure = values[:, 4] > self._least_margin
+            yield _read_windows(Windows(*(axis[sure] for axis in found.at)), values[sure])
 
     def _refine(self, rgb: Tensor, boxes: Boxes) -> Boxes:
         """R-Net. boxes: square. Returns the survivors, square again."""
@@ -144,7 +141,7 @@ class FaceDetector:
         offsets, scores = _look_at(self.rnet, rgb, boxes, side=24, multiple=16)
         boxes = _adjusted(boxes, offsets, scores)
         boxes = boxes[boxes[:, 5] > self.thresholds[1]]
-        return _squared(_suppress(boxes, 0.7, _iou_union))
+        return _squared(suppress(boxes, 0.7, iou_union))
 
     def _finish(self, rgb: Tensor, boxes: Boxes) -> tuple[Boxes, NDArray[np.float32]]:
         """O-Net. boxes: square. Returns boxes and landmarks [A, 5, 2] in pixels."""
@@ -156,7 +153,7 @@ class FaceDetector:
         points = points * side[:, None] + boxes[:, None, 1:3] - 1
         boxes = _adjusted(boxes, offsets, scores)
         rows = np.concatenate([boxes, points.reshape(-1, 10)], axis=1)
-        rows = _suppress(rows[rows[:, 5] > self.thresholds[2]], 0.7, _iou_min)
+        rows = suppress(rows[rows[:, 5] > self.thresholds[2]], 0.7, iou_min)
         return rows[:, :6], rows[:, 6:].reshape(-1, 5, 2)
 
 
@@ -169,6 +166,11 @@ class _Found(NamedTuple):
     values: NDArray[np.float32]
     """[N, 5] What a network says of them."""
 
+    def choose(self, rows: slice) -> _Found:
+        """Some of them."""
+        at = Windows(*(axis[rows] for axis in self.at))
+        return _Found(at=at, pixels=self.pixels[rows], values=self.values[rows])
+
 
 def _search_strips(network: Network, levels: Sequence[Tensor], least: float) -> Iterator[_Found]:
     """The windows with contrast, of a pyramid on the CPU, whose margin is more than ``least``."""
@@ -180,6 +182,31 @@ def _search_strips(network: Network, levels: Sequence[Tensor], least: float) -> 
         row, column = row[real], column[real]
         if len(row):
             yield _Found(at, cut_windows(canvas, row, column), seen[:, row, column].T)
+
+
+def _gather(parts: Iterator[_Found]) -> Iterator[_Found]:
+    """The same windows in larger parts, all but the last of whole batches.
+
+    So a window's batch, and with it the last bit of its score, does not depend on how many wait.
+    """
+    waiting: list[_Found] = []
+    for part in parts:
+        waiting.append(part)
+        n = sum(len(found.pixels) for found in waiting)
+        if n >= _MOST_GATHERED:
+            joined, whole = _join(waiting), n - n % _WINDOW_BATCH
+            yield joined.choose(slice(whole))
+            waiting = [joined.choose(slice(whole, None))] if whole < n else []
+    if waiting:
+        yield _join(waiting)
+
+
+def _join(parts: Sequence[_Found]) -> _Found:
+    return _Found(
+        at=Windows(*np.concatenate([part.at for part in parts], axis=1)),
+        pixels=np.concatenate([part.pixels for part in parts]),
+        values=np.concatenate([part.values for part in parts]),
+    )
 
 
 def _look_at(
@@ -200,54 +227,6 @@ def _read_windows(at: Windows, values: NDArray[np.float32]) -> Boxes:
     boxes = corners + values[:, :4] * (WINDOW_PX - 1)
     scores = 1 / (1 + np.exp(-values[:, 4]))
     return np.column_stack([at.frame, boxes, scores, at.level]).astype(np.float32)
-
-
-def _suppress(
-    rows: NDArray[np.float32],
-    threshold: float,
-    overlap: Callable[[Boxes], NDArray[np.float32]],
-    *,
-    group: NDArray[np.float32] | None = None,
-) -> NDArray[np.float32]:
-    """Drop each row that any better-scored row of its group overlaps by more than ``threshold``.
-
-    Args:
-        rows: [N, >=6]: frame, box, score, anything.
-        threshold: Of ``overlap``.
-        overlap: [n, 4] -> [n, n].
-        group: [N] Number of each row's group; by default its frame.
-
-    Returns:
-        The kept rows, best first in each group.
-    """
-    group = rows[:, 0] if group is None else group
-    order = np.lexsort((-rows[:, 5], group))
-    rows = rows[order]
-    kept = []
-    for of_group in np.split(rows, np.flatnonzero(np.diff(group[order])) + 1):
-        # Above the diagonal: row i is better than column j.
-        beaten = np.triu(overlap(of_group[:, 1:5]) > threshold, k=1).any(axis=0)
-        kept.append(of_group[~beaten])
-    return np.concatenate(kept)
-
-
-def _iou_union(boxes: Boxes) -> NDArray[np.float32]:
-    """[N, 4] -> [N, N] intersection over union."""
-    inter, area = _intersections(boxes)
-    return np.asarray(inter / (area[:, None] + area - inter), dtype=np.float32)
-
-
-def _iou_min(boxes: Boxes) -> NDArray[np.float32]:
-    """[N, 4] -> [N, N] intersection over the smaller box."""
-    inter, area = _intersections(boxes)
-    return np.asarray(inter / np.minimum(area[:, None], area), dtype=np.float32)
-
-
-def _intersections(boxes: Boxes) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    left, top, right, bottom = boxes.T
-    width = np.minimum(right[:, None], right) - np.maximum(left[:, None], left)
-    height = np.minimum(bottom[:, None], bottom) - np.maximum(top[:, None], top)
-    return np.maximum(width, 0) * np.maximum(height, 0), (right - left) * (bottom - top)
 
 
 def _squared(boxes: Boxes) -> Boxes:

@@ -31,6 +31,9 @@ from pipeline.see import LookedFrame, SeenFrame, Seer
 
 _log = logging.getLogger(__name__)
 
+_BATCH_FACES = 256
+"""Faces with which a batch ends before it has all its frames: their maps are 50 kB each."""
+
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -219,16 +222,18 @@ def _attempt(clip: Clip, step: str, action: Callable[[], T]) -> T | Failure:
 
 
 def _iter_batches(looked: Iterable[list[Looked]], n_frames: int) -> Iterator[list[Looked]]:
-    """Lists of items with ``n_frames`` frames each, the last one with what is left."""
+    """Lists of items with ``n_frames`` frames each, fewer where these are full of faces."""
     batch: list[Looked] = []
-    count = 0
+    n_faces = count = 0
     for items in looked:
         for item in items:
             batch.append(item)
-            count += isinstance(item, tuple)
-            if count == n_frames:
+            if isinstance(item, tuple):
+                count += 1
+                n_faces += len(item[1].faces.score)
+            if count == n_frames or n_faces >= _BATCH_FACES:
                 yield batch
-                batch, count = [], 0
+                batch, count, n_faces = [], 0, 0
     if batch:
         yield batch
 

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from features.context_cnn import ContextCNN
-from features.contracts import CONTEXT_CROP_PX, Faces
+from features.contracts import CONTEXT_CROP_PX, FACE_VECTOR_SIZE, Faces
 from features.engine import choose_batch, compile_network, run_padded
-from features.face_network import read_face_network
+from features.face_network import FACE_BATCH, read_face_network
 from pipeline.config import ExtractConfig
-from pipeline.crops import crop_context, crop_faces
+from pipeline.crops import FaceCut, crop_context, crop_faces, cut_faces
 from pipeline.decode import ChosenFrame
 from pipeline.detect import FaceDetector
 from pipeline.tracked import count_chunk_frames, find_faces_tracked
@@ -34,8 +34,8 @@ class LookedFrame:
     """A faces, all of this frame, largest first."""
     context_crop: Tensor
     """[3, 224, 224] float32, 0..255."""
-    face_crops: Tensor
-    """[A, 3, 128, 128] float32, 0..255."""
+    face_cuts: Sequence[FaceCut | Tensor]
+    """A cuts: what ``crop_faces`` makes the face CNN's input of."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -102,7 +102,7 @@ class Seer:
             faces = find_faces_tracked(self.detector, rgb, min_face_px)
         else:
             faces = self.detector.find_faces(rgb, min_face_px)
-        context_crops, face_crops = crop_context(rgb), crop_faces(rgb, faces)
+        context_crops, cuts = crop_context(rgb), cut_faces(rgb, faces)
         looked = []
         for i, frame in enumerate(frames):
             rows = np.flatnonzero(faces.frame == i)
@@ -113,23 +113,21 @@ class Seer:
                     decoder=frame.decoder,
                     faces=faces.choose(rows),
                     context_crop=context_crops[i],
-                    face_crops=face_crops[torch.from_numpy(rows)],
+                    face_cuts=[cuts[row] for row in rows],
                 )
             )
         return looked
 
+    @torch.inference_mode()
     def embed(self, frames: Sequence[LookedFrame]) -> list[SeenFrame]:
         """Run both CNNs; the frames may be of several clips, at least one."""
         context_crops = torch.stack([frame.context_crop for frame in frames])
         pooled = run_padded(self.context_cnn, context_crops, batch=self.batch, multiple=self.batch)
         pooled_7x7, pooled_2x2 = map(_half, pooled)
-        face_crops = torch.cat([frame.face_crops for frame in frames])
-        face = self.face_network.embed(face_crops)
-        vector = _half(face.vector)
-        face_map = _half(face.map) if self.config.face_map else None
+        vector, face_map = self._embed_faces([cut for frame in frames for cut in frame.face_cuts])
         seen, first = [], 0
         for i, frame in enumerate(frames):
-            rows = slice(first, first + len(frame.face_crops))
+            rows = slice(first, first + len(frame.face_cuts))
             first = rows.stop
             seen.append(
                 SeenFrame(
@@ -144,6 +142,22 @@ class Seer:
                 )
             )
         return seen
+
+    def _embed_faces(
+        self, cuts: Sequence[FaceCut | Tensor]
+    ) -> tuple[NDArray[np.float16], NDArray[np.float16] | None]:
+        """[A, 512] vectors of A faces, and their maps [A, 512, h, w] where the config asks."""
+        vector = np.zeros((len(cuts), FACE_VECTOR_SIZE), dtype=np.float16)
+        face_map = None
+        if self.config.face_map:
+            face_map = np.zeros((len(cuts), *self.face_network.map_shape), dtype=np.float16)
+        for first in range(0, len(cuts), FACE_BATCH):
+            rows = slice(first, first + FACE_BATCH)
+            face = self.face_network.embed(crop_faces(cuts[rows]))
+            vector[rows] = _half(face.vector)
+            if face_map is not None:
+                face_map[rows] = _half(face.map)
+        return vector, face_map
 
 
 @lru_cache(maxsize=1)

@@ -5,16 +5,24 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.boxes import iou_union
+
 _LEAST_IOU = 0.3
 _LONGEST_GAP_S = 1.0
+_BLOCK = 256
+"""Faces that are compared with all people at once."""
 
 
 class Tracker:
     """Gives each face of a clip the number of the person it belongs to; one object a clip."""
 
     def __init__(self) -> None:
+        self._n_people = 0
+        """So far in this clip."""
+        self._person = np.zeros(0, dtype=np.int32)
+        """[N] Who was seen within the last second, increasing."""
         self._box_px = np.zeros((0, 4), dtype=np.float32)
-        """[N, 4] Where each person was last seen."""
+        """[N, 4] Where each was last seen."""
         self._seen_s = np.zeros(0)
         """[N] When."""
 
@@ -31,27 +39,36 @@ class Tracker:
         Returns:
             [A] Numbers from 0 on, each at most once.
         """
+        self._keep(self._seen_s >= pts_s - _LONGEST_GAP_S)
         track = np.full(len(box_px), -1, dtype=np.int32)
-        overlap = _iou(box_px, self._box_px)  # (A, N)
-        overlap[:, self._seen_s < pts_s - _LONGEST_GAP_S] = 0
-        while overlap.size and overlap.max() >= _LEAST_IOU:
-            face, person = np.unravel_index(np.argmax(overlap), overlap.shape)
-            track[face] = person
-            overlap[face], overlap[:, person] = 0, 0
-        new = track < 0
-        n_known = len(self._box_px)
-        track[new] = np.arange(n_known, n_known + new.sum())
-        self._box_px = np.concatenate([self._box_px, box_px[new]])
-        self._seen_s = np.concatenate([self._seen_s, np.zeros(new.sum())])
-        self._box_px[track], self._seen_s[track] = box_px, pts_s
+        seen_now = np.zeros(len(self._person), dtype=bool)
+        for face, row in _find_overlaps(box_px, self._box_px):
+            if track[face] < 0 and not seen_now[row]:
+                track[face] = self._person[row]
+                seen_now[row] = True
+        is_new = track < 0
+        track[is_new] = self._n_people + np.arange(is_new.sum())
+        self._n_people += int(is_new.sum())
+        self._keep(~seen_now)
+        self._person = np.concatenate([self._person, track])
+        self._box_px = np.concatenate([self._box_px, box_px])
+        self._seen_s = np.concatenate([self._seen_s, np.full(len(track), pts_s)])
+        self._keep(np.argsort(self._person))
         return track
 
+    def _keep(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> None:
+        self._person, self._box_px = self._person[rows], self._box_px[rows]
+        self._seen_s = self._seen_s[rows]
 
-def _iou(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """[A, 4], [N, 4] -> [A, N]"""
-    left_top = np.maximum(a[:, None, :2], b[None, :, :2])
-    right_bottom = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    inter = np.clip(right_bottom - left_top, 0, None).prod(axis=2)
-    area_a, area_b = ((x[:, 2:] - x[:, :2]).prod(axis=1) for x in (a, b))
-    result: NDArray[np.float32] = inter / (area_a[:, None] + area_b[None] - inter)
-    return result
+
+def _find_overlaps(a: NDArray[np.float32], b: NDArray[np.float32]) -> list[list[int]]:
+    """The pairs (row of ``a``, row of ``b``) of boxes that overlap enough, best first."""
+    pairs, overlaps = [np.zeros((0, 2), dtype=np.intp)], [np.zeros(0, dtype=np.float32)]
+    for first in range(0, len(a), _BLOCK):
+        overlap = iou_union(a[first : first + _BLOCK], b)
+        found = np.argwhere(overlap >= _LEAST_IOU)
+        pairs.append(found + np.array([first, 0]))
+        overlaps.append(overlap[tuple(found.T)])
+    best_first = np.argsort(-np.concatenate(overlaps), kind="stable")
+    ordered: list[list[int]] = np.concatenate(pairs)[best_first].tolist()
+    return ordered

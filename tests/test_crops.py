@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from features.contracts import Faces
-from pipeline.crops import crop_context, crop_faces, square_boxes
+from pipeline import crops
+from pipeline.crops import crop_context, square_boxes
 
 
 def make_faces(*box_px: tuple[float, float, float, float], frame: list[int] | None = None) -> Faces:
@@ -23,6 +24,11 @@ def make_faces(*box_px: tuple[float, float, float, float], frame: list[int] | No
         score=np.ones(n, dtype=np.float32),
         landmarks_px=np.zeros((n, 5, 2), dtype=np.float32),
     )
+
+
+def crop_faces(rgb: Tensor, faces: Faces) -> Tensor:
+    """The crops as the face CNN gets them."""
+    return crops.crop_faces(crops.cut_faces(rgb, faces))
 
 
 def ramp(height: int, width: int) -> Tensor:
@@ -134,12 +140,12 @@ def test_a_face_wholly_outside_the_frame_is_its_nearest_corner() -> None:
 def test_each_face_is_cut_from_its_own_frame_in_order() -> None:
     rgb = torch.stack([torch.full((30, 30, 3), level, dtype=torch.uint8) for level in (10, 20, 30)])
     box = (5.0, 5.0, 20.0, 20.0)
-    crops = crop_faces(rgb, make_faces(box, box, box, frame=[0, 2, 2]))
-    np.testing.assert_allclose(crops.mean(dim=(1, 2, 3)), [10, 30, 30], atol=1e-3)
+    found = crop_faces(rgb, make_faces(box, box, box, frame=[0, 2, 2]))
+    np.testing.assert_allclose(found.mean(dim=(1, 2, 3)), [10, 30, 30], atol=1e-3)
 
 
-def test_no_faces_give_no_crops() -> None:
-    assert crop_faces(ramp(30, 30), make_faces()).shape == (0, 3, 128, 128)
+def test_no_faces_give_no_cuts() -> None:
+    assert crops.cut_faces(ramp(30, 30), make_faces()) == []
 
 
 def test_a_face_of_one_pixel_is_its_colour() -> None:
@@ -147,3 +153,28 @@ def test_a_face_of_one_pixel_is_its_colour() -> None:
     rgb[0, 4, 4] = torch.tensor([1, 2, 3])
     crop = crop_faces(rgb, make_faces((4.0, 4.0, 5.0, 5.0)))[0]
     np.testing.assert_allclose(crop.mean(dim=(1, 2)), [1, 2, 3], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("side", "n_bytes"),
+    [(20, 3 * 20**2), (250, 3 * 250**2), (400, 4 * 3 * 128**2)],
+    ids=["small", "large", "larger than its crop"],
+)
+def test_a_cut_keeps_no_more_than_its_pixels_or_its_crop(side: int, n_bytes: int) -> None:
+    (cut,) = crops.cut_faces(ramp(480, 640), make_faces((30, 40, 30 + side, 40 + side)))
+    pixels = cut if isinstance(cut, Tensor) else cut.pixels
+    assert pixels.untyped_storage().nbytes() == n_bytes
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(-90, 90), st.integers(-90, 90), st.integers(1, 90))
+def test_a_cut_gives_the_crop_of_a_frame_with_its_edges_repeated(
+    left: int, top: int, side: int
+) -> None:
+    rgb = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 50, 70, 3), np.uint8))
+    margin = 100
+    wide = F.pad(rgb.permute(0, 3, 1, 2).float(), (margin,) * 4, mode="replicate")
+    square = wide[..., top + margin :, left + margin :][..., :side, :side]
+    expected = F.interpolate(square, size=128, mode="bilinear", antialias=True)
+    found = crop_faces(rgb, make_faces((left, top, left + side, top + side)))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.02)

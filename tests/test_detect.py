@@ -6,19 +6,14 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
 from features.contracts import Faces
-from pipeline.detect import (
-    FaceDetector,
-    _iou_min,
-    _iou_union,
-    _squared,
-    _suppress,
-)
+from pipeline.boxes import iou_union
+from pipeline.detect import FaceDetector, _squared
 from pipeline.pyramid import pyramid_scales
 
 ASTRONAUT_BOX = (182, 64, 265, 171)
@@ -58,8 +53,8 @@ def test_the_astronauts_face_is_where_the_reference_finds_it(detector: FaceDetec
     sure = faces.score >= 0.95
     assert sure.sum() == 1
     box = faces.box_px[sure][0]
-    both = np.array([box, ASTRONAUT_BOX], dtype=np.float32)
-    assert float(_iou_union(both)[0, 1]) >= 0.95
+    expected = np.array([ASTRONAUT_BOX], dtype=np.float32)
+    assert iou_union(box[None], expected).item() >= 0.95
     assert faces.score[sure][0] == pytest.approx(0.99912, abs=0.005)
     off = np.abs(faces.landmarks_px[sure][0] - ASTRONAUT_LANDMARKS)
     assert off.max() <= 0.05 * (box[2:] - box[:2]).min()
@@ -143,41 +138,6 @@ def test_every_scale_of_the_pyramid_holds_a_window(height: int, width: int, leas
     assert all(int(min(height, width) * scale) >= 12 for scale in scales)
     assert scales == sorted(scales, reverse=True)
     assert not scales or scales[0] == pytest.approx(12 / least)
-
-
-def overlap_of(a: list[float], b: list[float], *, of_smaller: bool) -> float:
-    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
-    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-    inter = width * height
-    area_a, area_b = ((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
-    return inter / (min(area_a, area_b) if of_smaller else area_a + area_b - inter)
-
-
-box_rows = st.builds(
-    lambda frame, x, y, w, h: [float(frame), float(x), float(y), float(x + w), float(y + h)],
-    st.integers(0, 2), st.integers(0, 12), st.integers(0, 12), st.integers(1, 9), st.integers(1, 9),
-)  # fmt: skip
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(box_rows, max_size=12), st.permutations(range(12)), st.booleans())
-def test_a_box_falls_to_any_better_one_of_its_frame_that_overlaps_it(
-    boxes: list[list[float]], ranks: list[int], of_smaller: bool
-) -> None:
-    rows = [[*box, 1 - rank / 16] for box, rank in zip(boxes, ranks, strict=False)]
-    table = np.array(rows, dtype=np.float32).reshape(-1, 6)
-    expected = [
-        row
-        for row in sorted(rows, key=lambda row: (row[0], -row[5]))
-        if not any(
-            other[0] == row[0]
-            and other[5] > row[5]
-            and overlap_of(other[1:5], row[1:5], of_smaller=of_smaller) > 0.45
-            for other in rows
-        )
-    ]
-    found = _suppress(table, 0.45, _iou_min if of_smaller else _iou_union)
-    assert found.tolist() == expected
 
 
 def test_squares_grow_about_the_centre() -> None:

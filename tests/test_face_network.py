@@ -45,8 +45,9 @@ class FlatMap(Tiny):
         return vector, feature_map.flatten(2)
 
 
-def export(net: nn.Module, path: Path, *, batch: bool = True) -> Path:
-    sizes = ({0: torch.export.Dim("batch", min=1, max=4096)},) if batch else None
+def export(net: nn.Module, path: Path, *, most: int = 4096) -> Path:
+    """Write a program for 1 to ``most`` faces, or for 2 only."""
+    sizes = ({0: torch.export.Dim("batch", min=1, max=most)},) if most > 2 else None
     faces = torch.zeros(2, 3, 128, 128)
     torch.export.save(torch.export.export(net, (faces,), dynamic_shapes=sizes), path)
     return path
@@ -61,11 +62,12 @@ def seeded(net: nn.Module) -> nn.Module:
 
 def test_exported_program_gives_what_the_network_gave(tmp_path: Path) -> None:
     net = seeded(Tiny())
-    network = read_face_network(export(net, tmp_path / "net.pt2"))
+    network = read_face_network(export(net, tmp_path / "net.pt2", most=32))
     assert network.map_shape == (512, 2, 2)
-    for n in (1, 5):
+    for n in (1, 5, 70):
+        vector, feature_map = network.embed(some_faces(n))
+        assert not vector.requires_grad
         with torch.inference_mode():
-            vector, feature_map = network.embed(some_faces(n))
             expected = net(some_faces(n).float())
         torch.testing.assert_close((vector, feature_map), expected)
 
@@ -121,7 +123,7 @@ def test_program_in_training_mode_is_refused(tmp_path: Path) -> None:
 
 
 def test_program_of_one_batch_size_is_refused(tmp_path: Path) -> None:
-    path = export(seeded(Tiny()), tmp_path / "net.pt2", batch=False)
+    path = export(seeded(Tiny()), tmp_path / "net.pt2", most=2)
     with pytest.raises(WeightsError, match="with a batch of any size"):
         read_face_network(path)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -25,21 +26,35 @@ BREAKS = ("not", "read", "decode", "detect", "embed")
 class FakeSeer:
     """Passes frames on; the first pixel tells which clip to fail at, and where."""
 
+    def __init__(self, n_faces: int = 1) -> None:
+        self.n_faces = n_faces
+        """Of each frame."""
+        self.batches: list[int] = []
+        """Frames that were embedded together."""
+
     def chunk_frames(self, split: str) -> int:
         return 3 if split == "train" else 2
 
     def look(self, frames: Sequence[Any]) -> list[Any]:
         if any(BREAKS[frame.rgb[0, 0, 0]] == "detect" for frame in frames):
             raise RuntimeError("cannot look")
-        return list(frames)
+        faces = SimpleNamespace(score=np.ones(self.n_faces))
+        return [SimpleNamespace(**vars(frame), faces=faces) for frame in frames]
 
     def embed(self, frames: Sequence[Any]) -> list[Any]:
         if any(BREAKS[frame.rgb[0, 0, 0]] == "embed" for frame in frames):
             raise RuntimeError("cannot embed")
+        self.batches.append(len(frames))
         return list(frames)
 
 
-def make_flow(breaks: Sequence[str], n_frames: Sequence[int], *, n_threads: int) -> Flow:
+def make_flow(
+    breaks: Sequence[str],
+    n_frames: Sequence[int],
+    *,
+    n_threads: int,
+    seer: FakeSeer | None = None,
+) -> Flow:
     def decode(clip: Clip) -> Frames:
         number = int(clip.clip_id)
         for i in range(n_frames[number]):
@@ -57,7 +72,7 @@ def make_flow(breaks: Sequence[str], n_frames: Sequence[int], *, n_threads: int)
     size = FlowSize(
         n_threads=n_threads, n_decoders=2, decoded_bytes=1000, chunk_bytes=60, batch_frames=4
     )
-    return Flow(cast(Seer, FakeSeer()), decode, prepare, size)
+    return Flow(cast(Seer, seer or FakeSeer()), decode, prepare, size)
 
 
 def make_clips(n: int) -> list[Clip]:
@@ -96,6 +111,16 @@ def test_frames_and_failures_come_in_the_clips_order(
         else:
             assert end.failure is not None
             assert end.failure.step == breaks[number]
+
+
+@pytest.mark.parametrize(
+    ("n_faces", "batches"), [(60, [4, 4, 2]), (100, [3, 3, 3, 1]), (999, [1] * 10)]
+)
+def test_a_crowd_is_embedded_fewer_frames_at_a_time(n_faces: int, batches: list[int]) -> None:
+    seer = FakeSeer(n_faces)
+    flow = make_flow(["not"], [10], n_threads=1, seer=seer)
+    assert sum(isinstance(item, tuple) for item in flow.iter_features(make_clips(1))) == 10
+    assert seer.batches == batches
 
 
 def test_the_reason_of_a_failure_says_what_happened() -> None:

@@ -136,6 +136,27 @@ def test_a_screen_in_bfloat16_changes_no_face() -> None:
     np.testing.assert_allclose(screened.score, exact.score, atol=1e-4)
 
 
+def test_windows_that_pass_the_screen_are_looked_at_in_the_same_batches_however_many_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    detector = FaceDetector(precision="bfloat16")
+    batches = []
+
+    def count_rows(x: torch.Tensor) -> tuple[torch.Tensor]:
+        batches.append(x)
+        return (torch.full((len(x), 5, 1, 1), -9.0),)  # no face
+
+    monkeypatch.setattr(detector, "screen", detector.pnet)
+    monkeypatch.setattr(detector, "pnet", count_rows)
+    picture = torch.from_numpy(np.tile(skimage.data.astronaut(), (2, 2, 1)))[None]
+    detector.find_faces(picture)
+    together, batches = batches, []
+    monkeypatch.setattr("pipeline.detect._MOST_GATHERED", 256)
+    detector.find_faces(picture)
+    assert len(together) == len(batches) > 2
+    assert all(torch.equal(a, b) for a, b in zip(together, batches, strict=True))
+
+
 def test_windows_are_cut_where_the_network_saw_them() -> None:
     for canvas in pack_pyramids(levels_of(skimage.data.astronaut()[None])):
         row, column = np.array([0, 3, 15, 0]), np.array([0, 20, 7, 41])

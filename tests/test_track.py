@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -64,3 +66,16 @@ def test_no_number_stands_twice_in_a_frame_however_faces_move() -> None:
         assert numbers.dtype == np.int32
         assert len(set(numbers.tolist())) == len(crowd)
         assert (numbers >= 0).all()
+
+
+def test_a_crowd_takes_memory_for_those_of_the_last_second_only() -> None:
+    tracker, n = Tracker(), 2000
+    crowd = boxes(*(np.arange(n) * 12))
+    tracemalloc.start()
+    try:
+        for i in range(12):
+            assert tracker.follow(crowd, 2.0 * i).tolist() == list(range(i * n, (i + 1) * n))
+        assert tracker.follow(crowd[::-1], 23).tolist() == list(range(12 * n - 1, 11 * n - 1, -1))
+        assert tracemalloc.get_traced_memory()[1] < 30e6  # of all with all: 2000 x 24,000 floats
+    finally:
+        tracemalloc.stop()
