@@ -17,7 +17,6 @@ import torch
 
 from features.contracts import Clip
 from features.errors import WorkerError
-from features.limits import find_core_limit
 from features.weights import SHIPPED_FACE_WEIGHTS
 from pipeline.config import ExtractConfig
 from pipeline.lanes import _Outbox, _receive, _Worker, count_workers, iter_lanes, plan_works
@@ -34,7 +33,12 @@ WORK = Work(
 
 
 @pytest.fixture
-def cores() -> Iterator[int]:
+def many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)), raising=False)
+
+
+@pytest.fixture
+def cores(many_cores: None) -> Iterator[int]:
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     yield 4
@@ -71,7 +75,9 @@ def test_threads_fill_the_cores_but_not_more(
     assert [w.n_decoders for w in works] == [n_decoders] * n_workers
 
 
-def test_no_process_takes_more_than_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_process_takes_more_than_its_share(
+    many_cores: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("torch.get_num_threads", lambda: 64)
     works = plan_works(WORK, 16, CPU, 2)
     with Prefetcher(
@@ -82,26 +88,6 @@ def test_no_process_takes_more_than_its_share(monkeypatch: pytest.MonkeyPatch) -
         max_bytes=0,
     ):
         assert len(list(taken)) == 8
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({"cpu.max": "150000 100000\n"}, 2),
-        ({"cpu.max": "max 100000\n"}, None),
-        ({"cpu.cfs_quota_us": "400000\n", "cpu.cfs_period_us": "100000\n"}, 4),
-        ({"cpu.cfs_quota_us": "-1\n", "cpu.cfs_period_us": "100000\n"}, None),
-        ({}, None),
-    ],
-)
-def test_the_cores_of_a_container_count(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: int | None
-) -> None:
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    monkeypatch.setattr("features.limits._CPU_MAX", tmp_path / "cpu.max")
-    monkeypatch.setattr("features.limits._CPU_QUOTA", tmp_path / "cpu.cfs_quota_us")
-    assert find_core_limit() == expected
 
 
 def test_a_process_that_dies_while_starting_is_said(tmp_path: Path) -> None:
