@@ -16,6 +16,9 @@ from features.errors import ConfigError
 PRECISIONS: tuple[str, ...] = ("float32", "bfloat16")
 """What networks multiply in; sums, inputs and outputs are float32."""
 
+_BFLOAT16_CAPABILITY = (8, 0)
+"""Compute capability from which on a GPU multiplies bfloat16 itself: Ampere."""
+
 Network = Callable[[Tensor], tuple[Tensor, ...]]
 """A batch of at least one row -> float32 outputs. May be called from several threads at once."""
 
@@ -42,7 +45,9 @@ def choose_precision(precision: str, device: torch.device) -> str:
     if precision != "auto":
         return precision
     if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+        # torch.cuda.is_bf16_supported() asks the current device, and says yes where it is emulated.
+        is_native = torch.cuda.get_device_capability(device) >= _BFLOAT16_CAPABILITY
+        return "bfloat16" if is_native else "float32"
     can: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return "bfloat16" if can.get("avx512_bf16") or can.get("amx_bf16") else "float32"
 

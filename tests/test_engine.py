@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -105,3 +106,24 @@ def test_precisions_and_devices_that_are_none_are_refused() -> None:
 def test_a_given_precision_is_kept() -> None:
     assert choose_precision("float32", CPU) == "float32"
     assert choose_precision("auto", CPU) in ("float32", "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [("cuda:0", "float32"), ("cuda:1", "bfloat16"), ("cuda:2", "bfloat16"), ("cuda", "float32")],
+)
+def test_bfloat16_is_chosen_where_the_given_gpu_multiplies_it_itself(
+    monkeypatch: pytest.MonkeyPatch, device: str, expected: str
+) -> None:
+    """Of three GPUs: Turing, which is the current one and emulates it, Ampere, Hopper."""
+    capabilities = [(7, 5), (8, 0), (9, 0)]
+
+    def find_properties(device: torch.device | int | None = None) -> object:
+        index = device.index if isinstance(device, torch.device) else device
+        major, minor = capabilities[index or 0]
+        return SimpleNamespace(major=major, minor=minor)
+
+    monkeypatch.setattr("torch.cuda.get_device_properties", find_properties)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: True)
+    assert choose_precision("auto", torch.device(device)) == expected
+    assert choose_precision("float32", torch.device(device)) == "float32"
