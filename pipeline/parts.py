@@ -13,7 +13,9 @@ from pipeline.see import SeenFrame
 from pipeline.track import Tracker
 
 PART_FRAMES = 256
-"""Rows of a part: about 14 MB, with face maps twice that."""
+"""Rows of a part, at most: about 14 MB, and as much again for maps of a face each."""
+PART_FACES = 1024
+"""Faces with which a part ends before it has all its rows: 1 MB, their maps 51 MB."""
 
 
 def iter_parts(
@@ -38,9 +40,11 @@ def iter_parts(
             yield item
             continue
         clip, seen = item
-        rows.add(seen)
-        if rows.n_frames >= PART_FRAMES:
-            yield rows.gather(clip, n_phases[clip.split])
+        track = rows.follow(seen)
+        for phase in seen.phases:
+            rows.add(seen, phase, track)
+            if rows.n_frames >= PART_FRAMES or rows.n_faces >= PART_FACES:
+                yield rows.gather(clip, n_phases[clip.split])
 
 
 class _Rows:
@@ -50,6 +54,8 @@ class _Rows:
         self._tracker = Tracker()
         self._seen: list[tuple[SeenFrame, int, NDArray[np.int32]]] = []
         """A row: the frame, its phase, the tracks of its faces."""
+        self.n_faces = 0
+        """Of these rows."""
         self._decoders: dict[str, None] = {}
         """In the order in which they decoded the clip; the last part names them all."""
 
@@ -57,10 +63,15 @@ class _Rows:
     def n_frames(self) -> int:
         return len(self._seen)
 
-    def add(self, seen: SeenFrame) -> None:
+    def follow(self, seen: SeenFrame) -> NDArray[np.int32]:
+        """The tracks of a frame's faces; call it once for each frame of the clip, in order."""
+        return self._tracker.follow(seen.faces.box_px, seen.pts_s)
+
+    def add(self, seen: SeenFrame, phase: int, track: NDArray[np.int32]) -> None:
+        """Add the row of one tick of a frame."""
         self._decoders[seen.decoder] = None
-        track = self._tracker.follow(seen.faces.box_px, seen.pts_s)
-        self._seen += [(seen, phase, track) for phase in seen.phases]
+        self._seen.append((seen, phase, track))
+        self.n_faces += len(track)
 
     def gather(self, clip: Clip, n_phases: int) -> ClipFeatures:
         """The rows as a part of the clip; they are forgotten, the people are not."""
@@ -91,7 +102,7 @@ class _Rows:
             face_vector=np.concatenate([seen.face_vector for seen in frames]),
             face_map=_join_maps(frames),
         )
-        self._seen = []
+        self._seen, self.n_faces = [], 0
         return part
 
 
