@@ -19,7 +19,7 @@ from features.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from pipeline.extract import ExtractProgress, ExtractSummary
-    from train.fit import FitProgress
+    from train.fit_jobs import FitProgress
     from train.pooled import Pooled
     from train.runs import RunSummary
     from train.sweep_batches import SweepProgress
@@ -47,16 +47,30 @@ class _Verbs(click.Group):
         except UserError as error:
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:
-            click.echo("interrupted: what was done is kept, run the same again to go on", err=True)
+            click.echo(f"interrupted{_tell_kept(ctx)}", err=True)
             ctx.exit(130)
         except BrokenPipeError:
             raise  # click ends quietly: who reads the output, as head does, has seen enough
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             raise click.ClickException(
-                f"{where}{error.strerror or error}. What was done is kept; run the same again "
-                "when this is mended."
+                f"{where}{error.strerror or error}{_tell_kept(ctx)}"
             ) from error
+
+
+_KEPT = {
+    "demo": "clips that were written and finished runs are kept",
+    "extract": "clips that were written are kept",
+    "fit": "finished runs are kept, one that was in training begins again",
+    "sweep": "finished trials and runs are kept",
+    "fit-face": "finished epochs are kept",
+}
+"""What a verb leaves that is stopped on its way; the others leave nothing."""
+
+
+def _tell_kept(ctx: click.Context) -> str:
+    kept = _KEPT.get(ctx.invoked_subcommand or "")
+    return f"; {kept}: run the same again to go on" if kept else ""
 
 
 def _raise_interrupt(signum: int, frame: object) -> None:
@@ -298,7 +312,7 @@ def store_info(folder: Path, as_json: bool) -> None:
     """
     from features.store import open_store
 
-    opened = open_store(folder)
+    opened = open_store(folder, verify=False)
     table = opened.clips
     _print_info(
         {
@@ -336,7 +350,9 @@ def store_verify(folder: Path) -> None:
     """
     from features.store import open_store, verify_store
 
-    _report_damage(verify_store(folder), f"{folder}: {len(open_store(folder))} clips, no damage")
+    problems = verify_store(folder)
+    n_clips = 0 if problems else len(open_store(folder, verify=False))
+    _report_damage(problems, f"{folder}: {n_clips} clips, no damage")
 
 
 @store.command("failures")
@@ -350,7 +366,7 @@ def store_failures(folder: Path) -> None:
     """
     from features.store import open_store
 
-    failures = open_store(folder).failures
+    failures = open_store(folder, verify=False).failures
     for row in failures.itertuples():
         click.echo(f"{row.clip_id}: {row.step}: {row.reason} ({row.path})")
     if failures.empty:
@@ -441,6 +457,9 @@ _test_stores = click.option(
 _runs = click.option(
     "--runs", type=_PATH, required=True, help="Folder of the runs, made if absent."
 )
+_no_verify = click.option(
+    "--no-verify", is_flag=True, help="Read shards as they are, without hashing them first."
+)
 _settings = click.option(
     "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change a setting."
 )
@@ -478,6 +497,7 @@ _settings = click.option(
     help="What features may take of it; the rest is read from a scratch file in --runs, to the "
     "same numbers.  [default: three quarters of what is free]",
 )
+@_no_verify
 @_device
 @_settings
 @_as_json
@@ -491,6 +511,7 @@ def fit(
     seeds: int,
     folds: str | None,
     tensorboard: Path | None,
+    no_verify: bool,
     device: str,
     memory_gb: float | None,
     settings: Sequence[str],
@@ -526,6 +547,7 @@ def fit(
         common: dict[str, Any] = {
             "device": device,
             "memory_gb": memory_gb,
+            "verify": not no_verify,
             "progress": show,
             "observe": events.add_epoch,
         }
@@ -587,6 +609,7 @@ def fit(
     show_default=True,
     help="Runs with the best settings; 0: none, and no waiting for other machines.",
 )
+@_no_verify
 @_device
 @_settings
 @_as_json
@@ -601,6 +624,7 @@ def sweep(
     storage: str,
     trial_seeds: int,
     seeds: int,
+    no_verify: bool,
     device: str,
     settings: Sequence[str],
     as_json: bool,
@@ -643,6 +667,7 @@ def sweep(
             test_stores=test_stores,
             storage=storage,
             device=device,
+            verify=not no_verify,
             progress=show,
             fit_progress=show_fit,
         )

@@ -44,7 +44,8 @@ from features.store import open_store
 from features.store_writer import write_store
 from train.config import PRESETS, TABLE_1_HEADS, FitConfig
 from train.dataset import Batch, draw_phases, gather_batch, order_batches
-from train.fit import FitProgress, run_fit
+from train.fit import run_fit
+from train.fit_jobs import FitProgress
 from train.heads import choose_streams, find_matrices
 from train.parallel import count_workers
 from train.stores import read_tables
@@ -81,6 +82,7 @@ def iter_clips(share: float) -> Iterator[ClipFeatures]:
                 split=split,
                 pts_s=np.arange(n) / (5 * n_phases),
                 phase=(np.arange(n) % n_phases).astype(np.int16),
+                n_phases=n_phases,
                 context_2x2=np.broadcast_to(places, (n, 512, 2, 2)).copy(),
                 context_7x7=np.broadcast_to(places, (n, 512, 7, 7)).copy(),
                 face_frame=np.arange(n, dtype=np.int32),

@@ -12,25 +12,44 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import re
 import shutil
-import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from features.bundle_members import (
+    ADMITTED,
+    SEAL,
+    Member,
+    find_members,
+    iter_blocks,
+    make_seal,
+    write_member,
+)
 from features.disk import partial_path, publish
 from features.errors import ConfigError, ShardError
 from features.fingerprint import hash_file
+from features.json_text import MOST_JSON_BYTES, check_object, check_texts, parse_object
 from features.store import open_store, verify_store
-from features.store_index import read_failures
+from features.store_index import parse_store_index, read_failures
 
 BUNDLE_FORMAT = "caca-rnn-bundle"
 BUNDLE_VERSION = 1
-_SEAL = "bundle.sha256"
-_BLOCK = 1 << 20
-_ADMITTED = re.compile(r"store\.json|failures\.csv|shards/[0-9]+\.h5")
+_OWN = {"bundle.json", SEAL}
+_FILE = {"name": str, "n_bytes": int, "sha256": str}
+_INFO = {
+    "fingerprint": str,
+    "classes": list,
+    "n_clips": int,
+    "n_frames": int,
+    "n_faces": int,
+    "config": dict,
+    "weights": dict,
+    "versions": dict,
+    "files": list,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +115,10 @@ def pack_bundle(store: Path, file: Path) -> BundleInfo:
     try:
         with partial.open("wb") as raw:
             for name, content in [("bundle.json", text.encode()), *members]:
-                _write_member(raw, name, content)
+                write_member(raw, name, content)
         seal = hash_file(partial)
         with partial.open("ab") as raw:
-            raw.write(_sealing(seal))
+            raw.write(make_seal(seal))
         publish(partial, file)
     except OSError:
         partial.unlink(missing_ok=True)
@@ -110,57 +129,74 @@ def pack_bundle(store: Path, file: Path) -> BundleInfo:
 def verify_bundle(file: Path) -> list[str]:
     """All damage in a bundle, a line each; empty where every byte is as written.
 
+    That the files are those that bundle.json lists, and fit each other, is checked too. What is
+    inside the shards is looked at when the bundle is unpacked.
+
     Raises:
         ShardError: the file is no bundle, or of a version that this code does not read.
     """
-    n_sealed = file.stat().st_size - len(_sealing("0" * 64)) if file.is_file() else 0
+    n_sealed = file.stat().st_size - len(make_seal("0" * 64)) if file.is_file() else 0
     if n_sealed <= 0:
         raise ShardError(f"{file}: no such bundle, or cut off")
-    digest = hashlib.sha256()
     with file.open("rb") as raw:
-        for block in _iter_blocks(raw, n_sealed):
+        digest = hashlib.sha256()
+        for block in iter_blocks(raw, n_sealed):
             digest.update(block)
-        whole = raw.read() == _sealing(digest.hexdigest())
-    if whole:
-        read_bundle_info(file)
-        return []
-    try:
-        with tarfile.open(file, "r:") as archive:
-            info = _read_info(file, archive)
-            problems = [problem for _, problem in _iter_members(archive, info) if problem]
-    except tarfile.TarError as error:
-        problems = [f"the archive breaks off or is damaged ({error})"]
-    return [f"{file}: {p}" for p in problems or ["damaged between its files, or cut off"]]
+        whole = raw.read() == make_seal(digest.hexdigest())
+        try:
+            members = find_members(raw)
+            info = _parse_info(file, raw, members)
+        except (ShardError, ValueError) as error:
+            if not whole:
+                return [f"{file}: damaged or cut off ({error})"]
+            raise ShardError(
+                f"{file}: {error}".replace(f"{file}: {file}: ", f"{file}: ")
+            ) from error
+        problems = [problem for listed in info.files if (problem := _check(raw, members, listed))]
+        unlisted = members.keys() - {listed.name for listed in info.files} - _OWN
+        problems += [f"{name} is not listed in bundle.json" for name in sorted(unlisted)]
+        if not problems and whole:
+            problems = _find_contradictions(file, raw, members, info)
+    if not problems and not whole:
+        problems = ["damaged between its files, or cut off"]
+    return [f"{file}: {problem}" for problem in problems]
 
 
 def unpack_bundle(file: Path, folder: Path) -> BundleInfo:
     """Unpack a bundle into a store at ``folder``, which appears only when all of it is right.
 
     Raises:
-        ShardError: the bundle is damaged (see ``verify_bundle``).
+        ShardError: the bundle is damaged (see ``verify_bundle``), or its shards are not as
+            FORMAT.md says; nothing is left on disk.
         ConfigError: the folder exists and is not empty.
-        OSError: it cannot be written.
+        OSError: it cannot be written; nothing is left.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder}: exists and is not empty. Name another folder")
     problems = verify_bundle(file)
     if problems:
         raise ShardError("\n".join([f"{file}: damaged, not unpacked", *problems]))
-    folder.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(folder)
+    made = [parent for parent in folder.parents if not parent.exists()]
     shutil.rmtree(partial, ignore_errors=True)
-    (partial / "shards").mkdir(parents=True)
     try:
-        with tarfile.open(file, "r:") as archive:
-            info = _read_info(file, archive)
+        (partial / "shards").mkdir(parents=True)
+        with file.open("rb") as raw:
+            members = find_members(raw)
+            info = _parse_info(file, raw, members)
             for listed in info.files:
                 with (partial / listed.name).open("wb") as out:
-                    shutil.copyfileobj(_open_member(archive, listed.name), out, _BLOCK)
+                    for block in _iter_member(raw, members[listed.name]):
+                        out.write(block)
+        _check_unpacked(file, partial, info)
         if folder.exists():
             folder.rmdir()
         publish(partial, folder)
-    except OSError:
+    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):
+            for parent in made:
+                parent.rmdir()
         raise
     return info
 
@@ -172,87 +208,110 @@ def read_bundle_info(file: Path) -> BundleInfo:
         ShardError: the file is no bundle, or of a version that this code does not read.
     """
     try:
-        with tarfile.open(file, "r:") as archive:
-            return _read_info(file, archive)
-    except (OSError, tarfile.TarError) as error:
+        with file.open("rb") as raw:
+            return _parse_info(file, raw, find_members(raw))
+    except (OSError, ValueError) as error:
         raise ShardError(f"{file}: not a bundle, or cut off ({error})") from error
 
 
-def _read_info(file: Path, archive: tarfile.TarFile) -> BundleInfo:
+def _parse_info(file: Path, raw: IO[bytes], members: Mapping[str, Member]) -> BundleInfo:
+    """bundle.json. Raises ShardError."""
     try:
-        described = json.loads(_open_member(archive, "bundle.json").read())
-        version = described.pop("format"), described.pop("version")
-        if version == (BUNDLE_FORMAT, BUNDLE_VERSION):
-            files = tuple(BundleFile(**listed) for listed in described.pop("files"))
-            classes = tuple(described.pop("classes"))
-            info = BundleInfo(files=files, classes=classes, **described)
-    except (KeyError, TypeError, ValueError) as error:
+        described = parse_object(_read_member(raw, members, "bundle.json"))
+    except ValueError as error:
         raise ShardError(f"{file}: its bundle.json is missing or damaged ({error})") from error
+    version = described.get("format"), described.get("version")
     if version != (BUNDLE_FORMAT, BUNDLE_VERSION):
         raise ShardError(
             f"{file}: bundle format {version[0]!r} version {version[1]!r}, but this code reads "
             f"{BUNDLE_FORMAT!r} version {BUNDLE_VERSION}. Update the code if the bundle is newer."
         )
-    for listed in info.files:
-        if not _ADMITTED.fullmatch(listed.name):
+    try:
+        check_object(described, _INFO)
+        for name in ("weights", "versions"):
+            check_texts(described[name], name)
+        for name in described["classes"]:
+            if not isinstance(name, str):
+                raise ValueError(f"class {name!r}")
+        files = tuple(
+            BundleFile(**{key: check_object(listed, _FILE)[key] for key in _FILE})
+            for listed in described["files"]
+        )
+    except ValueError as error:
+        raise ShardError(f"{file}: its bundle.json is missing or damaged ({error})") from error
+    for listed in files:
+        if not ADMITTED.fullmatch(listed.name):
             raise ShardError(f"{file}: lists {listed.name!r}, which no store has")
-    return info
+    if len({listed.name for listed in files}) < len(files):
+        raise ShardError(f"{file}: lists a file twice")
+    values = {key: described[key] for key in _INFO}
+    return BundleInfo(**values | {"classes": tuple(described["classes"]), "files": files})
 
 
-def _iter_members(archive: tarfile.TarFile, info: BundleInfo) -> Iterator[tuple[str, str]]:
-    """Each listed file with what is wrong with it, or an empty text."""
-    for listed in info.files:
-        try:
-            digest = hashlib.sha256()
-            for block in _iter_blocks(_open_member(archive, listed.name), listed.n_bytes):
-                digest.update(block)
-        except (KeyError, OSError, tarfile.TarError):
-            yield listed.name, f"{listed.name} is missing or cut off"
-            continue
-        differs = digest.hexdigest() != listed.sha256
-        yield listed.name, f"{listed.name} is damaged (SHA-256 differs)" if differs else ""
+def _check(raw: IO[bytes], members: Mapping[str, Member], listed: BundleFile) -> str:
+    """What is wrong with a listed file, or an empty text."""
+    member = members.get(listed.name)
+    if member is None or member.n_bytes != listed.n_bytes:
+        return f"{listed.name} is missing or cut off"
+    digest = hashlib.sha256()
+    for block in _iter_member(raw, member):
+        digest.update(block)
+    differs = digest.hexdigest() != listed.sha256
+    return f"{listed.name} is damaged (SHA-256 differs)" if differs else ""
 
 
-def _open_member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
-    opened = archive.extractfile(name)
-    if opened is None:
-        raise KeyError(f"{name} is not a file")
-    return opened
+def _find_contradictions(
+    file: Path, raw: IO[bytes], members: Mapping[str, Member], info: BundleInfo
+) -> list[str]:
+    """Where store.json says otherwise than bundle.json."""
+    try:
+        text = _read_member(raw, members, "store.json")
+        header, shards = parse_store_index(text, "store.json")
+    except (ShardError, ValueError) as error:
+        return [f"{error}"]
+    files = {(f.name, f.n_bytes, f.sha256) for f in info.files if f.name.startswith("shards/")}
+    said = {
+        "fingerprint": (header.fingerprint, info.fingerprint),
+        "classes": (header.classes, info.classes),
+        "shards": ({(s.name, s.n_bytes, s.sha256) for s in shards}, files),
+    }
+    return [
+        f"its bundle.json and its store.json name other {what}"
+        for what, (stored, listed) in said.items()
+        if stored != listed
+    ]
 
 
-def _write_member(raw: IO[bytes], name: str, content: Path | bytes) -> None:
-    n_bytes = len(content) if isinstance(content, bytes) else content.stat().st_size
-    raw.write(_member_header(name, n_bytes))
-    if isinstance(content, bytes):
-        raw.write(content)
-    else:
-        with content.open("rb") as source:
-            shutil.copyfileobj(source, raw, _BLOCK)
-    raw.write(bytes(-n_bytes % tarfile.BLOCKSIZE))
+def _check_unpacked(file: Path, folder: Path, info: BundleInfo) -> None:
+    """Raise ShardError unless the store that was unpacked can be used: all but its features."""
+    try:
+        store = open_store(folder, verify=False)
+        _ = store.failures
+        clips = store.clips
+    except ShardError as error:
+        said = str(error).replace(f"{folder}/", "")
+        raise ShardError(f"{file}: not unpacked, it holds no store: {said}") from error
+    found = (len(store), int(clips["n_frames"].sum()), int(clips["n_faces"].sum()))
+    if found != (info.n_clips, info.n_frames, info.n_faces):
+        raise ShardError(
+            f"{file}: not unpacked, it holds {found[0]} clips, {found[1]} frames and {found[2]} "
+            f"faces, but its bundle.json says {info.n_clips}, {info.n_frames} and {info.n_faces}"
+        )
 
 
-def _member_header(name: str, n_bytes: int) -> bytes:
-    """A tar header without owner and time, so that equal stores give equal bundles."""
-    member = tarfile.TarInfo(name)
-    member.size = n_bytes
-    member.mode = 0o644
-    return member.tobuf(tarfile.PAX_FORMAT)
+def _read_member(raw: IO[bytes], members: Mapping[str, Member], name: str) -> bytes:
+    """A small file. Raises ValueError where it is not there, or large."""
+    member = members.get(name)
+    if member is None:
+        raise ValueError(f"no {name}")
+    if member.n_bytes > MOST_JSON_BYTES:
+        raise ValueError(f"{name} has {member.n_bytes} bytes")
+    return b"".join(_iter_member(raw, member))
 
 
-def _sealing(seal: str) -> bytes:
-    """The archive's last bytes, which follow from the hash of all bytes before them."""
-    content = f"{seal}\n".encode()
-    padding = bytes(-len(content) % tarfile.BLOCKSIZE)
-    return _member_header(_SEAL, len(content)) + content + padding + bytes(2 * tarfile.BLOCKSIZE)
-
-
-def _iter_blocks(raw: IO[bytes], n_bytes: int) -> Iterator[bytes]:
-    while n_bytes > 0:
-        block = raw.read(min(_BLOCK, n_bytes))
-        if not block:
-            return
-        n_bytes -= len(block)
-        yield block
+def _iter_member(raw: IO[bytes], member: Member) -> Iterator[bytes]:
+    raw.seek(member.offset)
+    return iter_blocks(raw, member.n_bytes)
 
 
 def _describe(name: str, content: Path | bytes) -> BundleFile:

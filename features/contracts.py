@@ -186,6 +186,8 @@ class ClipFeatures:
                 )
         if a and (self.face_frame.min() < 0 or self.face_frame.max() >= f):
             raise ValueError(f"clip {self.clip_id}: a face points outside its {f} frames")
+        if not np.isfinite(self.pts_s).all():
+            raise ValueError(f"clip {self.clip_id}: a frame's time is not a number")
         if np.any(np.diff(self.pts_s) < 0) or np.any(np.diff(self.face_frame) < 0):
             raise ValueError(f"clip {self.clip_id}: rows are not in time order")
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from features.contracts import ClipFeatures
 from features.disk import partial_path, publish
+from features.shard_layout import check_phases
 from features.shards import (
     FACE_COLUMNS,
     FORMAT_NAME,
@@ -80,6 +81,7 @@ class ShardWriter:
             raise ValueError(f"clip {part.clip_id}: context_7x7 is missing")
         if ("face/map" in self._file) != (part.face_map is not None):
             raise ValueError(f"clip {part.clip_id}: face_map does not fit the header")
+        check_phases(part.phase, part.n_phases)
         sizes = {name: values.shape[1] for name, values in part.streams.items()}
         if sizes != self._streams:
             raise ValueError(

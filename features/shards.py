@@ -1,6 +1,6 @@
 """Reads shards: ragged clips as flat arrays with offsets (FORMAT.md); names what is in them.
 
-With ``features.shard_writer`` the only door to h5py.
+With ``features.shard_layout`` and ``features.shard_writer`` the only door to h5py.
 """
 
 from __future__ import annotations
@@ -24,6 +24,14 @@ from features.contracts import (
     check_stream_name,
 )
 from features.errors import ShardError
+from features.json_text import check_texts, parse_object
+from features.shard_layout import (
+    Columns,
+    check_clip,
+    check_offsets,
+    check_phases,
+    read_attribute,
+)
 
 FORMAT_NAME = "caca-rnn-shard"
 FORMAT_VERSION = 1
@@ -77,6 +85,16 @@ class ShardHeader:
     """Extra stream -> values a frame."""
 
     def __post_init__(self) -> None:
+        names = self.classes
+        if not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(
+            names
+        ):
+            raise ValueError(f"classes {list(names)}: expected names, each once")
+        for what in ("weights", "versions"):
+            check_texts(dict(getattr(self, what)), what)
+        shape = self.face_map_shape
+        if shape is not None and (shape[0] != CONTEXT_CHANNELS or min(shape) < 1):
+            raise ValueError(f"face maps of {shape}, expected ({CONTEXT_CHANNELS}, h, w)")
         for name, size in self.streams.items():
             check_stream_name(name)
             if size < 1:
@@ -129,28 +147,15 @@ def iter_shard_clips(
 
 
 def find_shard_problems(path: Path) -> list[str]:
-    """What contradicts FORMAT.md inside a shard that can be opened; empty if nothing does."""
+    """What contradicts FORMAT.md inside a shard; empty if nothing does. Reads all of it."""
     try:
         index = read_shard_index(path)
-        problems = []
-        n_frames, n_faces = int(index.frame_offset[-1]), int(index.face_offset[-1])
-        for name in ("frame_offset", "face_offset"):
-            offset = getattr(index, name)
-            if offset[0] != 0 or np.any(np.diff(offset) < 0):
-                problems.append(f"/clip/{name} does not rise from 0")
-        with h5py.File(path, "r") as file:
-            for group, n_rows in group_rows(file, n_frames, n_faces).items():
-                problems += [
-                    f"/{group}/{name} has {len(dataset)} rows, the clips have {n_rows}"
-                    for name, dataset in file[group].items()
-                    if len(dataset) != n_rows
-                ]
-        if not problems:  # the contracts check the rest, clip by clip
-            for _ in iter_shard_clips(index, range(len(index)), context_7x7=True):
-                pass
-    except (ShardError, ValueError) as error:
+        has_map = index.header.face_map_shape is not None
+        for _ in iter_shard_clips(index, range(len(index)), context_7x7=True, face_map=has_map):
+            pass
+    except ShardError as error:
         return [str(error)]
-    return problems
+    return []
 
 
 @dataclass(frozen=True)
@@ -179,20 +184,23 @@ class _open:  # noqa: N801
             ) from error
         try:
             return self.file, self._find_reader()
-        except BaseException:
-            self.file.close()
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
             raise
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.file.close()
-        if isinstance(error, OSError | KeyError | RuntimeError):
-            raise ShardError(f"{self.path}: damaged ({error})") from error
+        if isinstance(error, _DAMAGE):
+            raise ShardError(
+                f"{self.path}: damaged, or not as FORMAT.md says ({error}). Delete it and run "
+                "extract: its clips are extracted again."
+            ) from error
 
     def _find_reader(self) -> _Reader:
-        name = self.file.attrs.get("format")
+        name = read_attribute(self.file, "format", str)
         if name != FORMAT_NAME:
             raise ShardError(f"{self.path}: root attribute 'format' is {name!r}, not a shard")
-        version = int(self.file.attrs.get("format_version", -1))
+        version = read_attribute(self.file, "format_version", int)
         if version not in _READERS:
             raise ShardError(
                 f"{self.path}: shard format {version}, but this code reads {sorted(_READERS)}. "
@@ -201,35 +209,74 @@ class _open:  # noqa: N801
         return _READERS[version]
 
 
+_DAMAGE = (OSError, KeyError, RuntimeError, TypeError, ValueError)
+"""What h5py and the checks raise where a shard is not as it should be."""
+
+
 def _read_index_v1(path: Path, file: h5py.File) -> ShardIndex:
-    attributes = file.attrs
-    face_map = file.get("face/map")
-    header = ShardHeader(
-        fingerprint=str(attributes["fingerprint"]),
-        classes=tuple(json.loads(attributes["classes"])),
-        config=MappingProxyType(json.loads(attributes["config"])),
-        weights=MappingProxyType(json.loads(attributes["weights"])),
-        versions=MappingProxyType(json.loads(attributes["versions"])),
-        face_map_shape=None if face_map is None else tuple(face_map.shape[1:]),
-        streams=MappingProxyType(
-            {name: int(dataset.shape[1]) for name, dataset in file.get("stream", {}).items()}
-        ),
+    columns = Columns(file)
+    frame_offset = columns.open("clip/frame_offset", "i8", (None,))[:]
+    n_clips = len(frame_offset) - 1
+    if n_clips < 0:
+        raise ValueError("/clip/frame_offset is empty")
+    face_offset = columns.open("clip/face_offset", "i8", (n_clips + 1,))[:]
+    check_offsets(frame_offset, "clip/frame_offset")
+    check_offsets(face_offset, "clip/face_offset")
+    n_frames, n_faces = int(frame_offset[-1]), int(face_offset[-1])
+    for name, (dtype, shape) in FRAME_COLUMNS.items():
+        columns.open(f"frame/{name}", dtype, (n_frames, *shape))
+    for name, (dtype, shape) in FACE_COLUMNS.items():
+        columns.open(f"face/{name}", dtype, (n_faces, *shape))
+    face_map_shape = None
+    if "map" in columns.list_names("face"):
+        channels, height, width = columns.open(
+            "face/map", "f2", (n_faces, CONTEXT_CHANNELS, None, None)
+        ).shape[1:]
+        face_map_shape = (channels, height, width)
+    streams = {
+        name: int(columns.open(f"stream/{name}", "f2", (n_frames, None)).shape[1])
+        for name in columns.list_names("stream")
+    }
+    numbers = {
+        name: columns.open(f"clip/{name}", dtype, (n_clips,))
+        for name, dtype in NUMBER_COLUMNS.items()
+    }
+    clips: dict[str, Sequence[Any]] = {
+        name: columns.read_texts(f"clip/{name}", n_clips) for name in TEXT_COLUMNS
+    }
+    present = columns.list_names("clip")
+    for name, missing in OPTIONAL_COLUMNS.items():
+        found = columns.read_texts(f"clip/{name}", n_clips) if name in present else None
+        clips[name] = found or [missing] * n_clips
+    clips |= {name: dataset[:].tolist() for name, dataset in numbers.items()}
+    texts = {
+        name: read_attribute(file, name, str)
+        for name in ("fingerprint", "classes", "config", "weights", "versions")
+    }
+    # One object of them: what is wrong is then told by its name.
+    parts = [f'"{name}": {texts[name]}' for name in texts if name != "fingerprint"]
+    said = parse_object(
+        f"{{{', '.join(parts)}}}",
+        {"classes": list, "config": dict, "weights": dict, "versions": dict},
     )
-    columns: dict[str, Sequence[Any]] = {
-        name: list(file[f"clip/{name}"].asstr()[:]) for name in TEXT_COLUMNS
-    }
-    n_clips = len(columns["id"])
-    columns |= {
-        name: list(file[f"clip/{name}"].asstr()[:]) if name in file["clip"] else [missing] * n_clips
-        for name, missing in OPTIONAL_COLUMNS.items()
-    }
-    columns |= {name: file[f"clip/{name}"][:].tolist() for name in NUMBER_COLUMNS}
+    header = ShardHeader(
+        fingerprint=texts["fingerprint"],
+        classes=tuple(said["classes"]),
+        config=MappingProxyType(said["config"]),
+        weights=MappingProxyType(said["weights"]),
+        versions=MappingProxyType(said["versions"]),
+        face_map_shape=face_map_shape,
+        streams=MappingProxyType(streams),
+    )
+    for row, of_clip in enumerate(np.diff(face_offset).tolist()):
+        values = {name: of_clips[row] for name, of_clips in clips.items()}
+        check_clip(values, header.classes, n_faces=of_clip)
     return ShardIndex(
         path=path,
         header=header,
-        columns=MappingProxyType(columns),
-        frame_offset=file["clip/frame_offset"][:],
-        face_offset=file["clip/face_offset"][:],
+        columns=MappingProxyType(clips),
+        frame_offset=frame_offset,
+        face_offset=face_offset,
     )
 
 
@@ -251,6 +298,7 @@ def _read_clips_v1(
     stream = {name: file[f"stream/{name}"][frames] for name in index.header.streams}
     for row in rows:
         of_frame = slice(*(index.frame_offset[row : row + 2] - frame_0))
+        check_phases(frame["phase"][of_frame], index.columns["n_phases"][row])
         of_face = slice(*(index.face_offset[row : row + 2] - face_0))
         yield ClipFeatures(
             **_read_row(index.columns, row),

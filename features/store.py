@@ -31,6 +31,7 @@ from features.shards import (
 from features.store_index import ShardEntry, find_shard_files, read_failures, read_store_index
 
 _REMEDY = "Delete the file and run extract: its clips are extracted again"
+_NO_VERIFY = "or copy it again from where it is whole (--no-verify reads it as it is)"
 
 _CLIP_COLUMNS = (
     "id",
@@ -57,12 +58,15 @@ class Store:
         path: Path,
         header: ShardHeader,
         shards: Sequence[ShardEntry],
-        splits: Mapping[str, str] | None = None,
+        *,
+        verify: bool = True,
     ) -> None:
+        """verify: hash each shard, all of it, before anything of it is read."""
         self.path = path
         self.header = header
         self.shards = tuple(shards)
-        self._splits = splits
+        self._verify = verify
+        self._splits: Mapping[str, str] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -80,11 +84,23 @@ class Store:
         Args:
             splits: Clip id -> split; ids that the store lacks are passed over.
         """
-        return Store(self.path, self.header, self.shards, splits)
+        store = Store(self.path, self.header, self.shards)
+        store._splits = splits
+        store._indices = self._indices  # read, and hashed, once
+        return store
 
     @cached_property
     def _indices(self) -> tuple[ShardIndex, ...]:
-        return tuple(read_shard_index(self.path / shard.name) for shard in self.shards)
+        return tuple(self._read_index(shard) for shard in self.shards)
+
+    def _read_index(self, shard: ShardEntry) -> ShardIndex:
+        file = self.path / shard.name
+        if self._verify and (problem := find_damage(file, shard)):
+            raise ShardError(f"{problem} {_REMEDY}, {_NO_VERIFY}.")
+        index = read_shard_index(file)
+        if problem := find_contradiction(index, self.header, shard):
+            raise ShardError(f"{problem} {_REMEDY}.")
+        return index
 
     @cached_property
     def _places(self) -> tuple[tuple[int, int], ...]:
@@ -160,11 +176,17 @@ class Store:
         return clip if self._splits is None else replace(clip, split=self._splits[clip.clip_id])
 
 
-def open_store(path: Path | str) -> Store:
+def open_store(path: Path | str, *, verify: bool = True) -> Store:
     """Open a store for reading.
 
+    Args:
+        path: Its folder.
+        verify: Hash each shard, all of it, before anything of it is read: one flipped bit is then
+            a ShardError, never another label. False reads shards as they are.
+
     Raises:
-        ShardError: no store there, store.json damaged or of another version, a shard missing.
+        ShardError: no store there, store.json damaged or of another version, a shard missing or
+            of another size. Reading then raises ShardError where a shard is damaged.
     """
     path = Path(path)
     header, shards = read_store_index(path)
@@ -174,7 +196,9 @@ def open_store(path: Path | str) -> Store:
                 f"{path / shard.name}: missing, though store.json lists it. Run extract: it "
                 "extracts the clips of that shard again"
             )
-    return Store(path, header, shards)
+        if verify and (problem := _find_wrong_size(path / shard.name, shard)):
+            raise ShardError(f"{problem} {_REMEDY}, {_NO_VERIFY}.")
+    return Store(path, header, shards, verify=verify)
 
 
 def verify_store(path: Path) -> list[str]:
@@ -183,19 +207,16 @@ def verify_store(path: Path) -> list[str]:
     Raises:
         ShardError: there is no store to speak of.
     """
-    store = open_store(path)
+    store = open_store(path, verify=False)
     problems = []
     for shard in store.shards:
         file = path / shard.name
-        n_bytes = file.stat().st_size
-        if n_bytes != shard.n_bytes:
-            problems.append(f"{file}: {n_bytes} bytes, expected {shard.n_bytes}. {_REMEDY}")
-        elif hash_file(file) != shard.sha256:
-            problems.append(f"{file}: damaged (SHA-256 differs from store.json). {_REMEDY}")
-        else:
-            problems += [f"{file}: {problem}" for problem in find_shard_problems(file)]
-            if read_shard_index(file).header.fingerprint != store.fingerprint:
-                problems.append(f"{file}: has another fingerprint than the store")
+        if problem := find_damage(file, shard):
+            problems.append(f"{problem} {_REMEDY}")
+        elif found := find_shard_problems(file):
+            problems += found
+        elif problem := find_contradiction(read_shard_index(file), store.header, shard):
+            problems.append(f"{problem} {_REMEDY}")
     listed = {shard.name for shard in store.shards}
     problems += [
         f"{path / name}: not listed in store.json. Run extract, which takes finished shards in"
@@ -203,3 +224,36 @@ def verify_store(path: Path) -> list[str]:
         if name not in listed
     ]
     return problems
+
+
+def find_damage(file: Path, shard: ShardEntry) -> str:
+    """How a shard's bytes differ from those that store.json lists; empty if they do not."""
+    if problem := _find_wrong_size(file, shard):
+        return problem
+    found = hash_file(file)
+    if found == shard.sha256:
+        return ""
+    return f"{file}: damaged: SHA-256 {found[:12]}, expected {shard.sha256[:12]} as in store.json."
+
+
+def _find_wrong_size(file: Path, shard: ShardEntry) -> str:
+    n_bytes = file.stat().st_size
+    if n_bytes == shard.n_bytes:
+        return ""
+    return f"{file}: damaged: {n_bytes} bytes, expected {shard.n_bytes} as in store.json."
+
+
+def find_contradiction(index: ShardIndex, header: ShardHeader, shard: ShardEntry) -> str:
+    """What a shard says of itself and store.json otherwise; empty if they agree."""
+    counts = (len(index), int(index.frame_offset[-1]), int(index.face_offset[-1]))
+    said = {
+        "fingerprint": (index.header.fingerprint, header.fingerprint),
+        "classes": (index.header.classes, header.classes),
+        "face maps": (index.header.face_map_shape, header.face_map_shape),
+        "streams": (dict(index.header.streams), dict(header.streams)),
+        "clips, frames and faces": (counts, (shard.n_clips, shard.n_frames, shard.n_faces)),
+    }
+    for what, (found, expected) in said.items():
+        if found != expected:
+            return f"{index.path}: its {what}: {found}, expected {expected} as in store.json."
+    return ""

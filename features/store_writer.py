@@ -12,10 +12,9 @@ from filelock import FileLock, Timeout
 from features.contracts import SPLITS, ClipFeatures
 from features.disk import uninterrupted
 from features.errors import ConfigError, ShardError
-from features.fingerprint import hash_file
 from features.shard_writer import ShardWriter, rewrite_clip_columns
 from features.shards import ShardHeader, find_shard_problems, read_shard_index
-from features.store import Store
+from features.store import Store, find_damage
 from features.store_index import (
     ShardEntry,
     describe_shard,
@@ -76,7 +75,7 @@ class StoreWriter:
 
     def open(self) -> Store:
         """The finished part of the store, for reading."""
-        return Store(self.path, self.header, self._shards)
+        return Store(self.path, self.header, self._shards, verify=False)
 
     def add(self, clip: ClipFeatures) -> None:
         """Append a clip; finishes the shard when it is full. Raises OSError (a full disk)."""
@@ -145,10 +144,10 @@ class StoreWriter:
             file = self.path / shard.name
             here = set(read_shard_index(file).columns["id"]) & updates.keys()
             if here:
-                if hash_file(file) != shard.sha256:
+                if problem := find_damage(file, shard):
                     raise ShardError(
-                        f"{file}: damaged (SHA-256 differs from store.json), so its labels are not "
-                        "changed. Delete the file and run extract: its clips are extracted again."
+                        f"{problem} So its labels are not changed. Delete the file and run "
+                        "extract: its clips are extracted again."
                     )
                 # Not listed while it changes: after a crash in between it is hashed again.
                 others = [other for other in self._shards if other is not shard]

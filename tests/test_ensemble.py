@@ -17,8 +17,16 @@ from features.fingerprint import hash_file
 from features.store_writer import write_store
 from tests.builders import clip_features
 from train.config import FitConfig
-from train.ensemble import PRIOR_CLIPS, find_member_weights, mix_probabilities
-from train.fit import FitProgress, run_fit
+from train.ensemble import (
+    PRIOR_CLIPS,
+    TEMPERATURES,
+    find_member_weights,
+    find_temperature,
+    mix_probabilities,
+    scale_probabilities,
+)
+from train.fit import run_fit
+from train.fit_jobs import FitProgress
 from train.metrics import score_predictions
 from train.report.report import run_report
 from train.runs import RUN_FILES, find_runs, read_run
@@ -53,6 +61,49 @@ def test_weights_follow_the_val_clips_and_few_clips_move_them_little(
     true_class: list[list[float]], expected: list[float]
 ) -> None:
     np.testing.assert_allclose(find_member_weights(np.array(true_class)), expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("true_temperature", [0.25, 1.0, 3.0])
+def test_the_temperature_that_labels_were_drawn_at_is_found(true_temperature: float) -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (20_000, 4))
+    told = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    drawn_at = np.exp(logits / true_temperature)
+    drawn_at /= drawn_at.sum(1, keepdims=True)
+    label = (drawn_at.cumsum(1) < rng.random((len(logits), 1))).sum(1)
+    found = find_temperature(told, label)
+    assert found == pytest.approx(true_temperature, rel=0.05)
+
+
+def test_no_other_temperature_makes_the_labels_likelier() -> None:
+    rng = np.random.default_rng(1)
+    told = rng.dirichlet(np.ones(3), 30)
+    label = rng.integers(0, 3, 30)
+
+    def loss(temperature: float) -> float:
+        powers = told ** (1 / temperature)
+        return float(-np.log(powers[np.arange(30), label] / powers.sum(1)).sum())
+
+    grid = np.geomspace(*TEMPERATURES, 2000)
+    best = min(grid, key=loss)
+    assert find_temperature(told, label) == pytest.approx(best, rel=0.01)
+
+
+def test_a_member_that_has_all_clips_right_gets_the_least_temperature() -> None:
+    told = np.array([[0.5, 0.3, 0.2], [0.3, 0.4, 0.3]])
+    assert find_temperature(told, np.array([0, 1])) == pytest.approx(TEMPERATURES[0])
+
+
+def test_a_member_of_faint_probabilities_that_ranks_well_is_heard() -> None:
+    """Two members rank all clips alike; one is ten times as sure: their weights must be equal."""
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 3, 200)
+    logits = rng.normal(0, 1, (200, 3))
+    logits[np.arange(200), label] += 2
+    members = [np.exp(s * logits) / np.exp(s * logits).sum(1, keepdims=True) for s in (1, 0.1)]
+    scaled = [scale_probabilities(p, find_temperature(p, label)) for p in members]
+    true_class = np.stack(scaled)[:, np.arange(200), label]
+    np.testing.assert_allclose(find_member_weights(true_class), [0.5, 0.5], atol=0.01)
 
 
 def test_mixing_is_linear() -> None:
@@ -105,12 +156,16 @@ def test_an_ensemble_mixes_the_runs_of_its_own_seed(runs: Path) -> None:
         assert [hash_file(member.weights_path) for member in members] == [
             member["weights_sha256"] for member in run.config["members"]
         ]
-        (weights,) = load_file(run.weights_path).values()
+        stored = load_file(run.weights_path)
+        weights, temperatures = stored["member_weights"], stored["member_temperatures"]
         assert weights.tolist() == [member["weight"] for member in run.config["members"]]
+        assert temperatures.tolist() == [m["temperature"] for m in run.config["members"]]
         columns = [f"p_{name}" for name in CLASSES]
-        mixed = mix_probabilities(
-            weights, np.stack([member.predictions[columns].to_numpy() for member in members])
-        )
+        scaled = [
+            scale_probabilities(member.predictions[columns].to_numpy(), temperature)
+            for member, temperature in zip(members, temperatures, strict=True)
+        ]
+        mixed = mix_probabilities(weights, np.stack(scaled))
         np.testing.assert_allclose(run.predictions[columns], mixed, atol=1e-8)
         assert run.summary.n_parameters == 2 + sum(m.summary.n_parameters for m in members)
 

@@ -18,7 +18,8 @@ from features.store_writer import write_store
 from tests.builders import clip_features
 from tests.losses import spoil_losses
 from train.config import PRESETS, FitConfig, parse_settings
-from train.fit import FitProgress, run_fit
+from train.fit import run_fit
+from train.fit_jobs import FitProgress
 from train.heads import HEADS, build_head, choose_streams, find_matrices
 from train.metrics import summarise_metrics
 from train.runs import RUN_FILES, find_runs, read_run
@@ -317,7 +318,7 @@ def test_an_interrupt_leaves_no_half_run_and_training_goes_on_later(
 def test_a_damaged_run_folder_is_named(store: Path, tmp_path: Path) -> None:
     (summary,) = run_fit([store], tmp_path, ["face"], [0], QUICK)
     (tmp_path / summary.run / "history.csv").unlink()
-    with pytest.raises(RunError, match=r"history\.csv missing\. Delete the folder"):
+    with pytest.raises(RunError, match=r"history\.csv missing\. Copy the run again"):
         run_fit([store], tmp_path, ["face"], [0], QUICK)
 
 

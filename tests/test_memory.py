@@ -40,6 +40,7 @@ def write_phased_store(path: Path, n_clips: int, n_ticks: int, n_phases: int) ->
             n_frames=n_ticks * n_phases,
             n_faces=(n_ticks * n_phases) * (i % 4 > 0),
             phase=(np.arange(n_ticks * n_phases) % n_phases).astype(np.int16),
+            n_phases=n_phases,
             label=CLASSES[i % 2],
             split=("train", "train", "train", "train", "val", "test")[i % 6],
         )

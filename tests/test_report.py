@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -254,6 +255,82 @@ def test_a_run_of_newer_code_is_refused(tmp_path: Path) -> None:
     (path / "config.json").write_text(text)
     with pytest.raises(RunError, match=r"version 2, but this code reads .* 1\. Update the code"):
         run_report(tmp_path / "runs", tmp_path / "out")
+
+
+def make_strange(runs: Path) -> dict[str, str]:
+    """Things that are none of ours, and a run of ours that was copied by half: name -> its line."""
+    (runs / "bert").mkdir(parents=True)
+    (runs / "bert/config.json").write_text('{"model_type": "bert"}')
+    (runs / "plots").mkdir()
+    (runs / "study").mkdir()
+    (runs / "study/sweep.json").write_text("[]")
+    (runs / "crossval").mkdir()
+    (runs / "crossval/pooled.json").write_bytes(b"\xff")
+    (runs / "notes.txt").write_text("mine")
+    (runs / "sweep-face-0123").mkdir()
+    half = write_fake_run(runs, "context", 0, 6)
+    (half / "metrics.json").unlink()
+    (half / "history.csv").unlink()
+    other = "a folder that neither fit nor sweep wrote"
+    return {
+        "bert": other,
+        "plots": other,
+        "study": other,
+        "crossval": other,
+        "notes.txt": "a file, not a run folder",
+        "sweep-face-0123": "a sweep that is not finished: run the same sweep again",
+        half.name: "a run without metrics.json, history.csv: copy it again",
+    }
+
+
+def test_strange_things_among_the_runs_are_passed_over_in_a_line_each(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_fake_run(tmp_path / "runs", "face", 0, 6)
+    lines = make_strange(tmp_path / "runs")
+    before = sorted((tmp_path / "runs").rglob("*"))
+    run_report(tmp_path / "runs", tmp_path / "out")
+    assert read_table(tmp_path / "out", "table1")["Head"].tolist() == ["face"]
+    assert sorted(record.getMessage() for record in caplog.records) == sorted(
+        f"{tmp_path / 'runs' / name}: passed over, {line}" for name, line in lines.items()
+    )
+    assert "elete" not in caplog.text
+    assert sorted((tmp_path / "runs").rglob("*")) == before
+
+
+def test_a_run_that_was_cut_off_in_copying_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_fake_run(tmp_path / "runs", "face", 0, 6)
+    file = write_fake_run(tmp_path / "runs", "face", 1, 6) / "metrics.json"
+    file.write_bytes(file.read_bytes()[:100])
+    run_report(tmp_path / "runs", tmp_path / "out")
+    assert read_table(tmp_path / "out", "table1")["Seeds"].tolist() == ["1"]
+    assert f"passed over: {file}: not JSON" in caplog.text
+    assert "elete" not in caplog.text
+
+
+def test_among_strange_things_alone_there_is_nothing_to_report(tmp_path: Path) -> None:
+    make_strange(tmp_path / "runs")
+    with pytest.raises(RunError, match=r"no run folder here\. Train some with: cli\.py fit"):
+        run_report(tmp_path / "runs", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_runs_of_the_first_release_are_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with tarfile.open(Path(__file__).parent / "archives/runs-v1.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    run_report(tmp_path / "runs", tmp_path / "out")
+    table = read_table(tmp_path / "out", "table1")
+    assert table["Head"].tolist() == ["face", "context", "ensemble"]
+    assert table["Seeds"].tolist() == ["2", "2", "2"]
+    assert read_table(tmp_path / "out", "folds1")["Fold"].tolist() == [
+        "1of2", "2of2", "all together"
+    ]  # fmt: skip
+    assert len(list((tmp_path / "out/tables").glob("sweep-face-*-trials.csv"))) == 1
+    assert caplog.text == ""
 
 
 def test_the_report_loads_no_network() -> None:

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 
+from cli import cli
 from tests.test_fold_fit import QUICK, people_store
 from train.fit import run_fit
 from train.fold_fit import FoldsSummary, run_fit_folds
@@ -48,10 +50,10 @@ def test_folds_are_told_one_by_one_and_together(
     table = read_table(tmp_path / "out", "folds1")
     assert table["Fold"].tolist() == ["1of2", "2of2", "all together"]
     assert table["Clips"].astype(int).tolist() == [9, 9, 18]
-    accs = sorted(100 * one.test["acc"] for one in folds.pooled)
-    median = sorted(folds.pooled, key=lambda o: (o.test["map_mec"], o.test["acc"]))[1]
-    assert table["acc"].iloc[2].startswith(f"{100 * median.test['acc']:.2f} [")
-    assert f"{100 * median.test['acc']:.2f}" in [f"{acc:.2f}" for acc in accs]
+    of_seeds = {one.seed: one.test for one in folds.pooled}
+    seed, of, n_seeds = table["Seeds"].iloc[2].split()
+    assert (of, n_seeds) == ("of", "3")
+    assert table["acc"].iloc[2].startswith(f"{100 * of_seeds[int(seed)]['acc']:.2f} [")
     assert "Cross-validation: 2 folds by subject" in page
     assert "Results on store" not in page  # there is no plain run
 
@@ -68,14 +70,68 @@ def test_folds_and_plain_runs_are_not_mixed(
     assert len(read_table(tmp_path / "out", "folds1")) == 3
 
 
-def test_a_fold_whose_run_is_gone_is_left_out(
-    folds: FoldsSummary, runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.fixture
+def unfinished(folds: FoldsSummary, runs: Path, tmp_path: Path) -> Path:
+    """Runs of which seed 0 lacks its second fold, and has nothing put together."""
+    shutil.copytree(runs, tmp_path / "runs")
+    for gone in (folds.runs[3].run, folds.pooled[0].pooled):
+        shutil.rmtree(tmp_path / "runs" / gone)
+    return tmp_path / "runs"
+
+
+def test_folds_that_are_not_finished_are_shown_and_what_is_missing_is_named(
+    unfinished: Path, store: Path, tmp_path: Path
+) -> None:
+    page = run_report(unfinished, tmp_path / "out").read_text()
+    table = read_table(tmp_path / "out", "folds1")
+    assert table["Fold"].tolist() == ["1of2", "2of2", "all together"]
+    assert table["Seeds"].tolist()[:2] == ["3", "2"]
+    assert "Missing: Face-RNN, seed 0: fold 2of2." in page
+    command = f"fit --store {store} --runs {unfinished} --preset table1 --seeds 3 --head face "
+    assert f"python cli.py {command}--folds 2 --set" in page
+
+
+def test_one_fold_of_one_seed_is_a_report(
+    unfinished: Path, folds: FoldsSummary, tmp_path: Path
+) -> None:
+    for path in unfinished.iterdir():
+        if path.name != folds.runs[0].run:
+            shutil.rmtree(path)
+    result = CliRunner().invoke(
+        cli, ["report", "--runs", str(unfinished), "--out", str(tmp_path / "out")]
+    )
+    assert result.exit_code == 0
+    assert read_table(tmp_path / "out", "folds1")["Fold"].tolist() == ["1of2"]
+    assert "Missing: Face-RNN, seed 0: fold 2of2." in (tmp_path / "out/report.md").read_text()
+
+
+def test_folds_that_were_not_put_together_are_told(
+    folds: FoldsSummary, runs: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(runs, tmp_path / "runs")
-    shutil.rmtree(tmp_path / "runs" / folds.runs[0].run)
+    for one in folds.pooled:
+        shutil.rmtree(tmp_path / "runs" / one.pooled)
+    page = run_report(tmp_path / "runs", tmp_path / "out").read_text()
+    assert "Face-RNN, seed 2: all folds together" in page
+
+
+def test_the_seed_of_all_folds_together_is_the_median_by_val(
+    folds: FoldsSummary, runs: Path, tmp_path: Path
+) -> None:
+    """Val and test rank the seeds in opposite ways, and differ in which is in the middle."""
+    shutil.copytree(runs, tmp_path / "runs")
+    for summary in folds.runs:
+        file = tmp_path / "runs" / summary.run / "metrics.json"
+        told = json.loads(file.read_text())
+        told["val"]["map_mec"] = {0: 0.5, 1: 0.1, 2: 0.9}[summary.seed]
+        file.write_text(json.dumps(told))
+    for one in folds.pooled:
+        file = tmp_path / "runs" / one.pooled / "pooled.json"
+        told = json.loads(file.read_text())
+        told["test"]["map_mec"] = {0: 0.9, 1: 0.5, 2: 0.1}[one.seed]
+        file.write_text(json.dumps(told))
     run_report(tmp_path / "runs", tmp_path / "out")
-    assert f"its run {folds.runs[0].run} is gone" in caplog.text
-    assert len(read_table(tmp_path / "out", "folds1")) == 3
+    assert read_table(tmp_path / "out", "folds1")["Seeds"].iloc[2] == "0 of 3"
 
 
 def test_a_sweep_is_told_with_all_its_trials(store: Path, tmp_path: Path) -> None:

@@ -12,6 +12,9 @@ from typing import Any
 
 from features.errors import ConfigError
 
+ALGORITHM = 2
+"""Raised whenever equal settings come to train otherwise: it enters each run's hash."""
+
 FACES: tuple[str, ...] = ("all", "largest", "track")
 """Which face rows of a clip a head reads: all of them (IV-B), or one a frame."""
 
@@ -196,8 +199,8 @@ _KINDS: Mapping[type, str] = {str: "a word", int: "a whole number", float: "a nu
 
 
 def choose_settings(head: str, config: FitConfig) -> dict[str, Any]:
-    """The settings that decide a run of a head: all but those of other heads."""
-    settings = asdict(config)
+    """The settings that decide a run of a head, all but those of other heads, and ``ALGORITHM``."""
+    settings = {**asdict(config), "algorithm": ALGORITHM}
     if head != ENSEMBLE:
         del settings["members"]
     if head not in ("cascade", ENSEMBLE):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import Tensor
 from features.contracts import ClipFeatures
 from features.errors import ConfigError, ShardError
 from train.matrices import DiskMatrix, Matrix, gather_rows, write_rows
+from train.seeds import make_rng
 
 UNLABELLED = -1
 """Class number of a clip that is only to be predicted."""
@@ -63,6 +64,17 @@ class ClipTable:
     def labelled(self) -> NDArray[np.intp]:
         """Positions of the clips that have a label."""
         return np.flatnonzero(self.label != UNLABELLED)
+
+    def choose_labelled(self) -> ClipTable:
+        """The clips that have a label, on the same features."""
+        kept = self.labelled
+        return replace(
+            self,
+            clip_id=tuple(self.clip_id[i] for i in kept),
+            label=self.label[kept],
+            group=tuple(self.group[i] for i in kept),
+            phases=tuple(self.phases[i] for i in kept),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -258,7 +270,7 @@ def check_val_table(table: ClipTable) -> None:
 def draw_phases(table: ClipTable, seed: int, epoch: int) -> NDArray[np.intp]:
     """[N] Each clip's phase in this epoch: its random initial frame (IV-C)."""
     n_phases = np.array([len(phases) for phases in table.phases])
-    rng = np.random.default_rng([seed, epoch, 0])
+    rng = make_rng("phases", seed, epoch)
     drawn: NDArray[np.intp] = (rng.random(len(table)) * n_phases).astype(np.intp)
     return drawn
 
@@ -279,7 +291,7 @@ def draw_clips(label: NDArray[np.intp], sampling: str, seed: int, epoch: int) ->
     labelled = np.flatnonzero(label != UNLABELLED)
     if sampling == "shuffled":
         return labelled
-    rng = np.random.default_rng([seed, epoch, 4])
+    rng = make_rng("clips", seed, epoch)
     classes = rng.permutation(np.unique(label[labelled]))
     shares = np.array_split(np.arange(len(labelled)), len(classes))
     drawn = []
@@ -311,9 +323,9 @@ def order_batches(
     Returns:
         Positions of the clips, batch by batch; each clip once.
     """
-    shuffled = np.random.default_rng([seed, epoch, 1]).permutation(len(n_steps))
+    shuffled = make_rng("order", seed, epoch).permutation(len(n_steps))
     window = batch_size * WINDOW_BATCHES
-    shared = np.random.default_rng([epoch, 2])
+    shared = make_rng("shared order", epoch)
     batches: list[NDArray[np.intp]] = []
     for begin in range(0, len(shuffled), window):
         part = shuffled[begin : begin + window]

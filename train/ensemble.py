@@ -1,7 +1,8 @@
 """The ensemble of section VI: runs of several heads, their class probabilities weighed linearly.
 
-The members stay as they were trained. One weight a member, not below 0 and together 1, is found on
-val; test is scored once, with those weights.
+The members stay as they were trained. On val is found, first, one temperature a member, so that the
+weights compare what members know and not how sure they sound; then one weight a member, not below 0
+and together 1. Test is scored once, with both.
 """
 
 from __future__ import annotations
@@ -26,8 +27,42 @@ from train.summaries import summarise_scores, tabulate_predictions
 PRIOR_CLIPS = 1.0
 """Val clips that each member is taken to have found alone, beside the real ones."""
 
+TEMPERATURES = (0.01, 100.0)
+"""The least and the greatest: val clips that a member has all right would ask for 0."""
+
 _MOST_ITERATIONS = 10_000
 _TOLERANCE = 1e-10
+_HALVINGS = 60
+
+
+def find_temperature(probabilities: NDArray[np.floating], label: NDArray[np.intp]) -> float:
+    """Find the temperature under which a member makes the labels likeliest.
+
+    The mean negative log-likelihood is convex in 1 / T; its derivative, the mean over clips of what
+    the scaled member expects of log p minus log p of the true class, is halved towards its zero.
+
+    Args:
+        probabilities: [N, K] A member's.
+        label: [N] True classes.
+    """
+    log_p = np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))
+    low, high = 1 / TEMPERATURES[1], 1 / TEMPERATURES[0]
+    true_class = np.take_along_axis(log_p, label[:, None], 1)[:, 0].mean()
+    for _ in range(_HALVINGS):
+        middle = (low * high) ** 0.5
+        expected = (scale_probabilities(probabilities, 1 / middle) * log_p).sum(1).mean()
+        low, high = (middle, high) if expected < true_class else (low, middle)
+    return float(1 / (low * high) ** 0.5)
+
+
+def scale_probabilities(
+    probabilities: NDArray[np.floating], temperature: float
+) -> NDArray[np.float64]:
+    """[..., K] probabilities to the same at a temperature: softmax of log p / T."""
+    log_p = np.log(np.maximum(probabilities, np.finfo(np.float64).tiny)) / temperature
+    scaled: NDArray[np.float64] = np.exp(log_p - log_p.max(-1, keepdims=True))
+    scaled /= scaled.sum(-1, keepdims=True)
+    return scaled
 
 
 def find_member_weights(true_class: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -79,7 +114,8 @@ def make_ensemble(
         settings: For config.json.
 
     Returns:
-        The run, and the content of weights.safetensors: ``member_weights`` [M], in their order.
+        The run, and the content of weights.safetensors: ``member_weights`` and
+        ``member_temperatures`` [M], in their order.
 
     Raises:
         RunError: Two members were not scored on the same clips.
@@ -95,6 +131,13 @@ def make_ensemble(
     known = val.labelled
     if len(known) == 0:
         raise ShardError("split val: no clip with a label, so an ensemble has no weights.")
+    temperatures = np.array(
+        [find_temperature(member[known], val.label[known]) for member in scores["val"]]
+    )
+    scores = {
+        split: np.stack(list(map(scale_probabilities, of_split, temperatures)))
+        for split, of_split in scores.items()
+    }
     weights = find_member_weights(scores["val"][:, known, val.label[known]])
     mixed = {split: mix_probabilities(weights, of_split) for split, of_split in scores.items()}
     summary = RunSummary(
@@ -119,16 +162,17 @@ def make_ensemble(
                     "head": run.summary.head,
                     "run": run.path.name,
                     "weights_sha256": hash_file(run.weights_path),
+                    "temperature": float(temperature),
                     "weight": float(weight),
                 }
-                for run, weight in zip(members, weights, strict=True)
+                for run, temperature, weight in zip(members, temperatures, weights, strict=True)
             ],
         },
         summary=summary,
         history=_tabulate_only_epoch(val.label[known], mixed["val"][known]),
         predictions=tabulate_predictions(tables, mixed, classes),
     )
-    return run, save({"member_weights": weights})
+    return run, save({"member_weights": weights, "member_temperatures": temperatures})
 
 
 def _read_scores(

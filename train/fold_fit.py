@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
+from features.errors import RunError
 from features.store import open_store
 from train.config import FitConfig
-from train.fit import FitData, FitProgress, Observe, fit_data
+from train.fit import check_results, fit_data
+from train.fit_jobs import FitData, FitProgress, Observe
 from train.folds import join_splits, make_folds, split_stores
 from train.pooled import Pooled, pool_runs, write_pooled
+from train.run_locks import lock_free
 from train.runs import RunSummary, read_run
 from train.stores import check_stores, describe_stores
 
@@ -40,6 +43,7 @@ def run_fit_folds(
     folds: str,
     device: str = "auto",
     memory_gb: float | None = None,
+    verify: bool = True,
     progress: Callable[[FitProgress], None] = lambda _: None,
     observe: Observe = lambda *_: None,
 ) -> FoldsSummary:
@@ -57,6 +61,7 @@ def run_fit_folds(
         folds: As of ``train.folds.make_folds``.
         device: As of ``run_fit``.
         memory_gb: As of ``run_fit``.
+        verify: As of ``run_fit``.
         progress: As of ``run_fit``, for each fold.
         observe: As of ``run_fit``.
 
@@ -65,16 +70,20 @@ def run_fit_folds(
         ShardError: As ``run_fit``.
         RunError: As ``run_fit``.
     """
-    opened = [open_store(path) for path in stores]
+    opened = [open_store(path, verify=verify) for path in stores]
     check_stores(join_splits(opened))
     clips = pd.concat([store.clips for store in opened], ignore_index=True)
-    divided = make_folds(clips, folds)
+    described = describe_stores(opened)
+    divided = [
+        replace(fold, clips_sha256=described["clips_sha256"]) for fold in make_folds(clips, folds)
+    ]
     _warn_of(clips)
     summaries: list[RunSummary] = []
+    failed: list[RunError] = []
     for fold in divided:
         of_fold = split_stores(opened, fold)
         data = FitData(stores=of_fold, described=describe_stores(of_fold), fold=fold)
-        summaries += fit_data(
+        result = fit_data(
             data,
             runs,
             heads,
@@ -85,16 +94,22 @@ def run_fit_folds(
             progress=progress,
             observe=observe,
         )
-    described = describe_stores(opened)
+        summaries += result.runs
+        failed += result.failed
     subjects = dict(zip(clips["clip_id"], clips["subject"], strict=True))
     by_run: dict[tuple[str, int], list[str]] = {}
     for summary in summaries:
         by_run.setdefault((summary.head, summary.seed), []).append(summary.run)
     pooled = []
     for names in by_run.values():
+        if len(names) < len(divided):
+            continue
         one, predictions = pool_runs([read_run(runs / n) for n in names], described, subjects)
-        write_pooled(runs, one, predictions)
+        with lock_free(runs, [one.pooled]) as free:
+            if free:  # else another process writes the same
+                write_pooled(runs, one, predictions)
         pooled.append(one)
+    check_results(failed, len(summaries))
     return FoldsSummary(runs=tuple(summaries), pooled=tuple(pooled))
 
 

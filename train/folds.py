@@ -12,7 +12,7 @@ Pure tables: clip ids in, clip ids with splits out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,6 +45,8 @@ class Fold:
     """Clip id -> ``train``, ``val`` or ``test``."""
     key: str = ""
     """The same for all folds of one division of one set of clips, and for none else."""
+    clips_sha256: str = ""
+    """Of all clips that were divided, as ``train.naming.hash_clips`` gives it."""
 
     @property
     def place(self) -> str:
@@ -59,6 +61,7 @@ class Fold:
             "number": self.number,
             "n_folds": self.n_folds,
             "key": self.key,
+            "clips_sha256": self.clips_sha256,
         }
 
 
@@ -183,6 +186,21 @@ def split_test_stores(stores: Sequence[Store], test_stores: Sequence[Store]) -> 
 def leave_out_test(stores: Sequence[Store]) -> list[Store]:
     """Views of stores without their test clips, of which nothing is read."""
     return [_keep_splits(store, {"train", "val"}) for store in stores]
+
+
+def leave_out_train(stores: Sequence[Store]) -> list[Store]:
+    """Views of stores without their train clips: what a trained run is scored on."""
+    return [_keep_splits(store, {"val", "test"}) for store in stores]
+
+
+def leave_out_unlabelled(stores: Sequence[Store], splits: Collection[str]) -> list[Store]:
+    """Views of stores without the clips of some splits that have no label."""
+    views = []
+    for store in stores:
+        clips = store.clips
+        kept = clips[(clips["label"] != "") | ~clips["split"].isin(splits)]
+        views.append(store.with_splits(dict(zip(kept["clip_id"], kept["split"], strict=True))))
+    return views
 
 
 def join_splits(stores: Sequence[Store]) -> list[Store]:

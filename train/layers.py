@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from train.noise import Noise
 from train.recurrence import Steps, Weights, run_recurrence
+from train.seeds import make_torch_seed
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -218,7 +219,7 @@ def mask_steps(n_steps: Tensor, n_padded: int) -> Tensor:
 
 def draw_weights(module: nn.Module, seed: int) -> None:
     """Draw the weights of every layer of a module, in order, from the seed alone."""
-    rng = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(make_torch_seed("weights", seed))
     for part in module.modules():
         if isinstance(part, Linear | Conv | Lstm):
             part.draw_weights(rng)

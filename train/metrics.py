@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from train.seeds import make_rng
+
 N_RESAMPLES = 1000
 """Bootstrap resamples behind an interval."""
 
@@ -169,7 +171,7 @@ def bootstrap_intervals(
         return dict.fromkeys(("map_mec", "acc", "uar"), (0.0, 1.0))
     counts = np.zeros((len(names), n_classes, n_classes), np.int64)
     np.add.at(counts, (group, labels, predicted), 1)
-    rng = np.random.default_rng(seed)
+    rng = make_rng("bootstrap", seed)
     draws = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=N_RESAMPLES)
     confusions = np.tensordot(draws, counts, axes=1)  # [R, K, K]
     resampled = {

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from train.seeds import make_rng
+
 _LEVELS = 1 << 16
 """Noise is drawn in 16 bits: a rate of dropout is exact to 1 / 65,536."""
 
@@ -41,7 +43,7 @@ class Noise:
         for run, (rate, seed) in enumerate(zip(self._rates, self._seeds, strict=True)):
             if rate == 0:
                 continue
-            rng = np.random.default_rng([seed, *self._place, number, 3])
+            rng = make_rng("dropout", seed, *self._place, number)
             drawn = rng.integers(0, _LEVELS, n_values, dtype=np.uint16)
             kept = torch.from_numpy(drawn >= round(rate * _LEVELS))
             scale[run] = kept.view(x.shape[1:]).to(x.dtype) / (1 - rate)

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from features.disk import partial_path, publish
+from features.disk import partial_path
 from features.errors import RunError
 from features.fingerprint import hash_json
 from train.metrics import summarise_metrics
-from train.runs import Run, read_json, write_json
+from train.runs import Run, is_marked, publish_folder, read_json, write_json
 
 POOLED_FORMAT = "caca-rnn-folds"
 POOLED_VERSION = 1
@@ -78,7 +78,8 @@ def pool_runs(
         scores = known[[f"p_{name}" for name in classes]].to_numpy(np.float64)
         groups = [subjects[clip_id] or clip_id for clip_id in known["clip_id"]]
         metrics = summarise_metrics(labels, scores, groups)
-    key = hash_json([first.config["settings"], first.config["context"], fold["key"]])
+    # Named by its runs: where those stay and are scored on other clips, it is replaced.
+    key = hash_json([run.path.name.removesuffix(f"-seed{run.summary.seed}") for run in runs])
     pooled = Pooled(
         pooled=f"folds-{first.summary.head}-{key[:12]}-seed{first.summary.seed}",
         head=first.summary.head,
@@ -95,8 +96,11 @@ def pool_runs(
 
 
 def write_pooled(folder: Path, pooled: Pooled, predictions: pd.DataFrame) -> None:
-    """Write ``folder / pooled.pooled``, whole or not at all; an older one is replaced."""
+    """Write ``folder / pooled.pooled``, whole or not at all; another one is replaced."""
     path = folder / pooled.pooled
+    file = path / "pooled.json"
+    if is_marked(file, POOLED_FORMAT) and _read_pooled(file) == pooled:
+        return
     partial = partial_path(path)
     shutil.rmtree(partial, ignore_errors=True)  # what a killed fit left
     partial.mkdir(parents=True)
@@ -105,17 +109,17 @@ def write_pooled(folder: Path, pooled: Pooled, predictions: pd.DataFrame) -> Non
     predictions.to_csv(
         partial / "predictions.csv", index=False, lineterminator="\n", float_format="%.9g"
     )
-    shutil.rmtree(path, ignore_errors=True)
-    publish(partial, path)
+    publish_folder(partial, path)
 
 
 def find_pooled(runs: Path) -> list[Pooled]:
-    """All that were put together in a folder of runs, by name.
+    """All that were put together in a folder of runs, by name; what is none is passed over.
 
     Raises:
         RunError: One cannot be read, or newer code wrote it.
     """
-    return [_read_pooled(file) for file in sorted(runs.glob("[!.]*/pooled.json"))]
+    files = sorted(runs.glob("[!.]*/pooled.json"))
+    return [_read_pooled(file) for file in files if is_marked(file, POOLED_FORMAT)]
 
 
 def _read_pooled(file: Path) -> Pooled:

@@ -1,5 +1,8 @@
 """Run folders on disk: one trained head each, complete or absent. Imports no network.
 
+A run stays as it was trained; where the clips that it is scored on change, a folder with new scores
+takes the place of the old one, whole.
+
 ::
 
     caca-a-1f0c9e2ab34d-seed0/
@@ -13,6 +16,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -21,7 +25,7 @@ from typing import Any
 
 import pandas as pd
 
-from features.disk import partial_path, publish
+from features.disk import partial_path, publish, uninterrupted
 from features.errors import RunError
 
 RUN_FORMAT = "caca-rnn-run"
@@ -35,6 +39,14 @@ RUN_FILES: tuple[str, ...] = (
     "predictions.csv",
 )
 """Exactly what a run folder holds."""
+
+_REMEDY = "Copy the folder again, or move it away and run the same again."
+
+_log = logging.getLogger(__name__)
+
+
+class DamagedRunError(RunError):
+    """A file of a run folder is missing or cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +86,7 @@ def name_run(head: str, key: str, seed: int, fold: str = "") -> str:
 
     Args:
         head: Its head.
-        key: A hash of the settings and of the store's clips.
+        key: ``train.naming.hash_runs`` gives it.
         seed: Its seed.
         fold: Of a run of a fold, for example ``fold2of5``.
     """
@@ -84,8 +96,10 @@ def name_run(head: str, key: str, seed: int, fold: str = "") -> str:
 def write_run(run: Run, weights: bytes) -> None:
     """Write a run beside its final name, fsync, rename: it appears whole or not at all.
 
+    A run that stands there is replaced; killed in between, ``restore_folder`` brings it back.
+
     Args:
-        run: Its parts; the folder ``run.path`` must not exist.
+        run: Its parts.
         weights: Content of weights.safetensors.
 
     Raises:
@@ -103,29 +117,72 @@ def write_run(run: Run, weights: bytes) -> None:
     run.predictions.to_csv(
         partial / "predictions.csv", index=False, lineterminator="\n", float_format="%.9g"
     )
-    publish(partial, run.path)
+    publish_folder(partial, run.path)
+
+
+def publish_folder(partial: Path, path: Path) -> None:
+    """Give a finished folder its final name; the folder that has the name is moved away first."""
+    aside = _aside(path)
+    with uninterrupted():
+        _remove(aside)
+        if path.is_symlink() or path.exists():
+            path.rename(aside)
+        publish(partial, path)
+        _remove(aside)
+
+
+def restore_folder(path: Path) -> None:
+    """Bring back a folder that was being replaced when the process was killed."""
+    if not path.exists() and _aside(path).exists():
+        _aside(path).rename(path)
 
 
 def is_run(path: Path) -> bool:
     """True where a complete run stands.
 
     Raises:
-        RunError: The folder is there but lacks a file, which no interrupted ``fit`` can cause.
+        DamagedRunError: Something else stands there, which no interrupted ``fit`` can cause.
     """
-    if not path.is_dir():
+    if not path.exists():
         return False
-    missing = [name for name in RUN_FILES if not (path / name).is_file()]
-    if missing:
-        raise RunError(
-            f"{path}: {', '.join(missing)} missing. Delete the folder and run fit again, "
-            "or copy the run again."
+    if not path.is_dir():
+        raise DamagedRunError(f"{path}: a file, expected a run folder. Move it away and run fit.")
+    if missing := list_missing(path):
+        raise DamagedRunError(
+            f"{path}: {', '.join(missing)} missing. Copy the run again, or move the folder away "
+            "and run fit again."
         )
     return True
 
 
+def list_missing(path: Path) -> list[str]:
+    """Files that a run folder lacks."""
+    return [name for name in RUN_FILES if not (path / name).is_file()]
+
+
 def find_runs(runs: Path) -> list[Path]:
-    """The run folders directly in a folder, by name; other folders are passed over."""
-    return sorted(path.parent for path in runs.glob("[!.]*/config.json"))
+    """The complete run folders directly in a folder, by name; all else is passed over."""
+    files = sorted(runs.glob("[!.]*/config.json"))
+    return [
+        file.parent
+        for file in files
+        if is_marked(file, RUN_FORMAT) and not list_missing(file.parent)
+    ]
+
+
+def read_runs(runs: Path) -> list[Run]:
+    """Read the complete runs in a folder, by name; one that cannot be read is logged, passed over.
+
+    Raises:
+        RunError: Newer code wrote one.
+    """
+    read = []
+    for path in find_runs(runs):
+        try:
+            read.append(read_run(path))
+        except DamagedRunError as error:
+            _log.warning("passed over: %s", error)
+    return read
 
 
 def read_run(path: Path) -> Run:
@@ -136,19 +193,13 @@ def read_run(path: Path) -> Run:
     """
     if not is_run(path):
         raise RunError(f"{path}: no run folder here. Train one with: cli.py fit")
-    config = read_json(path / "config.json")
-    found = (config.get("format"), config.get("version"))
-    if found != (RUN_FORMAT, RUN_VERSION):
-        raise RunError(
-            f"{path / 'config.json'}: format {found[0]!r} version {found[1]!r}, but this code "
-            f"reads {RUN_FORMAT!r} version {RUN_VERSION}. Update the code, or run fit again."
-        )
+    config = read_config(path)
     text = {"clip_id": str, "label": str, "predicted": str, "split": str}
     try:
         history = pd.read_csv(path / "history.csv")
         predictions = pd.read_csv(path / "predictions.csv", dtype=text, keep_default_na=False)
     except (ValueError, UnicodeDecodeError) as error:
-        raise RunError(f"{path}: not readable ({error}). Delete it and run fit again.") from error
+        raise DamagedRunError(f"{path}: not readable ({error}). {_REMEDY}") from error
     return Run(
         path=path,
         config=config,
@@ -158,13 +209,33 @@ def read_run(path: Path) -> Run:
     )
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """config.json of a run. Raises RunError where it cannot be read, or newer code wrote it."""
+    config = read_json(path / "config.json")
+    found = (config.get("format"), config.get("version"))
+    if found != (RUN_FORMAT, RUN_VERSION):
+        raise RunError(
+            f"{path / 'config.json'}: format {found[0]!r} version {found[1]!r}, but this code "
+            f"reads {RUN_FORMAT!r} version {RUN_VERSION}. Update the code, or run fit again."
+        )
+    return config
+
+
 def read_summary(path: Path) -> RunSummary:
     """metrics.json of a run. Raises RunError where it cannot be read."""
     file = path / "metrics.json"
     try:
         return RunSummary(**read_json(file))
     except TypeError as error:
-        raise RunError(f"{file}: not a run's summary ({error}). Delete the run and fit.") from error
+        raise DamagedRunError(f"{file}: not a run's summary ({error}). {_REMEDY}") from error
+
+
+def is_marked(file: Path, expected: str) -> bool:
+    """Whether a JSON file says that it is of one of our formats."""
+    try:
+        return read_json(file).get("format") == expected
+    except (RunError, OSError):
+        return False
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -177,7 +248,19 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except ValueError as error:
-        raise RunError(f"{path}: not JSON ({error}). Delete the run and fit again.") from error
+        raise DamagedRunError(f"{path}: not JSON ({error}). {_REMEDY}") from error
     if not isinstance(value, dict):
-        raise RunError(f"{path}: not a JSON object. Delete the run and fit again.")
+        raise DamagedRunError(f"{path}: not a JSON object. {_REMEDY}")
     return value
+
+
+def _aside(path: Path) -> Path:
+    """Where a folder stands while another takes its place."""
+    return path.with_name(f".{path.name}.replaced")
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)

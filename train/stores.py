@@ -16,7 +16,6 @@ import torch
 
 from features.contracts import SPLITS
 from features.errors import ConfigError, ShardError
-from features.fingerprint import hash_json
 from features.memory import return_freed_memory
 from features.store import Store
 from train.config import FitConfig
@@ -30,6 +29,7 @@ from train.dataset import (
 )
 from train.heads import SHAPES, Shapes, choose_streams
 from train.memory import choose_limit, choose_on_disk
+from train.naming import hash_clips, hash_learned_clips
 
 _BYTES_PER_VALUE = 2  # of float16 and bfloat16 alike
 _NAMED = 5
@@ -76,16 +76,16 @@ def check_stores(stores: Sequence[Store]) -> None:
 def describe_stores(stores: Sequence[Store]) -> dict[str, Any]:
     """What a run's config.json tells of its stores, as plain JSON values.
 
-    ``clips_sha256`` covers each clip's id, label, split, subject and the hash of its file, in the
-    order of ids: with the fingerprint it decides every number that training sees.
+    With the fingerprint, ``learned_sha256`` decides every number that training and the choice of
+    its epoch see, and ``clips_sha256`` all that is told of a run beside.
     """
-    clips = _join_clips(stores).sort_values("clip_id", kind="stable")
-    columns = ["clip_id", "label", "split", "subject", "sha256"]
+    clips = _join_clips(stores)
     header = stores[0].header
     return {
         "paths": [str(store.path) for store in stores],
         "fingerprint": header.fingerprint,
-        "clips_sha256": hash_json(clips[columns].to_numpy().tolist()),
+        "clips_sha256": hash_clips(clips, header.classes),
+        "learned_sha256": hash_learned_clips(clips, header.classes),
         "classes": list(header.classes),
         "splits": {
             split: _describe_split(clips[clips["split"] == split], header.classes)

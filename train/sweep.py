@@ -16,9 +16,12 @@ from features.engine import choose_device
 from features.errors import ConfigError, RunError
 from features.fingerprint import hash_json
 from features.store import open_store
-from train.config import ENSEMBLE, check_heads, choose_settings
-from train.fit import FitProgress, run_fit
-from train.folds import leave_out_test, split_test_stores
+from train.config import ENSEMBLE, check_heads
+from train.fit import run_fit
+from train.fit_jobs import FitProgress
+from train.folds import leave_out_test, leave_out_unlabelled, split_test_stores
+from train.naming import describe_settings
+from train.run_locks import check_writable
 from train.runs import RunSummary
 from train.search import describe_space
 from train.stores import check_stores, check_streams, describe_stores, find_shapes
@@ -62,6 +65,7 @@ def run_sweep(
     test_stores: Sequence[Path] = (),
     storage: str = "",
     device: str = "auto",
+    verify: bool = True,
     progress: Callable[[SweepProgress], None] = lambda _: None,
     fit_progress: Callable[[FitProgress], None] = lambda _: None,
 ) -> SweepSummary:
@@ -81,13 +85,15 @@ def run_sweep(
         storage: URL of an Optuna storage that several machines share; empty: a SQLite file in the
             sweep's folder, whose transactions survive the death of the process at any moment.
         device: As of ``run_fit``.
+        verify: As of ``run_fit``.
         progress: Told of every epoch and every batch of trials.
         fit_progress: As of ``run_fit``.
 
     Raises:
         ConfigError: As of ``run_fit``; or another process is at this sweep.
         ShardError: As of ``run_fit``.
-        RunError: No trial came to a finite loss, or the storage was lost on the way.
+        RunError: ``runs`` cannot be written, before the first trial; no trial came to a finite
+            loss, or the storage was lost on the way; or as of ``run_fit``.
     """
     chosen = choose_device(device)
     check_heads([sweep.head])
@@ -96,26 +102,28 @@ def run_sweep(
             f"head {ENSEMBLE}: it has no settings of its own, its weights are found on val. Sweep "
             "its members, then fit it with their best settings."
         )
-    whole = [open_store(path) for path in stores]
-    opened = leave_out_test(whole)
+    whole = [open_store(path, verify=verify) for path in stores]
+    opened = leave_out_unlabelled(leave_out_test(whole), ["train", "val"])
     check_stores(opened)
     check_streams([sweep.head], sweep.config, find_shapes(opened))
     if test_stores:  # what the last step would refuse is refused before the first
-        tested = split_test_stores(whole, [open_store(path) for path in test_stores])
+        tested = split_test_stores(whole, [open_store(path, verify=verify) for path in test_stores])
         check_stores(tested)
         check_streams([sweep.head], sweep.config, find_shapes(tested))
     described = describe_stores(opened)
+    settings = describe_settings(sweep.head, sweep.config)
     key = hash_json(
         [
-            choose_settings(sweep.head, sweep.config),
+            {name: value for name, value in settings.items() if name not in sweep.space},
             describe_space(sweep.space),
             ["grid", "trials"][sweep.is_drawn],
             sweep.trial_seeds,
             described["fingerprint"],
-            described["clips_sha256"],
+            described["learned_sha256"],
         ]
     )
     name = f"{sweep.head}-{key[:12]}"
+    check_writable(runs)
     folder = runs / f"sweep-{name}"
     folder.mkdir(parents=True, exist_ok=True)
     with nullcontext() if storage else _lock(folder):
@@ -157,6 +165,7 @@ def run_sweep(
                 sweep.configure(best.settings),
                 test_stores=test_stores,
                 device=device,
+                verify=verify,
                 progress=fit_progress,
             )
             if seeds
@@ -166,10 +175,10 @@ def run_sweep(
             sweep=folder.name,
             head=sweep.head,
             kind="trials" if sweep.is_drawn else "grid",
-            settings=choose_settings(sweep.head, sweep.config),
+            settings=settings,
             space=describe_space(sweep.space),
             trial_seeds=sweep.trial_seeds,
-            store={name: described[name] for name in ("fingerprint", "clips_sha256")},
+            store={name: described[name] for name in ("fingerprint", "learned_sha256")},
             best=describe_best(best),
             runs=tuple(summary.run for summary in summaries),
         )

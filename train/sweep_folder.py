@@ -21,7 +21,7 @@ import pandas as pd
 
 from features.disk import write_atomically
 from features.errors import RunError
-from train.runs import read_json
+from train.runs import is_marked, read_json
 
 SWEEP_FORMAT = "caca-rnn-sweep"
 SWEEP_VERSION = 1
@@ -42,7 +42,7 @@ class SweepRecord:
     """Setting -> list of choices, or ``low``, ``high`` and ``whole``."""
     trial_seeds: int
     store: Mapping[str, Any]
-    """``fingerprint``, and ``clips_sha256`` of the train and val clips."""
+    """``fingerprint``, and ``learned_sha256`` of the train and val clips that have a label."""
     best: Mapping[str, Any]
     """``trial``, ``value`` and ``settings``."""
     runs: tuple[str, ...]
@@ -64,7 +64,8 @@ def write_record(folder: Path, record: SweepRecord) -> None:
 
 def find_sweeps(runs: Path) -> list[Path]:
     """The folders of finished sweeps directly in a folder of runs, by name."""
-    return sorted(file.parent for file in runs.glob("[!.]*/sweep.json"))
+    files = runs.glob("[!.]*/sweep.json")
+    return sorted(file.parent for file in files if is_marked(file, SWEEP_FORMAT))
 
 
 def read_record(folder: Path) -> SweepRecord:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from features.errors import RunError
 from train.config import ENSEMBLE, HEAD_NAMES, split_names
 from train.report.paper import TITLES
-from train.runs import Run, find_runs, read_run
+from train.runs import Run
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,26 +81,24 @@ class StoreResults:
         return [r for r in self.heads if r.head in wanted and r.context == context]
 
 
-def collect_results(runs: Path) -> list[StoreResults]:
-    """Read every run in a folder and sort it into its store, head and settings.
+def collect_results(runs: Iterable[Run]) -> list[StoreResults]:
+    """Sort runs into their store, head and settings.
 
     Runs of folds are passed over: each has learned from other clips than the next.
-
-    Raises:
-        RunError: No run in the folder, or one that cannot be read.
     """
-    found = [read_run(path) for path in find_runs(runs)]
-    read = [run for run in found if "fold" not in run.config]
-    if not found:
-        raise RunError(f"{runs}: no run folder here. Train some with: cli.py fit --runs {runs}")
     by_store: dict[str, list[Run]] = {}
-    for run in read:
-        store = run.config["store"]
-        by_store.setdefault(f"{store['fingerprint']} {store['clips_sha256']}", []).append(run)
+    for run in runs:
+        if "fold" not in run.config:
+            by_store.setdefault(key_store(run.config["store"]), []).append(run)
     return [
         StoreResults(store=of_store[0].config["store"], heads=_group_heads(of_store))
         for _, of_store in sorted(by_store.items())
     ]
+
+
+def key_store(store: Mapping[str, Any]) -> str:
+    """The same for runs of the same features, classes, and clips to learn from and be scored on."""
+    return " ".join([store["fingerprint"], store["clips_sha256"], json.dumps(store["classes"])])
 
 
 def find_title(head: str, settings: Mapping[str, Any]) -> str:

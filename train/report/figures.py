@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from train.config import ENSEMBLE
 from train.report.collect import HeadResult, StoreResults
+from train.report.lettering import FAMILY, Lettering
 from train.report.paper import TABLE_1
 
 OURS, PAPER, INK, SOFT, GRID = "#1f5fa8", "#d0662a", "#222222", "#a3a3a3", "#d9d9d9"
 PNG_DPI = 160
 
 _STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",  # ships with matplotlib: the same everywhere
+    "font.family": FAMILY,  # ships with matplotlib: the same everywhere
     "font.size": 9,
     "axes.edgecolor": INK,
     "axes.spines.top": False,
@@ -29,6 +30,7 @@ _STYLE: dict[Any, Any] = {
     "axes.titleweight": "bold",
     "svg.hashsalt": "caca-rnn",
     "svg.fonttype": "path",
+    "text.parse_math": False,  # a $ in a name is a $
 }
 
 
@@ -63,28 +65,43 @@ def draw_scores(results: StoreResults, path: Path) -> None:
         _save(figure, path)
 
 
-def draw_confusion(result: HeadResult, classes: Sequence[str], path: Path) -> None:
-    """The median run's confusion matrix on val: clips, shaded by their share of the true class."""
-    counts = np.array(result.median_run.summary.val["confusion"])  # [K, K]
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+def draw_confusion(result: HeadResult, lettering: Lettering, path: Path) -> None:
+    """The median run's confusion matrices: on test, as Fig. 5, where it has labels, and on val.
+
+    Counts of clips, shaded by their share of the true class.
+    """
+    scores = result.median_scores
+    splits = [split for split in ("test", "val") if split in scores]
+    n_classes = len(lettering.texts)
+    side = 0.5 * n_classes + 1.3
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(0.5 * len(classes) + 1.3,) * 2, layout="constrained")
-        axis: Axes = figure.subplots()
-        axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        for true, predicted in np.ndindex(*counts.shape):
-            if counts[true, predicted]:
-                color = "white" if shares[true, predicted] > 0.55 else INK
-                text = str(counts[true, predicted])
-                axis.text(predicted, true, text, ha="center", va="center", color=color)
-        names = list(classes)
-        axis.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
-        axis.set_yticks(range(len(names)), names)
-        axis.spines[:].set_visible(False)
-        axis.tick_params(length=0)
-        axis.set_xlabel("predicted")
-        axis.set_ylabel("true")
-        axis.set_title(result.title)
+        figure = Figure(figsize=(side * len(splits), side), layout="constrained")
+        axes = figure.subplots(1, len(splits), squeeze=False)[0]
+        for axis, split in zip(axes, splits, strict=True):
+            _draw_counts(axis, np.array(scores[split]["confusion"]), lettering)
+            axis.set_title(split)
+        figure.suptitle(result.title, fontsize=10, fontweight="bold")
         _save(figure, path)
+
+
+def _draw_counts(axis: Axes, counts: NDArray[np.integer], lettering: Lettering) -> None:
+    """counts: [K, K] Clips by true and predicted class."""
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for true, predicted in np.ndindex(*counts.shape):
+        if counts[true, predicted]:
+            color = "white" if shares[true, predicted] > 0.55 else INK
+            text = str(counts[true, predicted])
+            axis.text(predicted, true, text, ha="center", va="center", color=color)
+    ticks, fonts = range(len(counts)), list(lettering.families)
+    axis.set_xticks(
+        ticks, lettering.texts, rotation=45, ha="right", rotation_mode="anchor", fontfamily=fonts
+    )
+    axis.set_yticks(ticks, lettering.texts, fontfamily=fonts)
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("true")
 
 
 def draw_histories(results: StoreResults, path: Path) -> None:

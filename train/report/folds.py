@@ -4,94 +4,174 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from train.pooled import Pooled, find_pooled
-from train.report.collect import find_title
+from train.config import HEAD_NAMES
+from train.pooled import Pooled
+from train.report.collect import find_title, key_store
+from train.report.commands import list_changed, write_fit
 from train.report.tables import format_interval, format_spread
-from train.runs import Run, find_runs, read_run
+from train.runs import Run
 
 METRICS = ("map_mec", "acc", "uar")
 
 _log = logging.getLogger(__name__)
 
 
+@dataclass(kw_only=True, eq=False)
+class FoldedSeed:
+    """The folds of one head, setting and seed that there are."""
+
+    seed: int
+    runs: dict[int, Run] = field(default_factory=dict)
+    """Number of the fold -> its run."""
+    pooled: Pooled | None = None
+    """All folds together; None where some are missing."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FoldedHead:
-    """One head and setting over all folds, ordered by seed."""
+    """One head and setting on one division into folds, ordered by seed."""
 
-    pooled: tuple[Pooled, ...]
-    runs: tuple[tuple[Run, ...], ...]
-    """[seeds][folds]"""
+    seeds: tuple[FoldedSeed, ...]
 
     @property
-    def median(self) -> Pooled:
-        """The seed with the median of the metric that chose the epochs; of an even number the lower
-        one. Test chooses nothing here: each seed is a result, and this is the middle one."""
-        select = str(self.pooled[0].settings["select"])
-        ranked = sorted(self.pooled, key=lambda one: (one.test[select], one.test["acc"]))
+    def first(self) -> Run:
+        return next(iter(self.seeds[0].runs.values()))
+
+    @property
+    def title(self) -> str:
+        return find_title(self.first.summary.head, self.first.config["settings"])
+
+    @property
+    def complete(self) -> list[FoldedSeed]:
+        return [one for one in self.seeds if one.pooled is not None]
+
+    @property
+    def median(self) -> FoldedSeed:
+        """Of the complete seeds the one with the median of the metric that chose the epochs, on
+        val, the mean over folds; of an even number the lower one. Test chooses nothing."""
+        select = str(self.first.config["settings"]["select"])
+
+        def rate(one: FoldedSeed) -> list[float]:
+            vals = [run.summary.val for run in one.runs.values()]
+            return [float(np.mean([val[metric] for val in vals])) for metric in (select, "acc")]
+
+        ranked = sorted(self.complete, key=rate)
         return ranked[(len(ranked) - 1) // 2]
+
+    def list_missing(self, names: Mapping[int, str]) -> Iterator[str]:
+        """A text for each seed that has not all folds. names: Number -> name, of every fold."""
+        for one in self.seeds:
+            if one.pooled is None:
+                missing = [name for number, name in names.items() if number not in one.runs]
+                left = f"fold {', '.join(missing)}" if missing else "all folds together"
+                yield f"{self.title}, seed {one.seed}: {left}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FoldsPart:
     """All heads on one division of one set of clips."""
 
-    title: str
     store: Mapping[str, Any]
+    fold: Mapping[str, Any]
+    """What config.json tells of one of the folds."""
     heads: tuple[FoldedHead, ...]
 
+    @property
+    def title(self) -> str:
+        if self.fold["protocol"] == "source":
+            return "each source left out once"
+        return f"{self.fold['n_folds']} folds by subject"
 
-def collect_folds(runs: Path) -> list[FoldsPart]:
-    """Read what was put together in a folder of runs, by division.
+    @property
+    def missing(self) -> list[str]:
+        """What is not there yet: head, seed and folds."""
+        return [text for head in self.heads for text in head.list_missing(self._name_folds())]
 
-    Raises:
-        RunError: Something cannot be read, or a fold's run is gone.
-    """
-    pooled = [one for one in find_pooled(runs) if one.test]
-    named = {name for one in pooled for name in one.runs}
-    of_folds = {path.name: read_run(path) for path in find_runs(runs) if path.name in named}
-    parts: dict[str, dict[str, list[Pooled]]] = {}
+    def list_commands(self, runs: Path) -> list[str]:
+        """The fits that make what is missing."""
+        commands = []
+        for head in self.heads:
+            if len(head.complete) < len(head.seeds):
+                name, settings = head.first.summary.head, head.first.config["settings"]
+                n_seeds = 1 + max(one.seed for one in head.seeds)
+                by_source = self.fold["protocol"] == "source"
+                commands.append(
+                    write_fit(
+                        self.store,
+                        runs,
+                        "table1",
+                        [name],
+                        n_seeds,
+                        list_changed(settings, "table1"),
+                        folds="source" if by_source else str(self.fold["n_folds"]),
+                    )
+                )
+        return commands
+
+    def _name_folds(self) -> dict[int, str]:
+        n_folds = int(self.fold["n_folds"])
+        if self.fold["protocol"] == "source":
+            return dict(enumerate((name or "none" for name in sorted(self.store["sources"])), 1))
+        return {number: f"{number}of{n_folds}" for number in range(1, n_folds + 1)}
+
+
+def collect_folds(runs: Sequence[Run], pooled: Sequence[Pooled]) -> list[FoldsPart]:
+    """Sort the runs of folds, and what was put together of them, by division and head."""
+    by_name = {run.path.name: run for run in runs if "fold" in run.config}
+    parts: dict[str, dict[str, dict[int, FoldedSeed]]] = {}
+    left = dict(by_name)
     for one in pooled:
-        gone = [name for name in one.runs if name not in of_folds]
-        if gone:
+        if not all(name in by_name for name in one.runs):
+            continue  # what is missing is told below
+        clips = one.store["clips_sha256"]
+        of_these = [
+            n for n in one.runs if by_name[n].config["fold"].get("clips_sha256", clips) == clips
+        ]
+        for name in of_these:
+            left.pop(name, None)
+        if len(of_these) < len(one.runs):
             _log.warning(
-                "%s: left out, as its run %s is gone. Run the same fit again.", one.pooled, gone[0]
+                "%s: left out, as some of its runs were scored on other clips since. Run the same "
+                "fit again.",
+                one.pooled,
             )
             continue
-        division = f"{one.store['fingerprint']} {one.key}"
-        head = json.dumps([one.head, one.context, one.settings], sort_keys=True)
-        parts.setdefault(division, {}).setdefault(head, []).append(one)
-    return [
-        FoldsPart(
-            title=_title_part(next(iter(heads.values()))[0]),
-            store=next(iter(heads.values()))[0].store,
-            heads=tuple(_make_head(of_head, of_folds) for of_head in heads.values()),
-        )
-        for _, heads in sorted(parts.items())
-    ]
+        for name in one.runs:
+            run = by_name[name]
+            seed = _place(parts, f"{key_store(one.store)} {one.key}", run)
+            seed.runs[run.config["fold"]["number"]] = run
+            seed.pooled = one
+    for run in left.values():
+        fold = run.config["fold"]
+        store = run.config["store"] | {"clips_sha256": fold.get("clips_sha256", "")}
+        seed = _place(parts, f"{key_store(store)} {fold['key']}", run)
+        if seed.pooled is None:
+            seed.runs[fold["number"]] = run
+    return [_make_part(heads) for _, heads in sorted(parts.items())]
 
 
 def tabulate_folds(part: FoldsPart) -> pd.DataFrame:
-    """A row a fold, then one for all folds together, of each head.
+    """A row a fold, then one for all folds together, of each head; no row for what is missing.
 
     A fold's figures are the median over seeds (lowest-highest). Those of all folds together are of
-    the seed in the middle, with 95% intervals.
+    the median seed by val, with 95% intervals.
     """
     rows = []
     titles: list[str] = []
     for head in part.heads:
-        title = find_title(head.pooled[0].head, head.pooled[0].settings)
-        n_before = titles.count(title)
-        titles.append(title)
-        title += f"-{n_before + 1}" if n_before else ""
-        for fold in zip(*head.runs, strict=True):
+        n_before = titles.count(head.title)
+        titles.append(head.title)
+        title = f"{head.title}-{n_before + 1}" if n_before else head.title
+        for number in sorted({number for one in head.seeds for number in one.runs}):
+            fold = [one.runs[number] for one in head.seeds if number in one.runs]
             tests = [run.summary.test for run in fold if run.summary.test]
             if not tests:
                 continue
@@ -105,29 +185,36 @@ def tabulate_folds(part: FoldsPart) -> pd.DataFrame:
                     "Never predicted": "",
                 }
             )
-        test = head.median.test
-        rows.append(
-            {
-                "Model": title,
-                "Fold": "all together",
-                "Clips": str(test["n_clips"]),
-                "Seeds": f"{head.median.seed} of {len(head.pooled)}",
-                **{m: format_interval(test, m) for m in METRICS},
-                "Never predicted": str(test["n_never_predicted"]),
-            }
-        )
+        if head.complete and head.median.pooled is not None:
+            test = head.median.pooled.test
+            rows.append(
+                {
+                    "Model": title,
+                    "Fold": "all together",
+                    "Clips": str(test["n_clips"]),
+                    "Seeds": f"{head.median.seed} of {len(head.complete)}",
+                    **{m: format_interval(test, m) for m in METRICS},
+                    "Never predicted": str(test["n_never_predicted"]),
+                }
+            )
     return pd.DataFrame(rows)
 
 
-def _title_part(one: Pooled) -> str:
-    if one.protocol == "source":
-        return "each source left out once"
-    return f"{len(one.runs)} folds by subject"
+def _place(
+    parts: dict[str, dict[str, dict[int, FoldedSeed]]], division: str, run: Run
+) -> FoldedSeed:
+    """Where a run of a fold belongs; made where it is the first there."""
+    name = run.summary.head
+    order = HEAD_NAMES.index(name) if name in HEAD_NAMES else len(HEAD_NAMES)
+    settings = json.dumps([run.config["context"], run.config["settings"]], sort_keys=True)
+    head = parts.setdefault(division, {}).setdefault(f"{order:02} {name} {settings}", {})
+    return head.setdefault(run.summary.seed, FoldedSeed(seed=run.summary.seed))
 
 
-def _make_head(pooled: Sequence[Pooled], runs: Mapping[str, Run]) -> FoldedHead:
-    by_seed = sorted(pooled, key=lambda one: one.seed)
-    return FoldedHead(
-        pooled=tuple(by_seed),
-        runs=tuple(tuple(runs[name] for name in one.runs) for one in by_seed),
-    )
+def _make_part(heads: Mapping[str, Mapping[int, FoldedSeed]]) -> FoldsPart:
+    made = [
+        FoldedHead(seeds=tuple(seeds[seed] for seed in sorted(seeds)))
+        for _, seeds in sorted(heads.items())
+    ]
+    config = made[0].first.config
+    return FoldsPart(store=config["store"], fold=config["fold"], heads=tuple(made))

@@ -11,20 +11,12 @@ FIGURES = ("precision", "recall", "f1")
 
 def tabulate_classes(results: StoreResults) -> pd.DataFrame:
     """Precision, recall and F1 of the median run of each head, a column a class, in percent."""
+    # Not by name: a class may be called as a column is.
     rows = []
     for result in results.heads:
         for split, scores in result.median_scores.items():
             for figure in FIGURES:
                 values = scores["per_class"][figure]
-                rows.append(
-                    {
-                        "Model": result.title,
-                        "Split": split,
-                        "Figure": figure,
-                        **{
-                            name: f"{100 * value:.2f}"
-                            for name, value in zip(results.classes, values, strict=True)
-                        },
-                    }
-                )
-    return pd.DataFrame(rows)
+                shares = [f"{100 * value:.2f}" for value in values]
+                rows.append([result.title, split, figure, *shares])
+    return pd.DataFrame(rows, columns=["Model", "Split", "Figure", *results.classes])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
+import logging
 import re
-import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,14 @@ import jinja2
 import pandas as pd
 
 from features.disk import write_atomically
+from features.errors import RunError
 from train.config import PRESETS
+from train.pooled import find_pooled
 from train.report.collect import HeadResult, StoreResults, collect_results
+from train.report.commands import join_command, list_changed, write_fit
 from train.report.figures import draw_confusion, draw_histories, draw_scores
 from train.report.folds import collect_folds, tabulate_folds
+from train.report.lettering import choose_lettering
 from train.report.paper import PAPER_NOTE
 from train.report.per_class import tabulate_classes
 from train.report.sweeps import collect_sweeps
@@ -32,6 +36,10 @@ from train.report.tables import (
     tabulate_table_2,
     tabulate_test,
 )
+from train.runs import read_runs
+from train.runs_folder import warn_of_strange
+
+_log = logging.getLogger(__name__)
 
 _OWN_FILES = re.compile(
     r"folds\d+\.csv|sweep-.+-(trials|importance)\.csv"
@@ -39,6 +47,9 @@ _OWN_FILES = re.compile(
     r"|(store\d+-)?(scores|histories|confusion-.+)\.(png|svg)"
 )
 """Names that a report gives to its tables and figures."""
+
+_MARKDOWN = re.compile(r"[\\`*<>$~|&]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])")
+"""Characters that Markdown, and GitHub's, reads as more than themselves where they stand."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,6 +67,8 @@ class Chapter:
     """All that the report says about one store."""
 
     store: dict[str, Any]
+    note: str
+    """Why another chapter is on the same features; empty where none is."""
     sources: str
     """Where the clips come from, with counts."""
     rules: tuple[str, ...]
@@ -66,10 +79,14 @@ class Chapter:
     tables: dict[str, pd.DataFrame]
     pictures: dict[str, Picture]
     confusions: tuple[Picture, ...]
+    class_numbers: tuple[str, ...]
+    """Where figures number the classes, as no font here has their names: each number's class."""
 
 
 def run_report(runs: Path, out: Path) -> Path:
     """Write the report of all runs in a folder; an older report there is replaced.
+
+    Folds that are not all there yet are shown as far as they go, and what is missing is named.
 
     Args:
         runs: Folder of run folders.
@@ -80,9 +97,14 @@ def run_report(runs: Path, out: Path) -> Path:
         Path of report.html.
 
     Raises:
-        RunError: No runs there, or one that cannot be read.
+        RunError: Nothing to show there, or newer code wrote it.
     """
-    results = collect_results(runs)
+    warn_of_strange(runs)
+    read = read_runs(runs)
+    results, parts = collect_results(read), collect_folds(read, find_pooled(runs))
+    sweeps = collect_sweeps(runs)
+    if not results and not parts and not sweeps:
+        raise RunError(f"{runs}: no run folder here. Train some with: cli.py fit --runs {runs}")
     for folder in (out / "tables", out / "figures"):
         folder.mkdir(parents=True, exist_ok=True)
         for file in folder.iterdir():
@@ -91,16 +113,20 @@ def run_report(runs: Path, out: Path) -> Path:
     chapters = []
     for number, of_store in enumerate(results, 1):
         prefix = "" if len(results) == 1 else f"store{number}-"
-        chapters.append(_make_chapter(of_store, runs, out, prefix))
+        alike = [r for r in results if r.store["fingerprint"] == of_store.store["fingerprint"]]
+        note = _tell_others(of_store) if len(alike) > 1 else ""
+        chapters.append(_make_chapter(of_store, runs, out, prefix, note))
     folds = [
-        (part, _write_table(tabulate_folds(part), out, f"folds{number}"))
-        for number, part in enumerate(collect_folds(runs), 1)
+        (part, _write_table(tabulate_folds(part), out, f"folds{number}"), part.list_commands(runs))
+        for number, part in enumerate(parts, 1)
     ]
-    sweeps = collect_sweeps(runs)
+    for part in parts:
+        for missing in part.missing:
+            _log.warning("%s, not there yet: %s", part.title, missing)
     for sweep in sweeps:
         _write_table(sweep.trials, out, f"{sweep.name}-trials")
         _write_table(sweep.importance, out, f"{sweep.name}-importance")
-    report_command = _join_command("report", "--runs", str(runs), "--out", str(out))
+    report_command = join_command("report", "--runs", str(runs), "--out", str(out))
     values = {
         "chapters": chapters,
         "folds": folds,
@@ -113,7 +139,7 @@ def run_report(runs: Path, out: Path) -> Path:
     return out / "report.html"
 
 
-def _make_chapter(results: StoreResults, runs: Path, out: Path, prefix: str) -> Chapter:
+def _make_chapter(results: StoreResults, runs: Path, out: Path, prefix: str, note: str) -> Chapter:
     tables = {
         "table1": tabulate_table_1(results),
         "table2": tabulate_table_2(results),
@@ -132,10 +158,12 @@ def _make_chapter(results: StoreResults, runs: Path, out: Path, prefix: str) -> 
     figures = out / "figures"
     draw_scores(results, figures / f"{prefix}scores")
     draw_histories(results, figures / f"{prefix}histories")
+    lettering = choose_lettering(results.classes)
     for result in results.heads:
-        draw_confusion(result, results.classes, figures / f"{prefix}confusion-{result.name}")
+        draw_confusion(result, lettering, figures / f"{prefix}confusion-{result.name}")
     return Chapter(
         store=dict(results.store),
+        note=note,
         sources=_list_sources(results.store["sources"]),
         rules=tuple(sorted({_tell_rule(result.select) for result in results.heads})),
         comparison=compare_streams(results),
@@ -150,12 +178,22 @@ def _make_chapter(results: StoreResults, runs: Path, out: Path, prefix: str) -> 
             _read_picture(figures, f"{prefix}confusion-{result.name}", result.title)
             for result in results.heads
         ),
+        class_numbers=lettering.legend,
     )
 
 
 def _write_table(table: pd.DataFrame, out: Path, name: str) -> pd.DataFrame:
     table.to_csv(out / "tables" / f"{name}.csv", index=False, lineterminator="\n")
     return table
+
+
+def _tell_others(results: StoreResults) -> str:
+    return (
+        "Another chapter is on the same features, but on other clips, parts, labels or classes to "
+        "learn from or to be scored on. Which run is of what the store holds now? The same fit "
+        "again tells: it keeps such runs, scores again those whose test clips changed, and trains "
+        f"the others. Clips of this chapter: {results.store['clips_sha256'][:12]}."
+    )
 
 
 def _tell_rule(select: str) -> str:
@@ -186,35 +224,17 @@ def _list_versions(results: StoreResults) -> str:
 
 def _list_commands(results: StoreResults, runs: Path) -> tuple[str, ...]:
     """The fit commands that train these heads again, one for each group of equal settings."""
-    groups: dict[tuple[str, ...], list[HeadResult]] = {}
+    groups: dict[tuple[str, int, tuple[str, ...]], list[HeadResult]] = {}
     for result in results.heads:
         submitted = result.head in PRESETS["submitted"].heads and result.context == "7x7"
         preset = "submitted" if submitted else "table1"
-        usual = asdict(PRESETS[preset].config)
-        changed = [f"{k}={v}" for k, v in result.settings.items() if usual.get(k) != v]
-        n_seeds = str(1 + max(run.summary.seed for run in result.runs))
-        key = (preset, n_seeds, *changed)
+        n_seeds = 1 + max(run.summary.seed for run in result.runs)
+        key = (preset, n_seeds, list_changed(result.settings, preset))
         groups.setdefault(key, []).append(result)
-    commands = []
-    for (preset, n_seeds, *settings), heads in groups.items():
-        words = ["fit"]
-        for path in results.store["paths"]:
-            words += ["--store", path]
-        for path in results.store.get("test_paths", ()):
-            words += ["--test-store", path]
-        words += ["--runs", str(runs), "--preset", preset, "--seeds", n_seeds]
-        names = [result.head for result in heads]
-        if set(names) != set(PRESETS[preset].heads):
-            for name in sorted(set(names), key=names.index):
-                words += ["--head", name]
-        for setting in settings:
-            words += ["--set", setting]
-        commands.append(_join_command(*words))
-    return tuple(commands)
-
-
-def _join_command(*words: str) -> str:
-    return "python cli.py " + shlex.join(words)
+    return tuple(
+        write_fit(results.store, runs, preset, [one.head for one in heads], n_seeds, settings)
+        for (preset, n_seeds, settings), heads in groups.items()
+    )
 
 
 def _read_picture(figures: Path, name: str, title: str) -> Picture:
@@ -231,13 +251,19 @@ def _render(template: str, values: dict[str, Any]) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["pipes"] = _format_pipes
+    environment.filters["plain"] = _escape_markdown
     text = (files("train.report") / template).read_text(encoding="utf-8")
     return environment.from_string(text).render(values)
 
 
 def _format_pipes(table: pd.DataFrame) -> str:
     """A Markdown table; columns of numbers are aligned to the right."""
-    cells = [[str(value).replace("|", "\\|") for value in row] for row in table.to_numpy()]
-    titles = [str(name) for name in table.columns]
+    cells = [[_escape_markdown(value) for value in row] for row in table.to_numpy()]
+    titles = [_escape_markdown(name) for name in table.columns]
     rule = ["---"] + ["---:"] * (len(titles) - 1)
     return "\n".join("| " + " | ".join(row) + " |" for row in [titles, rule, *cells])
+
+
+def _escape_markdown(text: object) -> str:
+    """A text on one line, in which no character means anything but itself."""
+    return _MARKDOWN.sub(r"\\\g<0>", " ".join(str(text).split()))

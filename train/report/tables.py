@@ -132,6 +132,10 @@ def tabulate_ensembles(results: StoreResults) -> pd.DataFrame:
                 "Weights": ", ".join(
                     f"{member['head']} {member['weight']:.3f}" for member in run.config["members"]
                 ),
+                "Temperatures": ", ".join(
+                    f"{member['head']} {member.get('temperature', 1.0):.2f}"
+                    for member in run.config["members"]
+                ),
                 "Reported": "median" if run is result.median_run else "",
             }
             for result in results.heads

@@ -1,0 +1,229 @@
+"""Checks shards that anybody may have written: how columns lie in the file, and what clips say.
+
+A value is read only after its column has passed: all of it lies in this one file (no external or
+soft link, no virtual or external storage), has the type and shape that FORMAT.md says, and unpacks
+to no more than a file of this size explains. So a small file cannot ask for much memory.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from features.contracts import SPLITS
+from features.json_text import check_amounts, check_texts, parse_object
+
+_CLIP_ID = re.compile(r"[A-Za-z0-9._-]+")
+_ZSTD, _SHUFFLE, _FLETCHER32 = 32015, 2, 3
+"""The filters that a shard may use; of each is known how much it unpacks to."""
+_MOST_CHUNK_BYTES = 1 << 26
+_MOST_UNPACKED, _UNPACKED_FREE = 256, 1 << 29
+"""Columns unpack to at most 256 times the file's size, beyond half a gigabyte."""
+_MOST_TEXT_BYTES, _MOST_TEXTS_BYTES = 1 << 20, 1 << 28
+"""Of one text, and of all texts of a shard."""
+_MOST_ATTRIBUTE_BYTES = 1 << 20
+_TEXT_REFERENCE = np.dtype([("n_bytes", "<u4"), ("place", "V12")])
+"""How HDF5 stores a text of variable length in a column: its length, and where it lies."""
+
+
+class Columns:
+    """The columns of an open shard, each checked when it is asked for. All raise ValueError."""
+
+    def __init__(self, file: h5py.File) -> None:
+        if file.userblock_size:
+            raise ValueError("the file begins with a user block")
+        self._file = file
+        self._n_bytes = int(file.id.get_filesize())
+        self._n_stored = self._n_unpacked = self._n_text = 0
+
+    def list_names(self, group: str) -> list[str]:
+        """What a group holds; nothing where it is missing."""
+        if self._file.get(group, getlink=True) is None:
+            return []
+        found = self._find(group)
+        if not isinstance(found, h5py.Group):
+            raise ValueError(f"/{group} is no group")
+        return list(found)
+
+    def open(self, name: str, dtype: str, shape: tuple[int | None, ...]) -> h5py.Dataset:
+        """A column of numbers. shape: None stands for any size."""
+        dataset = self._find(name)
+        if not isinstance(dataset, h5py.Dataset):
+            raise ValueError(f"/{name} is no dataset")
+        expected = np.dtype(dtype).newbyteorder("<")
+        if dataset.dtype != expected or not _fits(dataset.shape, shape):
+            raise ValueError(
+                f"/{name} is {dataset.dtype} {dataset.shape}, expected {expected} "
+                f"{tuple('any' if n is None else n for n in shape)}"
+            )
+        self._check_storage(dataset, dataset.size * expected.itemsize)
+        return dataset
+
+    def read_texts(self, name: str, n_rows: int) -> list[str]:
+        """[n_rows] A column of UTF-8 texts of variable length."""
+        dataset = self._find(name)
+        if not isinstance(dataset, h5py.Dataset):
+            raise ValueError(f"/{name} is no dataset")
+        text = h5py.check_string_dtype(dataset.dtype)
+        if text != ("utf-8", None) or dataset.shape != (n_rows,):
+            raise ValueError(
+                f"/{name} is {dataset.dtype} {dataset.shape}, expected UTF-8 of variable length "
+                f"({n_rows},)"
+            )
+        if dataset.chunks is not None:
+            raise ValueError(f"/{name} is chunked, expected in one piece")
+        self._check_storage(dataset, n_rows * _TEXT_REFERENCE.itemsize)
+        if n_rows == 0:
+            return []
+        stored = self._read_bytes(dataset.id.get_offset(), n_rows * _TEXT_REFERENCE.itemsize)
+        lengths = np.frombuffer(stored, _TEXT_REFERENCE)["n_bytes"].astype(np.int64)
+        self._n_text += int(lengths.sum())
+        if lengths.max() > _MOST_TEXT_BYTES or self._n_text > min(self._n_bytes, _MOST_TEXTS_BYTES):
+            raise ValueError(f"/{name} has texts of {lengths.max()} bytes, too long for this file")
+        try:
+            return list(dataset.asstr()[:])
+        except UnicodeDecodeError as error:
+            raise ValueError(f"/{name} has a text that is not UTF-8 ({error})") from error
+
+    def _find(self, name: str) -> Any:
+        """The object of a name, by hard links alone: no other file is opened."""
+        found: Any = self._file
+        for part in filter(None, name.split("/")):
+            if not isinstance(found, h5py.Group):
+                raise ValueError(f"/{name}: what holds {part!r} is no group")
+            link = found.get(part, getlink=True)
+            if link is None:
+                raise ValueError(f"/{name} is missing")
+            if not isinstance(link, h5py.HardLink):
+                raise ValueError(f"/{name} is a link to elsewhere ({type(link).__name__})")
+            found = found[part]
+        return found
+
+    def _check_storage(self, dataset: h5py.Dataset, n_bytes: int) -> None:
+        """n_bytes: of the column, unpacked."""
+        properties = dataset.id.get_create_plist()
+        if dataset.chunks is not None:
+            self._check_chunks(dataset, properties, n_bytes)
+        elif properties.get_layout() == h5py.h5d.VIRTUAL or properties.get_external_count():
+            raise ValueError(f"{dataset.name} lies in other files")
+        elif dataset.id.get_storage_size() != n_bytes:
+            raise ValueError(f"{dataset.name} has not stored all of its {n_bytes} bytes")
+        else:
+            self._n_stored += n_bytes
+        self._n_unpacked += n_bytes
+        if self._n_stored > self._n_bytes:
+            raise ValueError(f"{dataset.name}: its bytes are those of other columns, or not there")
+        if self._n_unpacked > _MOST_UNPACKED * self._n_bytes + _UNPACKED_FREE:
+            raise ValueError(f"{dataset.name} claims {n_bytes} bytes, too many for this file")
+
+    def _check_chunks(self, dataset: h5py.Dataset, properties: Any, n_bytes: int) -> None:
+        filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
+        strange = sorted(set(filters) - {_ZSTD, _SHUFFLE, _FLETCHER32})
+        if strange or filters.count(_ZSTD) > 1:
+            raise ValueError(
+                f"{dataset.name} is packed by the HDF5 filters {filters}, expected zstd ({_ZSTD}), "
+                f"shuffle ({_SHUFFLE}) or Fletcher-32 ({_FLETCHER32})"
+            )
+        chunk_bytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
+        if chunk_bytes > _MOST_CHUNK_BYTES:
+            raise ValueError(
+                f"{dataset.name} has chunks of {chunk_bytes} bytes, expected {_MOST_CHUNK_BYTES} "
+                "at most"
+            )
+        n_chunks = math.prod(
+            -(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True)
+        )
+        if dataset.id.get_num_chunks() != n_chunks:
+            raise ValueError(f"{dataset.name} has not stored all of its {n_bytes} bytes")
+        chunks: list[Any] = []
+        dataset.id.chunk_iter(chunks.append)
+        for chunk in chunks:
+            self._n_stored += chunk.size
+            packed = _ZSTD in filters and not chunk.filter_mask >> filters.index(_ZSTD) & 1
+            unpacked = chunk.size
+            if packed:
+                unpacked = _read_zstd_size(self._read_bytes(chunk.byte_offset, 18))
+            # Fletcher-32 adds four bytes, before or after packing.
+            if unpacked > chunk_bytes + 4 or chunk.size > 2 * chunk_bytes + 1024:
+                raise ValueError(
+                    f"{dataset.name} has a chunk that unpacks to {unpacked} bytes, expected "
+                    f"{chunk_bytes}"
+                )
+
+    def _read_bytes(self, offset: int, n_bytes: int) -> bytes:
+        return os.pread(self._file.id.get_vfd_handle(), n_bytes, offset)
+
+
+def read_attribute(file: h5py.File, name: str, kind: type) -> Any:
+    """A root attribute: one text, or one whole number. Raises ValueError, also where missing."""
+    if name not in file.attrs:
+        raise ValueError(f"root attribute {name!r} is missing")
+    attribute = h5py.h5a.open(file.id, name.encode())
+    value = None
+    if attribute.shape == () and attribute.get_storage_size() <= _MOST_ATTRIBUTE_BYTES:
+        value = file.attrs[name]
+    if isinstance(value, np.integer):
+        value = int(value)
+    if type(value) is not kind:
+        raise ValueError(f"root attribute {name!r} is not one {kind.__name__}")
+    if isinstance(value, str):
+        value.encode()  # h5py lets bytes through that are not UTF-8
+        if len(value) > _MOST_ATTRIBUTE_BYTES:
+            raise ValueError(f"root attribute {name!r} has {len(value)} characters")
+    return value
+
+
+def check_clip(values: Mapping[str, Any], classes: Sequence[str], n_faces: int) -> None:
+    """Raise ValueError where a clip's column -> value are none that FORMAT.md allows."""
+    is_right = {
+        "id": _CLIP_ID.fullmatch(values["id"]),
+        "label": not values["label"] or values["label"] in classes,
+        "split": values["split"] in SPLITS,
+        "status": values["status"] == ("ok" if n_faces else "no-face"),
+        "n_phases": values["n_phases"] >= 1,
+        "start_s": not math.isinf(values["start_s"]),
+        "end_s": not math.isinf(values["end_s"]),
+    }
+    for name, right in is_right.items():
+        if not right:
+            raise ValueError(f"/clip/{name} of clip {values['id']!r} is {values[name]!r}")
+    check_texts(parse_object(values["extra"]), f"/clip/extra of clip {values['id']!r}")
+    check_amounts(parse_object(values["notes"]), f"/clip/notes of clip {values['id']!r}")
+
+
+def check_offsets(offset: NDArray[np.int64], name: str) -> None:
+    """Raise ValueError unless offsets start at 0 and do not fall."""
+    if offset[0] != 0 or np.any(offset[1:] < offset[:-1]):
+        raise ValueError(f"/{name} does not rise from 0")
+
+
+def check_phases(phase: NDArray[np.int16], n_phases: int) -> None:
+    """Raise ValueError unless every frame of a clip has a phase of its clock."""
+    if np.any((phase < 0) | (phase >= n_phases)):
+        raise ValueError(f"/frame/phase goes from {phase.min()} to {phase.max()}, P is {n_phases}")
+
+
+def _fits(found: tuple[int, ...] | None, expected: tuple[int | None, ...]) -> bool:
+    if found is None or len(found) != len(expected):
+        return False
+    return all(e is None or f == e for f, e in zip(found, expected, strict=True))
+
+
+def _read_zstd_size(head: bytes) -> int:
+    """How many bytes a zstd frame says that it unpacks to (RFC 8878, 3.1.1.1)."""
+    if head[:4] != b"\x28\xb5\x2f\xfd" or len(head) < 5:
+        raise ValueError("a chunk is no zstd frame")
+    descriptor = head[4]
+    one_segment = descriptor >> 5 & 1
+    at = 5 + (not one_segment) + (0, 1, 2, 4)[descriptor & 3]
+    size = (one_segment, 2, 4, 8)[descriptor >> 6]
+    if size == 0:
+        raise ValueError("a chunk does not say how much it unpacks to")
+    return int.from_bytes(head[at : at + size], "little") + (256 if size == 2 else 0)

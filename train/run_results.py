@@ -1,0 +1,131 @@
+"""What a run folder holds of a trained head, and of a run that is scored on other clips."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from train.dataset import ClipTable
+from train.heads import choose_grid, count_parameters
+from train.naming import describe_settings
+from train.runs import RUN_FORMAT, RUN_VERSION, Run, RunSummary
+from train.scoring import score_clips
+from train.summaries import summarise_scores, tabulate_predictions
+from train.training import Task, TrainedRun, plan_epochs
+
+
+def finish_run(
+    path: Path,
+    task: Task,
+    trained: TrainedRun,
+    scored: Mapping[str, ClipTable],
+    described: Mapping[str, Any],
+) -> tuple[Run, bytes]:
+    """Score the chosen epoch on val and, this once, on test; gather what the folder holds.
+
+    Args:
+        path: The run folder to be.
+        task: What it was trained on.
+        trained: The run.
+        scored: ``val`` and ``test``, clips without a label among them.
+        described: What config.json tells of the clips: ``store``, and ``fold`` where it is one.
+
+    Returns:
+        The run, and the content of weights.safetensors.
+    """
+    config = task.config
+    scores = _score(task, trained.state, scored)
+    summary = RunSummary(
+        run=path.name,
+        head=task.head,
+        seed=trained.spec.seed,
+        n_parameters=count_parameters(task.build_head()),
+        best_epoch=trained.best_epoch,
+        val=summarise_scores(scored["val"], scores["val"]),
+        test=summarise_scores(scored["test"], scores["test"]),
+    )
+    run = Run(
+        path=path,
+        config={
+            "format": RUN_FORMAT,
+            "version": RUN_VERSION,
+            "head": task.head,
+            "seed": trained.spec.seed,
+            "context": choose_grid(task.head, config.context),
+            "streams": {
+                name: {"matrix": matrix, "shape": list(task.shapes[matrix])}
+                for name, matrix in task.streams.items()
+            },
+            "n_epochs": plan_epochs(len(task.train.labelled), config).n_epochs,
+            "settings": describe_settings(task.head, config),
+            "device": task.device,
+            **described,
+            "versions": _find_versions(),
+        },
+        summary=summary,
+        history=_tabulate_history(trained),
+        predictions=tabulate_predictions(scored, scores, task.classes),
+    )
+    weights = {name: tensor.contiguous() for name, tensor in trained.state.items()}
+    return run, save(weights)
+
+
+def score_again(
+    run: Run, task: Task, scored: Mapping[str, ClipTable], described: Mapping[str, Any]
+) -> Run:
+    """A run with the scores of the clips of now; its weights and history stay.
+
+    Args:
+        run: As it stands.
+        task: Of its head; its train clips are not looked at.
+        scored: As of ``finish_run``.
+        described: As of ``finish_run``.
+    """
+    scores = _score(task, load_file(run.weights_path), scored)
+    return replace(
+        run,
+        config={**run.config, **described},
+        summary=replace(
+            run.summary,
+            val=summarise_scores(scored["val"], scores["val"]),
+            test=summarise_scores(scored["test"], scores["test"]),
+        ),
+        predictions=tabulate_predictions(scored, scores, task.classes),
+    )
+
+
+def _score(
+    task: Task, weights: Mapping[str, Tensor], scored: Mapping[str, ClipTable]
+) -> dict[str, NDArray[np.float64]]:
+    head = task.build_head()
+    head.load_state_dict(dict(weights))
+    return {split: score_clips(head, table, task.streams) for split, table in scored.items()}
+
+
+def _tabulate_history(trained: TrainedRun) -> pd.DataFrame:
+    names = ("loss", "map_mec", "map_rank", "acc", "uar", "f1_macro")
+    rows = []
+    for row in trained.history:
+        val = {f"val_{n}": getattr(row.val, n) if row.val else np.nan for n in names}
+        rows.append({"epoch": row.epoch, "train_loss": row.train_loss, **val})
+    return pd.DataFrame(rows)
+
+
+def _find_versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in ("caca-rnn", "torch", "numpy"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:  # run from a checkout that was not installed
+            versions[package] = "not installed"
+    return versions
