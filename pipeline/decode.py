@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from io import FileIO
 from typing import Protocol
 
-import av
 import av.error
 import numpy as np
 import torch
 from av.container import InputContainer
-from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from torch import Tensor
 
 from features.contracts import TICK_RATE_HZ, Clip
 from features.errors import ClipError
+from pipeline.display import Display
+from pipeline.files import FileState, check_unchanged, open_file, read_state
 from pipeline.hardware import NoHardwareError, Nvdec
 from pipeline.notes import Notes
+from pipeline.opening import check_decoded_size, find_film, open_container
 from pipeline.timeline import EPSILON_S, SeekMissedError, Timeline
 
 _log = logging.getLogger(__name__)
@@ -29,9 +30,6 @@ _log = logging.getLogger(__name__)
 _SEEK_MARGINS_S = (0.5, 15.0)
 """Land this much before ``start_s``: containers place key frames by decoding time, and MPEG-TS
 lands beyond where it finds none. The second is the next try; after it, reading starts at 0."""
-
-_TEXT_CODECS = ("ansi", "bintext", "idf", "xbin")
-"""FFmpeg plays a text file as the screen of a terminal."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,7 +41,7 @@ class ChosenFrame:
     phases: tuple[int, ...]
     """The phase of each of its ticks, in the order of the ticks."""
     rgb: Tensor
-    """[H, W, 3] uint8, upright, on the device that was asked for."""
+    """[H, W, 3] uint8, upright, of square pixels, on the device that was asked for."""
     decoder: str
     """``software:`` or ``nvdec:`` and the codec."""
 
@@ -57,10 +55,10 @@ class Decoder(Protocol):
 
     @property
     def name(self) -> str: ...
-    def open(self, path: Path) -> InputContainer: ...
+    def open(self, file: FileIO) -> InputContainer: ...
     def check_codec(self, codec: str) -> None: ...
     def read_rgb(self, frame: VideoFrame, stream: VideoStream) -> Tensor:
-        """[H, W, 3] uint8, not turned."""
+        """[H, W, 3] uint8, as stored: neither turned nor stretched."""
 
 
 class Software:
@@ -71,8 +69,8 @@ class Software:
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
-    def open(self, path: Path) -> InputContainer:
-        return av.open(str(path))
+    def open(self, file: FileIO) -> InputContainer:
+        return open_container(file)
 
     def check_codec(self, codec: str) -> None:
         pass
@@ -81,7 +79,13 @@ class Software:
         return torch.from_numpy(frame.to_ndarray(format="rgb24", threads=1)).to(self._device)
 
 
-def iter_chosen_frames(clip: Clip, n_phases: int, device: torch.device | str = "cpu") -> Frames:
+def iter_chosen_frames(
+    clip: Clip,
+    n_phases: int,
+    device: torch.device | str = "cpu",
+    *,
+    check_state: Callable[[FileState], object] = lambda _: None,
+) -> Frames:
     """Decode a clip and yield the frames on screen at the ticks of the clock (IV-C).
 
     The clock has 5 * ``n_phases`` ticks a second; tick k has phase k mod ``n_phases``. It starts at
@@ -93,36 +97,68 @@ def iter_chosen_frames(clip: Clip, n_phases: int, device: torch.device | str = "
 
     Only frames that are yielded are converted to RGB, by the matrix and range that the stream
     names (BT.601, limited, where it names none), each chroma sample standing for all its pixels.
-    Pixels are taken as square. A frame that is not yielded is not even decoded where no other
-    refers to it, so damage within such a frame is not noticed. One thread decodes: several clips
-    at a time use the cores better (``pipeline.prefetch``).
+    They are shown as players do: ``pipeline.display``. A frame that is not yielded is not even
+    decoded where no other refers to it, so damage within such a frame is not noticed. One thread
+    decodes: several clips at a time use the cores better (``pipeline.prefetch``).
 
     A CUDA device decodes itself what it can. What it cannot is decoded in software and brought to
     it, from the first frame on or from where the card gave up; ``decoder`` tells.
 
+    Args:
+        clip: Its file, and the part of it.
+        n_phases: Of the clock.
+        device: Where the frames go.
+        check_state: Gets the state of the file that the frames came from, after the last of them;
+            what it raises ends the clip.
+
     Raises:
-        ClipError: no file, no video in it, not one frame to be had, or the file breaks off; where
-            it breaks off, the frames before have been yielded.
+        ClipError: no file, no video in it, not one frame to be had, the file breaks off, or it
+            changed meanwhile; the frames before have been yielded.
     """
     device = torch.device(device)
     hardware = Nvdec(device) if device.type == "cuda" else None
-    return iter_decoded(clip, n_phases, hardware, Software(device))
+    return iter_decoded(clip, n_phases, hardware, Software(device), check_state=check_state)
 
 
-def iter_decoded(clip: Clip, n_phases: int, hardware: Decoder | None, software: Decoder) -> Frames:
+def iter_decoded(
+    clip: Clip,
+    n_phases: int,
+    hardware: Decoder | None,
+    software: Decoder,
+    *,
+    check_state: Callable[[FileState], object] = lambda _: None,
+) -> Frames:
     """``iter_chosen_frames`` by these decoders; every tick has one frame, whoever decoded it."""
+    try:
+        with open_file(clip.path) as file:
+            before = read_state(file)
+            try:
+                notes = yield from _iter_by_both(file, clip, n_phases, hardware, software)
+            except Exception:  # damage in a file that changes is that of no content
+                check_unchanged(clip.path, file, before)
+                raise
+            check_unchanged(clip.path, file, before)
+    except OSError as error:
+        raise ClipError(f"cannot be read ({error.strerror or error})") from error
+    check_state(before)
+    return notes
+
+
+def _iter_by_both(
+    file: FileIO, clip: Clip, n_phases: int, hardware: Decoder | None, software: Decoder
+) -> Frames:
     notes = Notes()
     n_ticks = 0
     reason = ""
     if hardware is not None:
         try:
-            for frame in _iter_by(hardware, clip, n_phases, notes):
+            for frame in _iter_by(hardware, file, clip, n_phases, notes):
                 yield frame
                 n_ticks += len(frame.phases)
             return notes.amounts
         except (ClipError, NoHardwareError) as error:  # a damaged file fails in software, too
             reason = str(error)
-    for frame in _iter_by(software, clip, n_phases, notes):
+    for frame in _iter_by(software, file, clip, n_phases, notes):
         if reason:
             _log.debug("clip %s: decoded in software: %s", clip.clip_id, reason)
             reason = ""
@@ -133,17 +169,18 @@ def iter_decoded(clip: Clip, n_phases: int, hardware: Decoder | None, software: 
     return notes.amounts
 
 
-def _iter_by(decoder: Decoder, clip: Clip, n_phases: int, notes: Notes) -> Iterator[ChosenFrame]:
+def _iter_by(
+    decoder: Decoder, file: FileIO, clip: Clip, n_phases: int, notes: Notes
+) -> Iterator[ChosenFrame]:
     """Raises ClipError as above, and NoHardwareError as the decoder does."""
     try:
-        _check_file(clip.path)
         for margin_s in (*_SEEK_MARGINS_S, None):
             if margin_s is not None and (clip.start_s or 0) <= margin_s:
                 continue
             notes.clear()
             try:
-                with decoder.open(clip.path) as container:
-                    stream = _find_video(container)
+                with decoder.open(file) as container:
+                    stream = find_film(container)
                     decoder.check_codec(stream.codec_context.name)
                     timeline = Timeline(
                         clip,
@@ -152,47 +189,28 @@ def _iter_by(decoder: Decoder, clip: Clip, n_phases: int, notes: Notes) -> Itera
                         TICK_RATE_HZ * n_phases,
                         seek_margin_s=margin_s,
                     )
-                    yield from _choose(clip, n_phases, timeline, decoder)
+                    try:
+                        yield from _choose(clip, n_phases, timeline, decoder, notes)
+                    except (ClipError, av.error.FFmpegError):
+                        check_decoded_size(stream)
+                        raise
+                    check_decoded_size(stream)
                 return
             except SeekMissedError:
                 continue
     except av.error.FFmpegError as error:
         reason = error.strerror or type(error).__name__
         raise ClipError(f"not a video, or damaged ({reason})") from error
-    except OSError as error:
-        raise ClipError(f"cannot be read ({error.strerror or error})") from error
-
-
-def _check_file(path: Path) -> None:
-    if not path.exists():
-        raise ClipError("no such file")
-    if path.is_dir():
-        raise ClipError("a folder, not a video file")
-    if path.is_file() and path.stat().st_size == 0:
-        raise ClipError("the file is empty (0 bytes)")
-
-
-def _find_video(container: InputContainer) -> VideoStream:
-    """The first video stream that is no cover picture of a sound file."""
-    films = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-    if not films:
-        found = ", ".join(sorted({s.type for s in container.streams} - {"video"}))
-        raise ClipError("no video stream in the file" + (f", only {found}" if found else ""))
-    # PyAV gives no codec context where FFmpeg has no decoder, whatever its annotations say.
-    if films[0].codec_context is None:
-        raise ClipError("its video is damaged, or of a codec that cannot be decoded")
-    if films[0].codec_context.name in _TEXT_CODECS:
-        raise ClipError("not a video: the file is text")
-    return films[0]
 
 
 def _choose(
-    clip: Clip, n_phases: int, timeline: Timeline, decoder: Decoder
+    clip: Clip, n_phases: int, timeline: Timeline, decoder: Decoder, notes: Notes
 ) -> Iterator[ChosenFrame]:
     rate_hz = TICK_RATE_HZ * n_phases
     origin_s = clip.start_s or 0.0
     end_s = np.inf if clip.end_s is None else clip.end_s
     stream = timeline.stream
+    display = Display(stream, notes)
     tick = 0
     shown: tuple[float, VideoFrame] | None = None
 
@@ -205,7 +223,7 @@ def _choose(
             yield ChosenFrame(
                 pts_s=shown[0] - origin_s,
                 phases=tuple(k % n_phases for k in range(first, tick)),
-                rgb=_turn_upright(decoder.read_rgb(shown[1], stream), shown[1].rotation),
+                rgb=display.show(shown[1], decoder.read_rgb(shown[1], stream)),
                 decoder=f"{decoder.name}:{stream.codec_context.name}",
             )
 
@@ -221,8 +239,3 @@ def _choose(
         )
         raise ClipError(f"no frame can be decoded{after}")
     yield from leave_screen(min(end_s, timeline.end_s))
-
-
-def _turn_upright(rgb: Tensor, degrees: float) -> Tensor:
-    """degrees: counter-clockwise, as torch.rot90 counts."""
-    return torch.rot90(rgb, round(degrees / 90)).contiguous()

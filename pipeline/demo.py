@@ -151,7 +151,9 @@ def _lit(face: Tensor, actor: Actor, light: Tensor) -> Tensor:
 
 
 def _write_clip(path: Path, clip: DemoClip, frames: Iterable[NDArray[np.uint8]]) -> None:
-    with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+    options = {"fflags": "+bitexact"}
+    # "file:", else a colon in the name of a folder makes FFmpeg look for a protocol.
+    with av.open(f"file:{path}", "w", format="mp4", options=options) as container:
         container.metadata["comment"] = _digest(clip)
         # One thread and a fixed rate of key frames: x264 then gives the same bytes each time.
         settings = {"crf": "22", "preset": "superfast", "g": str(FRAME_RATE_HZ), "threads": "1"}
@@ -170,7 +172,7 @@ def _is_rendered(path: Path, clip: DemoClip) -> bool:
     if not path.is_file():
         return False
     try:
-        with av.open(str(path)) as container:
+        with av.open(f"file:{path}") as container:
             return container.metadata.get("comment") == _digest(clip)
     except av.FFmpegError:
         return False

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
+from io import FileIO
 
-import av
-import av.error
 import torch
 from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
@@ -21,6 +19,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from pipeline.colour import ColourTags, convert_to_rgb
+from pipeline.opening import open_container
 
 _EXACT_CODECS = frozenset({"h264", "hevc", "vp8", "vp9"})
 """Their standards say every bit of a decoded frame; others' leave room for rounding, so that a
@@ -49,12 +48,12 @@ class Nvdec:
         """device: A CUDA device; without a number it is the current one."""
         self._device = device
 
-    def open(self, path: Path) -> InputContainer:
+    def open(self, file: FileIO) -> InputContainer:
         """Open a file so that its video is decoded on the card.
 
         Raises:
             NoHardwareError: there is no such card, or no decoder on it.
-            FFmpegError: as ``av.open``; also where the card refuses.
+            FFmpegError: as ``open_container``; also where the card refuses.
         """
         try:
             with self._current_context():
@@ -66,7 +65,7 @@ class Nvdec:
                     options=_CONTEXT_OPTIONS,
                     is_hw_owned=True,
                 )
-                return av.open(str(path), hwaccel=hwaccel)
+                return open_container(file, hwaccel)
         except (NotImplementedError, RuntimeError) as error:
             raise NoHardwareError(f"no decoder on {self._device}: {error}") from error
 
@@ -79,7 +78,7 @@ class Nvdec:
             raise NoHardwareError(f"a card's {codec} frames may differ from those of software")
 
     def read_rgb(self, frame: VideoFrame, stream: VideoStream) -> Tensor:
-        """The RGB of a frame, [H, W, 3] uint8 on the card, not turned; done when it returns.
+        """The RGB of a frame, [H, W, 3] uint8 on the card, as stored; done when it returns.
 
         Raises:
             NoHardwareError: the frame is not on the card, or of a layout that is not read there.

@@ -1,14 +1,16 @@
-"""Which clip files are unchanged: their SHA-256, remembered with size and time (inputs.json)."""
+"""The content of clips' files: hashed, compared with what was decoded, remembered (inputs.json)."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from features.disk import write_atomically
-from features.fingerprint import hash_file
+from pipeline.files import ChangedError, FileState, check_unchanged, open_file, read_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,19 +35,48 @@ class Inputs:
         except (OSError, ValueError, TypeError, AttributeError):
             self._known = {}
 
-    def look_up(self, file: Path) -> InputFile:
-        """What is known of a file, or what reading it tells. Raises OSError."""
-        state = file.stat()
-        known = self._known.get(str(file.resolve()))
-        if known and (known.n_bytes, known.mtime_ns) == (state.st_size, state.st_mtime_ns):
-            return known
-        return InputFile(n_bytes=state.st_size, mtime_ns=state.st_mtime_ns, sha256=hash_file(file))
+    def look_up(self, path: Path) -> tuple[InputFile, FileState]:
+        """What is known of a file, or what reading it tells, and its state then.
 
-    def remember(self, file: Path, found: InputFile) -> None:
+        Raises:
+            ClipError: it holds no film (``open_file``), or changed while it was read.
+            OSError: it cannot be read.
+        """
+        with open_file(path) as file:
+            state = read_state(file)
+            known = self._known.get(str(path.resolve()))
+            if known and (known.n_bytes, known.mtime_ns) == (state.n_bytes, state.mtime_ns):
+                return known, state
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            check_unchanged(path, file, state)
+        found = InputFile(n_bytes=state.n_bytes, mtime_ns=state.mtime_ns, sha256=sha256)
+        return found, state
+
+    def remember(self, path: Path, found: InputFile) -> None:
         """Keep what ``look_up`` returned."""
-        self._known[str(file.resolve())] = found
+        self._known[str(path.resolve())] = found
 
     def write(self) -> None:
         """Replace inputs.json."""
         known = {name: asdict(file) for name, file in self._known.items()}
         write_atomically(self.path, json.dumps(known, indent=0) + "\n")
+
+
+class ReadTwice:
+    """Compares the state of a clip's file when it was hashed with that when it was decoded."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, FileState] = {}
+        self._lock = Lock()
+
+    def check_state(self, clip_id: str, state: FileState) -> None:
+        """Raise ChangedError where the clip's file was read before in another state.
+
+        To be called twice for a clip, in any order, from any threads.
+        """
+        with self._lock:
+            first = self._first.pop(clip_id, None)
+            if first is None:
+                self._first[clip_id] = state
+        if first not in (None, state):
+            raise ChangedError

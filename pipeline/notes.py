@@ -13,6 +13,11 @@ NOTES: Mapping[str, str] = {
     "skipped_start_frames": "frames at its start that need one before the file begins: {:g}",
     "damaged_packets": "damaged packets, over which the frame before stays on screen: {:g}",
     "missing_s": "its header promises {:.2f} s more than there are",
+    "stretched_frames": "frames stretched to square pixels: {:g}",
+    "ignored_shape_frames": "frames whose pixels are said to be absurdly wide or high, shown as "
+    "square ones: {:g}",
+    "mirrored_frames": "frames mirrored as its display matrix says: {:g}",
+    "interlaced_frames": "interlaced frames, of which one field is shown: {:g}",
     "still_s": "one frame stays on screen for very long, in all {:.2f} s",
 }
 """Name -> how it is said. FORMAT.md tells what each counts; ``_s`` is seconds."""

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from features.contracts import Clip
+from features.errors import ClipError
 from features.store import Store
 from features.store_index import read_store_index
 from pipeline.config import ExtractConfig
+from pipeline.files import MissingFileError
 from pipeline.inputs import Inputs
 from pipeline.manifest import Manifest, read_manifest
 
@@ -96,8 +98,10 @@ def _is_current(row: dict[Any, Any], clip: Clip, config: ExtractConfig, inputs: 
     if not same_part or row["n_phases"] != config.n_phases(clip.split):
         return False
     try:
-        found = inputs.look_up(clip.path)
-    except OSError:  # the file is gone or out of reach, its features are not
+        found, _ = inputs.look_up(clip.path)
+    except (OSError, MissingFileError):  # the file is out of reach, its features are not
         return True
+    except ClipError:  # there is something else in its place
+        return False
     inputs.remember(clip.path, found)
     return bool(row["sha256"] == found.sha256)

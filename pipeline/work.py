@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from features.memory import keep_freed_memory
 from pipeline.config import ExtractConfig
 from pipeline.decode import Frames, iter_chosen_frames
 from pipeline.flow import ClipEnd, Flow, FlowSize
-from pipeline.inputs import InputFile, Inputs
+from pipeline.inputs import InputFile, Inputs, ReadTwice
 from pipeline.parts import iter_parts
 from pipeline.see import load_seer
 
@@ -78,12 +79,17 @@ def iter_work(work: Work, clips: Iterable[Clip]) -> Generator[Item]:
 
         yield Loaded()
 
-        def decode(clip: Clip) -> Frames:
-            return iter_chosen_frames(clip, config.n_phases(clip.split), device)
+        read_twice = ReadTwice()
 
-        def prepare(clip: Clip) -> InputFile | None:
-            # What is no file decodes to a better reason than hashing it gives.
-            return inputs.look_up(clip.path) if clip.path.is_file() else None
+        def decode(clip: Clip) -> Frames:
+            check_state = partial(read_twice.check_state, clip.clip_id)
+            n_phases = config.n_phases(clip.split)
+            return iter_chosen_frames(clip, n_phases, device, check_state=check_state)
+
+        def prepare(clip: Clip) -> InputFile:
+            found, state = inputs.look_up(clip.path)
+            read_twice.check_state(clip.clip_id, state)
+            return found
 
         flow = Flow(seer, decode, prepare, choose_size(work))
         phases = {split: config.n_phases(split) for split in SPLITS}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +15,12 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+import pipeline.decode
 from features.contracts import Clip
 from features.errors import ClipError
 from pipeline.decode import ChosenFrame, Software, iter_chosen_frames
 from pipeline.decoder_version import decoder_version
+from pipeline.files import open_file
 from tests.videos import (
     ONE_THREAD,
     frame_number,
@@ -389,11 +390,12 @@ def test_a_file_is_read_as_its_frames_are_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_video(tmp_path / "a.mkv", noisy_frames(50) * 6, codec="mjpeg", pix_fmt="yuvj444p")
-    file = io.BytesIO(path.read_bytes())
-    really_open = av.open
-    monkeypatch.setattr(av, "open", lambda _: really_open(file))
+    opened = []
+    monkeypatch.setattr(
+        pipeline.decode, "open_file", lambda path: opened.append(open_file(path)) or opened[-1]
+    )
     frames = iter_chosen_frames(make_clip(path), 1)
-    positions = [file.tell() for _ in itertools.islice(frames, 60)]
+    positions = [opened[0].tell() for _ in itertools.islice(frames, 60)]
     size = path.stat().st_size
     assert positions[0] < 0.2 * size
     assert positions[30] < 0.8 * size

@@ -187,10 +187,10 @@ def test_an_unexpected_error_in_one_clip_stops_no_other(
 ) -> None:
     decode = pipeline.work.iter_chosen_frames
 
-    def decode_but_for_one(clip: Clip, *how: Any) -> Frames:
+    def decode_but_for_one(clip: Clip, *how: Any, **more: Any) -> Frames:
         if clip.clip_id == "face1":
             raise RuntimeError("CUDA error")
-        return decode(clip, *how)
+        return decode(clip, *how, **more)
 
     monkeypatch.setattr(pipeline.work, "iter_chosen_frames", decode_but_for_one)
     summary = run_extract(footage / "m.csv", tmp_path / "s", CONFIG)
@@ -207,8 +207,8 @@ def test_what_was_unusual_about_a_film_is_said_and_kept(
 ) -> None:
     decode = pipeline.work.iter_chosen_frames
 
-    def decode_with_a_note(clip: Clip, *how: Any) -> Frames:
-        yield from decode(clip, *how)
+    def decode_with_a_note(clip: Clip, *how: Any, **more: Any) -> Frames:
+        yield from decode(clip, *how, **more)
         return {"clock_restarts": 2} if clip.clip_id == "face1" else {}
 
     monkeypatch.setattr(pipeline.work, "iter_chosen_frames", decode_with_a_note)

@@ -5,6 +5,8 @@ Where no card is, its decoder is played by software that hands over planes as a 
 
 from __future__ import annotations
 
+from fractions import Fraction
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from features.errors import ClipError
 from pipeline.decode import ChosenFrame, Software, iter_decoded
 from pipeline.flow import ClipEnd
 from pipeline.hardware import NoHardwareError, Nvdec, check_frame, convert_planes
+from pipeline.opening import open_container
 from pipeline.parts import iter_parts
 from pipeline.see import SeenFrame
 from tests.videos import ONE_THREAD, keep_first, turn_display, write_video
@@ -39,8 +42,8 @@ class PlayedCard(Nvdec):
         super().__init__(torch.device("cuda"))
         self.n_left = n_frames
 
-    def open(self, path: Path) -> InputContainer:
-        return av.open(str(path))
+    def open(self, file: FileIO) -> InputContainer:
+        return open_container(file)
 
     def read_rgb(self, frame: VideoFrame, stream: VideoStream) -> torch.Tensor:
         if self.n_left == 0:
@@ -98,11 +101,12 @@ def test_frames_of_a_card_are_those_of_software(
     assert {frame.decoder for frame in found} == {f"nvdec:{codec}"}
 
 
-@pytest.mark.parametrize("matrix", [(0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)])
-def test_frames_of_a_card_are_turned_upright(
-    tmp_path: Path, matrix: tuple[int, int, int, int]
+@pytest.mark.parametrize("ratio", [(1, 1), (4, 3), (1, 2)])
+@pytest.mark.parametrize("matrix", [(0, 1, -1, 0), (-1, 0, 0, -1), (0, 1, 1, 0), (-1, 0, 0, 1)])
+def test_frames_of_a_card_are_shown_as_those_of_software(
+    tmp_path: Path, matrix: tuple[int, int, int, int], ratio: tuple[int, int]
 ) -> None:
-    path = write_video(tmp_path / "a.mp4", noisy_frames(3))
+    path = write_video(tmp_path / "a.mp4", noisy_frames(3), pixel_ratio=Fraction(*ratio))
     turn_display(path, matrix)
     assert_same(choose(path, PlayedCard()), choose(path, None))
 

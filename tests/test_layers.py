@@ -19,7 +19,7 @@ FEATURES_ORDER = (
 )  # fmt: skip
 """A module of features imports only what stands before it."""
 
-AV_DOORS = ("decode", "decoder_version", "demo", "hardware", "timeline")
+AV_DOORS = ("decode", "decoder_version", "demo", "display", "hardware", "opening", "timeline")
 
 
 def imports(path: Path) -> Iterator[str]:

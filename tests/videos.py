@@ -50,14 +50,19 @@ def write_video(
     options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
     audio_s: float = 0,
+    pixel_ratio: Fraction = Fraction(0),
 ) -> Path:
-    """Encode RGB frames; ``times_s`` stamps them freely, ``audio_s`` adds a quiet sound track."""
+    """Encode RGB frames; ``times_s`` stamps them freely, ``audio_s`` adds a quiet sound track.
+
+    pixel_ratio: Width of a pixel by its height; 0: not said.
+    """
     height, width = frames[0].shape[:2]
     with av.open(str(path), "w", options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
         stream.options = _FINE.get(codec, {}) if options is None else options
         stream.codec_context.thread_count = 1
+        stream.codec_context.sample_aspect_ratio = pixel_ratio
         sound = container.add_stream("aac", rate=16000, layout="mono") if audio_s else None
         if times_s is not None:
             stream.codec_context.time_base = Fraction(1, _CLOCK_HZ)
