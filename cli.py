@@ -232,6 +232,7 @@ def manifest_check(csv: Path, classes: str | None, allow_subject_overlap: bool) 
     "--face-weights", type=_PATH, help="Another face network: docs/face_network.md.  [shipped]"
 )
 @click.option("--face-map", is_flag=True, help="Keep the face CNN's maps too (larger store).")
+@click.option("--strict", is_flag=True, help="Refuse clips with any damage: docs/decoding.md.")
 @_device
 @click.option(
     "--workers",

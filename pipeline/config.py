@@ -31,6 +31,8 @@ class ExtractConfig:
     """What the CNNs multiply in, ``float32`` or ``bfloat16``; faces are decided in float32.
     ``auto``, before a store is made: the existing store's, else bfloat16 where the device
     multiplies it natively."""
+    strict: bool = False
+    """Refuse clips with any damaged packet; else a little is passed over (docs/decoding.md)."""
     algorithm: int = 5
     """Raised by a release whose code makes other features of the same settings; not to be set."""
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from io import FileIO
+from pathlib import Path
 from typing import Protocol
 
 import av.error
@@ -18,18 +20,23 @@ from torch import Tensor
 
 from features.contracts import TICK_RATE_HZ, Clip
 from features.errors import ClipError
+from pipeline.clock import EPSILON_S, LONGEST_STILL_S, count_ticks
+from pipeline.demux import keeps_its_clock
 from pipeline.display import Display
 from pipeline.files import FileState, check_unchanged, open_file, read_state
 from pipeline.hardware import NoHardwareError, Nvdec
 from pipeline.notes import Notes
 from pipeline.opening import check_decoded_size, find_film, open_container
-from pipeline.timeline import EPSILON_S, SeekMissedError, Timeline
+from pipeline.timeline import SeekMissedError, Timeline
 
 _log = logging.getLogger(__name__)
 
 _SEEK_MARGINS_S = (0.5, 15.0)
 """Land this much before ``start_s``: containers place key frames by decoding time, and MPEG-TS
 lands beyond where it finds none. The second is the next try; after it, reading starts at 0."""
+
+_MOST_TICKS = 256
+"""Of one ChosenFrame: a frame with more is given out several times."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,6 +92,7 @@ def iter_chosen_frames(
     device: torch.device | str = "cpu",
     *,
     check_state: Callable[[FileState], object] = lambda _: None,
+    strict: bool = False,
 ) -> Frames:
     """Decode a clip and yield the frames on screen at the ticks of the clock (IV-C).
 
@@ -110,6 +118,7 @@ def iter_chosen_frames(
         device: Where the frames go.
         check_state: Gets the state of the file that the frames came from, after the last of them;
             what it raises ends the clip.
+        strict: Whether the least damage ends the clip; else a little is passed over.
 
     Raises:
         ClipError: no file, no video in it, not one frame to be had, the file breaks off, or it
@@ -117,7 +126,9 @@ def iter_chosen_frames(
     """
     device = torch.device(device)
     hardware = Nvdec(device) if device.type == "cuda" else None
-    return iter_decoded(clip, n_phases, hardware, Software(device), check_state=check_state)
+    return iter_decoded(
+        clip, n_phases, hardware, Software(device), check_state=check_state, strict=strict
+    )
 
 
 def iter_decoded(
@@ -127,13 +138,16 @@ def iter_decoded(
     software: Decoder,
     *,
     check_state: Callable[[FileState], object] = lambda _: None,
+    strict: bool = False,
 ) -> Frames:
     """``iter_chosen_frames`` by these decoders; every tick has one frame, whoever decoded it."""
     try:
         with open_file(clip.path) as file:
             before = read_state(file)
             try:
-                notes = yield from _iter_by_both(file, clip, n_phases, hardware, software)
+                notes = yield from _iter_by_both(
+                    file, clip, n_phases, hardware, software, strict=strict
+                )
             except Exception:  # damage in a file that changes is that of no content
                 check_unchanged(clip.path, file, before)
                 raise
@@ -145,20 +159,27 @@ def iter_decoded(
 
 
 def _iter_by_both(
-    file: FileIO, clip: Clip, n_phases: int, hardware: Decoder | None, software: Decoder
+    file: FileIO,
+    clip: Clip,
+    n_phases: int,
+    hardware: Decoder | None,
+    software: Decoder,
+    *,
+    strict: bool,
 ) -> Frames:
     notes = Notes()
     n_ticks = 0
     reason = ""
     if hardware is not None:
         try:
-            for frame in _iter_by(hardware, file, clip, n_phases, notes):
+            # What a card makes of damage is not what software does: it gives up at any.
+            for frame in _iter_by(hardware, file, clip, n_phases, notes, strict=True):
                 yield frame
                 n_ticks += len(frame.phases)
             return notes.amounts
         except (ClipError, NoHardwareError) as error:  # a damaged file fails in software, too
             reason = str(error)
-    for frame in _iter_by(software, file, clip, n_phases, notes):
+    for frame in _iter_by(software, file, clip, n_phases, notes, strict=strict):
         if reason:
             _log.debug("clip %s: decoded in software: %s", clip.clip_id, reason)
             reason = ""
@@ -170,13 +191,14 @@ def _iter_by_both(
 
 
 def _iter_by(
-    decoder: Decoder, file: FileIO, clip: Clip, n_phases: int, notes: Notes
+    decoder: Decoder, file: FileIO, clip: Clip, n_phases: int, notes: Notes, *, strict: bool
 ) -> Iterator[ChosenFrame]:
     """Raises ClipError as above, and NoHardwareError as the decoder does."""
     try:
-        for margin_s in (*_SEEK_MARGINS_S, None):
-            if margin_s is not None and (clip.start_s or 0) <= margin_s:
-                continue
+        margins_s = [margin_s for margin_s in _SEEK_MARGINS_S if margin_s < (clip.start_s or 0)]
+        if margins_s and not _can_be_sought(clip.path, read_state(file)):
+            margins_s = []
+        for margin_s in (*margins_s, None):
             notes.clear()
             try:
                 with decoder.open(file) as container:
@@ -187,7 +209,9 @@ def _iter_by(
                         container,
                         stream,
                         TICK_RATE_HZ * n_phases,
+                        notes,
                         seek_margin_s=margin_s,
+                        strict=strict,
                     )
                     try:
                         yield from _choose(clip, n_phases, timeline, decoder, notes)
@@ -203,6 +227,13 @@ def _iter_by(
         raise ClipError(f"not a video, or damaged ({reason})") from error
 
 
+@lru_cache(maxsize=256)
+def _can_be_sought(path: Path, _: FileState) -> bool:
+    """Whether times lead to the right frames. Kept: many clips may be parts of one file."""
+    with open_file(path) as file, open_container(file) as container:
+        return keeps_its_clock(container, find_film(container))
+
+
 def _choose(
     clip: Clip, n_phases: int, timeline: Timeline, decoder: Decoder, notes: Notes
 ) -> Iterator[ChosenFrame]:
@@ -216,14 +247,20 @@ def _choose(
 
     def leave_screen(at_s: float) -> Iterator[ChosenFrame]:
         nonlocal tick
-        first = tick
-        while origin_s + tick / rate_hz < at_s - EPSILON_S:
-            tick += 1
-        if tick > first and shown is not None:
+        first, tick = tick, count_ticks(at_s, origin_s, rate_hz)
+        if tick <= first or shown is None:
+            return
+        last = tick
+        from_s = max(origin_s, shown[0])
+        if at_s - from_s > LONGEST_STILL_S:
+            timeline.notes.add("still_s", at_s - from_s)
+            last = max(first, count_ticks(from_s + 1 / TICK_RATE_HZ, origin_s, rate_hz))
+        rgb = display.show(shown[1], decoder.read_rgb(shown[1], stream))
+        for k in range(first, last, _MOST_TICKS):
             yield ChosenFrame(
                 pts_s=shown[0] - origin_s,
-                phases=tuple(k % n_phases for k in range(first, tick)),
-                rgb=display.show(shown[1], decoder.read_rgb(shown[1], stream)),
+                phases=tuple(i % n_phases for i in range(k, min(k + _MOST_TICKS, last))),
+                rgb=rgb,
                 decoder=f"{decoder.name}:{stream.codec_context.name}",
             )
 
@@ -239,3 +276,4 @@ def _choose(
         )
         raise ClipError(f"no frame can be decoded{after}")
     yield from leave_screen(min(end_s, timeline.end_s))
+    timeline.finish()

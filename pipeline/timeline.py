@@ -1,7 +1,8 @@
-"""The frames of an open video with their times, and whether the file is all there."""
+"""The frames of an open video with their times."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -17,13 +18,25 @@ from av.video.stream import VideoStream
 
 from features.contracts import Clip
 from features.errors import ClipError
+from pipeline.clock import EPSILON_S, LONGEST_STILL_S, PendingTimes
+from pipeline.demux import Demuxer, read_frame_s, time_base, to_seconds
+from pipeline.losses import Losses
+from pipeline.notes import Notes
 from pipeline.packets import Needs, Role, Ticks, read_nal_syntax
-
-EPSILON_S = 1e-6
-"""A frame stamped 0.2 counts as on screen at tick 1/5 despite rounding of its time base."""
 
 _N_AHEAD = 16
 """Packets read before the first of them is decoded: H.264 shows no frame later than this."""
+
+_DAMAGE = (
+    av.error.InvalidDataError,
+    av.error.ArgumentError,
+    av.error.BlockingIOError,  # VP9, where a packet is cut up wrongly
+    av.error.PermissionError,  # -1, in old decoders
+)
+"""What a decoder says of a packet that it cannot read; it goes on with the next."""
+
+_N_PROBED = 32
+"""Packets decoded twice where their times may be in stored order."""
 
 _PROGRESSIVE = 1
 """FFmpeg's number for it. In an interlaced stream a packet may be half a frame."""
@@ -42,8 +55,10 @@ class Timeline:
         container: InputContainer,
         stream: VideoStream,
         rate_hz: float,
+        notes: Notes,
         *,
         seek_margin_s: float | None,
+        strict: bool,
     ) -> None:
         """Opens nothing yet.
 
@@ -52,28 +67,47 @@ class Timeline:
             container: Its file.
             stream: Of the container.
             rate_hz: Of the ticks: frames on screen at none of them may be left out.
+            notes: What is unusual is added to them.
             seek_margin_s: Start reading this much before ``start_s``; None: at the file's start.
+            strict: No damaged packet is passed over.
         """
+        self.path = clip.path
         self.container = container
         self.stream = stream
         self.rate_hz = rate_hz
         self.stream.thread_count = 1
         self.start_s = clip.start_s or 0.0
         self.stop_s = np.inf if clip.end_s is None else clip.end_s
+        self.notes = notes
+        self.strict = strict
         self.seek_margin_s = seek_margin_s
         self.origin_s = 0.0
-        """When the file's first frame appears, by the stream's own clock."""
+        """When the file's first frame appears, by the stream's clock."""
         self.end_s = 0.0
         """When the last frame read so far leaves the screen."""
-        self._end_of_packets_s = 0.0
-        self._last_is_partial = False
-        self._demux_error: av.error.FFmpegError | None = None
+        self._is_avi = "avi" in container.format.name.split(",")
+        self._frame_s = read_frame_s(stream)
         self._ticks: Ticks | None = None
         """Known once the first frame tells the origin."""
+        self._in_stored_order = False
+        """Whether presentation times are in the order in which frames are stored, not shown."""
         context = stream.codec_context
         self._syntax = read_nal_syntax(context.name, container.format.name, context.extradata)
         if context.name == "h264" and context.field_order != _PROGRESSIVE:
             self._syntax = None
+        self._begin()
+
+    def _begin(self) -> None:
+        """Reading begins at the file's start, or where seeking has landed."""
+        self._demuxer = Demuxer(self.container, self.stream)
+        self._losses = Losses(strict=self.strict)
+        self._n_repeated = self._n_skipped = 0
+        self._early: deque[int] = deque(maxlen=_N_AHEAD)
+        """Times of the last packets before the first frame."""
+        self._held_until_s = -np.inf
+        """When the last packet that shows the frame before once more ends, by the clock."""
+        self._pending = PendingTimes()
+        self._last_shown_pts = -np.inf
 
     def __iter__(self) -> Iterator[tuple[float, VideoFrame]]:
         """Yields time since the file's first frame, increasing, and the frame.
@@ -83,39 +117,55 @@ class Timeline:
             SeekMissedError: no frame at or before ``start_s`` comes first.
         """
         try:
-            frames = self._decode()
+            frames = self._decode(self._probe(iter(self._demuxer)))
             first = next(frames, None)
             if first is not None:
-                self.origin_s = self._read_clock(first) or 0.0
+                clock_s = self._read_clock(first)
+                self.origin_s = clock_s or 0.0
                 self._ticks = Ticks(
                     start_s=self.origin_s + self.start_s,
                     rate_hz=self.rate_hz,
                     end_s=self.origin_s + self.stop_s,
                 )
-                if self.seek_margin_s is None or self._read_clock(first) is None:
+                if self.seek_margin_s is None or clock_s is None or self._in_stored_order:
                     frames = itertools.chain([first], frames)
+                    self._n_skipped += sum(pts < (first.pts or 0) for pts in self._early)
                 else:
                     frames = self._sought(self.start_s - self.seek_margin_s)
             yield from self._timed(frames)
-        except av.error.InvalidDataError as error:
+        except _DAMAGE as error:
             raise ClipError(f"breaks off or is damaged after {self.end_s:.2f} s") from error
-        self._check_complete()
+        self._demuxer.check_complete(self.path, self.origin_s, self.end_s, self.notes)
+
+    def finish(self) -> None:
+        """Note what was unusual in what was read. Raises ClipError where too much is damaged."""
+        self._losses.check(self.notes)
+        self._demuxer.note_breaks(self.notes)
+        counts = {
+            "stored_order": self._in_stored_order,
+            "repeated_frames": self._n_repeated,
+            "skipped_start_frames": self._n_skipped,
+        }
+        for name, count in counts.items():
+            if count:
+                self.notes.add(name, count)
 
     def _sought(self, to_s: float) -> Iterator[VideoFrame]:
         try:
-            to = int((self.origin_s + to_s) / _time_base(self.stream))
+            to = int((self.origin_s + to_s) / time_base(self.stream))
             self.container.seek(to, stream=self.stream)
-            frames = self._decode()
+            self._begin()
+            frames = self._decode(iter(self._demuxer))
             first = next(frames, None)
         except av.error.FFmpegError as error:
             raise SeekMissedError from error
         landed_s = None if first is None else self._read_clock(first)
         if landed_s is None or landed_s - self.origin_s > self.start_s + EPSILON_S:
             raise SeekMissedError
+        self._n_skipped = 0  # the file begins elsewhere
         return itertools.chain(filter(None, [first]), frames)
 
     def _timed(self, frames: Iterator[VideoFrame]) -> Iterator[tuple[float, VideoFrame]]:
-        frame_s = float(1 / self.stream.average_rate) if self.stream.average_rate else 0.04
         last_s = -np.inf
         for frame in frames:
             clock_s = self._read_clock(frame)
@@ -123,32 +173,111 @@ class Timeline:
             if now_s <= last_s:
                 continue
             last_s = now_s
-            duration_s = _seconds(self.stream, frame.duration) if frame.duration else frame_s
+            duration_s = (
+                to_seconds(self.stream, frame.duration) if frame.duration else self._frame_s
+            )
             self.end_s = now_s + duration_s
             yield now_s, frame
+        if last_s > -np.inf:
+            self.end_s = max(self.end_s, self._held_until_s - self.origin_s)
 
     def _read_clock(self, frame: VideoFrame) -> float | None:
-        """When a frame appears by the stream's own clock, seconds; None where it is not said.
+        """When a frame appears by the stream's clock, seconds; None where it is not said.
 
         AVI stores no presentation times, and those that FFmpeg makes up are wrong where frames are
         stored out of order; decoding times, which come with the frames in order, are right.
         """
-        count = frame.dts if "avi" in self.container.format.name.split(",") else frame.pts
-        return None if count is None else _seconds(self.stream, count)
+        count = frame.dts if self._is_avi else frame.pts
+        return None if count is None else to_seconds(self.stream, count)
 
-    def _decode(self) -> Iterator[VideoFrame]:
-        for packet in self._iter_needed():
-            yield from self.stream.decode(packet)
-        if self._demux_error:
-            raise self._demux_error
+    def _may_be_in_stored_order(self) -> bool:
+        has_b_frames = self.stream.codec_context.has_b_frames
+        return (
+            has_b_frames
+            and self._demuxer.is_monotone
+            and not (self._is_avi or self._in_stored_order)
+        )
 
-    def _iter_needed(self) -> Iterator[Packet[Stream]]:
+    def _probe(self, packets: Iterator[Packet[Stream]]) -> Iterator[Packet[Stream]]:
+        """The same packets; finds out whether times are in stored order before one is used."""
+        if not self._may_be_in_stored_order():
+            return packets
+        head = list(itertools.islice(packets, _N_PROBED))
+        if self._may_be_in_stored_order():
+            self._in_stored_order = self._shows_disorder(head)
+        return itertools.chain(head, packets)
+
+    def _shows_disorder(self, packets: Sequence[Packet[Stream]]) -> bool:
+        """Whether frames leave the decoder with times that fall; it is then as it was before."""
+        times = []
+        for packet in packets:
+            with contextlib.suppress(*_DAMAGE):
+                times += [f.pts for f in self.stream.decode(packet if packet.size else None)]
+        with contextlib.suppress(*_DAMAGE):
+            times += [frame.pts for frame in self.stream.decode(None)]
+        self.stream.codec_context.flush_buffers()
+        known = [pts for pts in times if pts is not None]
+        return known != sorted(known)
+
+    def _decode(self, packets: Iterator[Packet[Stream]]) -> Iterator[VideoFrame]:
+        has_key = has_frame = False
+        for packet in self._iter_needed(packets):
+            has_key |= packet.is_keyframe
+            if not packet.size:
+                self._n_repeated += 1
+                self._hold(packet)
+                continue
+            try:
+                frames = self.stream.decode(packet)
+            except _DAMAGE:
+                if has_key or has_frame:
+                    self._lose(packet)
+                else:
+                    self._n_skipped += 1
+                continue
+            self._losses.read()
+            if not has_frame and packet.pts is not None and not packet.is_discard:
+                self._n_skipped += len(self._early) == _N_AHEAD
+                self._early.append(packet.pts)
+            self._pending.push(packet.pts)
+            has_frame |= bool(frames)
+            yield from map(self._put_in_order, frames)
+        yield from map(self._put_in_order, self.stream.decode(None))
+        if self._demuxer.error:
+            raise self._demuxer.error
+
+    def _put_in_order(self, frame: VideoFrame) -> VideoFrame:
+        """The same frame; where times are in stored order it gets that of its place on screen."""
+        if frame.pts is not None and (self._in_stored_order or self._may_be_in_stored_order()):
+            earliest = self._pending.pop(frame.pts, is_key=frame.key_frame)
+            self._in_stored_order |= frame.pts < self._last_shown_pts
+            if self._in_stored_order:
+                frame.pts = earliest
+            self._last_shown_pts = frame.pts
+        return frame
+
+    def _hold(self, packet: Packet[Stream]) -> None:
+        """The frame before stays on screen for the time of a packet."""
+        if packet.pts is not None:
+            until_s = to_seconds(self.stream, packet.pts) + self._read_duration_s(packet)
+            self._held_until_s = max(self._held_until_s, until_s)
+
+    def _lose(self, packet: Packet[Stream]) -> None:
+        """Raises ClipError where more than is passed over cannot be decoded."""
+        self._hold(packet)
+        pts_s = None if packet.pts is None else to_seconds(self.stream, packet.pts) - self.origin_s
+        self._losses.lose(pts_s, self._read_duration_s(packet), self.end_s)
+
+    def _read_duration_s(self, packet: Packet[Stream]) -> float:
+        duration_s = to_seconds(self.stream, packet.duration or 0)
+        return duration_s if 0 < duration_s <= LONGEST_STILL_S else self._frame_s
+
+    def _iter_needed(self, packets: Iterator[Packet[Stream]]) -> Iterator[Packet[Stream]]:
         """The packets to decode. Some are read ahead: a frame lasts until the next one comes."""
         coming: deque[Packet[Stream]] = deque()
         roles: deque[tuple[float, Role]] = deque()
         needs = Needs()
         n_ahead = 0 if self._syntax is None else _N_AHEAD
-        packets = self._demux()
         packet = next(packets, None)
         while packet is not None or coming:
             if packet is not None:
@@ -159,6 +288,8 @@ class Timeline:
                 continue
             if self._is_needed(needs, roles):
                 yield coming[0]
+            else:
+                self._losses.pass_by()
             coming.popleft()
             pts_s, role = roles.popleft()
             if role is not Role.UNKNOWN:
@@ -176,47 +307,4 @@ class Timeline:
         """When the frame of a packet appears by the stream's clock, and what it is to others."""
         if packet.pts is None or self._syntax is None or packet.is_corrupt or packet.is_discard:
             return 0.0, Role.UNKNOWN
-        return _seconds(self.stream, packet.pts), self._syntax.read_role(memoryview(packet))
-
-    def _demux(self) -> Iterator[Packet[Stream]]:
-        """The stream's packets. What went wrong after the last of them is in _demux_error."""
-        # Where the video stream does not know its own length, the other streams tell how much of
-        # the file is there.
-        demuxed = [self.stream] if self.stream.duration else list(self.container.streams)
-        try:
-            for packet in self.container.demux(demuxed):
-                if packet.pts is not None and packet.time_base is not None:
-                    end_s = float((packet.pts + (packet.duration or 0)) * packet.time_base)
-                    self._end_of_packets_s = max(self._end_of_packets_s, end_s)
-                if packet.size:  # 0: the demuxer's end
-                    self._last_is_partial = packet.is_corrupt
-                if packet.stream is self.stream:
-                    yield packet
-        except av.error.FFmpegError as error:  # those read before it are decoded first
-            self._demux_error = error
-
-    def _check_complete(self) -> None:
-        """Raises where less was found than the container promises: a truncated file.
-
-        MPEG-TS and GIF promise nothing: they end where they end.
-        """
-        if self.stream.duration:
-            # Counted from the first frame: what a recording begins with may not be decodable.
-            last = (self.stream.start_time or 0) + self.stream.duration
-            promised_s = _seconds(self.stream, last) - self.origin_s
-            found_s = self.end_s
-        else:
-            promised_s = (self.container.duration or 0) / av.time_base
-            found_s = self._end_of_packets_s
-        cut_short = self._last_is_partial and "mpegts" not in self.container.format.name
-        if cut_short or found_s < promised_s - max(0.5, 0.05 * promised_s):
-            whole = f" of {promised_s:.2f} s" if found_s < promised_s else ""
-            raise ClipError(f"breaks off after {found_s:.2f} s{whole} (truncated?)")
-
-
-def _seconds(stream: VideoStream, count: int) -> float:
-    return count * _time_base(stream)
-
-
-def _time_base(stream: VideoStream) -> float:
-    return float(stream.time_base) if stream.time_base else 1 / av.time_base
+        return to_seconds(self.stream, packet.pts), self._syntax.read_role(memoryview(packet))

@@ -82,9 +82,11 @@ def iter_work(work: Work, clips: Iterable[Clip]) -> Generator[Item]:
         read_twice = ReadTwice()
 
         def decode(clip: Clip) -> Frames:
-            check_state = partial(read_twice.check_state, clip.clip_id)
             n_phases = config.n_phases(clip.split)
-            return iter_chosen_frames(clip, n_phases, device, check_state=check_state)
+            check_state = partial(read_twice.check_state, clip.clip_id)
+            return iter_chosen_frames(
+                clip, n_phases, device, check_state=check_state, strict=config.strict
+            )
 
         def prepare(clip: Clip) -> InputFile:
             found, state = inputs.look_up(clip.path)

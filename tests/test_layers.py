@@ -19,7 +19,9 @@ FEATURES_ORDER = (
 )  # fmt: skip
 """A module of features imports only what stands before it."""
 
-AV_DOORS = ("decode", "decoder_version", "demo", "display", "hardware", "opening", "timeline")
+AV_DOORS = (
+    "decode", "decoder_version", "demo", "demux", "display", "hardware", "opening", "timeline",
+)  # fmt: skip
 
 
 def imports(path: Path) -> Iterator[str]:

@@ -152,6 +152,13 @@ def test_a_sweep_is_told_with_all_its_trials(store: Path, tmp_path: Path) -> Non
     assert not list((tmp_path / "out" / "tables").glob("sweep-*"))
 
 
+def test_a_sweep_without_runs_is_a_report(store: Path, tmp_path: Path) -> None:
+    sweep = Sweep(head="face", config=QUICK, space=parse_grid(["lr=1e-4,1e-3"], QUICK))
+    run_sweep([store], tmp_path / "runs", sweep, [])
+    page = run_report(tmp_path / "runs", tmp_path / "out").read_text()
+    assert "Runs with these settings: none yet" in page
+
+
 def test_a_run_on_test_stores_can_be_made_again_by_its_command(store: Path, tmp_path: Path) -> None:
     other = people_store(tmp_path / "other", prefix="e")
     run_fit([store], tmp_path / "runs", ["face"], [0], QUICK, test_stores=[other])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
+from av.packet import Packet
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
@@ -141,3 +144,48 @@ def _silence(pts: int) -> av.AudioFrame:
     )
     frame.sample_rate, frame.pts, frame.time_base = 16000, pts, Fraction(1, 16000)
     return frame
+
+
+def remux(
+    source: Path, target: Path, edit: Callable[[list[Packet[Any]]], Iterable[Packet[Any]]]
+) -> Path:
+    """Copy a video's packets, as stored and without decoding, as ``edit`` gives them back."""
+    with av.open(str(source)) as read, av.open(str(target), "w") as write:
+        stream = write.add_stream_from_template(read.streams.video[0])
+        for packet in edit([packet for packet in read.demux(video=0) if packet.size]):
+            packet.stream = stream
+            write.mux(packet)
+    return target
+
+
+def spoil(packet: Packet[Any]) -> Packet[Any]:
+    """The same packet with bytes that no decoder takes for a picture."""
+    spoilt = Packet(b"\xff" * packet.size)
+    spoilt.pts, spoilt.dts, spoilt.duration = packet.pts, packet.dts, packet.duration
+    spoilt.time_base, spoilt.is_keyframe = packet.time_base, packet.is_keyframe
+    return spoilt
+
+
+def write_ogm(path: Path, packets: Sequence[bytes], fps: int = 25) -> Path:
+    """Motion JPEG packets of 64x48 in Ogg (OGM), where packets may be empty; one a page."""
+    header = b"\1video\0\0\0MJPG" + struct.pack("<IqqIIHH", 56, 10**7 // fps, 1, 1, 0, 24, 0)
+    pages = [header + struct.pack("<II", 64, 48), *(b"\x08" + packet for packet in packets)]
+    content = b""
+    for number, packet in enumerate(pages):
+        laces = bytes([255] * (len(packet) // 255) + [len(packet) % 255])
+        flags = 2 * (number == 0) + 4 * (number == len(packets))
+        place = max(0, number - 1)
+        page = struct.pack("<4sBBQIII", b"OggS", 0, flags, place, 1, number, 0)
+        page += bytes([len(laces)]) + laces + packet
+        content += page[:22] + struct.pack("<I", _ogg_checksum(page)) + page[26:]
+    path.write_bytes(content)
+    return path
+
+
+def _ogg_checksum(page: bytes) -> int:
+    checksum = 0
+    for byte in page:
+        checksum ^= byte << 24
+        for _ in range(8):
+            checksum = (checksum << 1 ^ (0x04C11DB7 if checksum & 1 << 31 else 0)) & 0xFFFFFFFF
+    return checksum
