@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from features.console import (
+    add_json_option,
+    configure_logging,
+    errors_as_json,
+    print_json,
+    show_progress,
+)
 from features.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
-    from pipeline.extract import ExtractProgress, ExtractSummary
-    from train.fit_jobs import FitProgress
+    from pipeline.extract import ExtractSummary
+    from pipeline.plan import ManifestOptions
     from train.pooled import Pooled
     from train.runs import RunSummary
-    from train.sweep_batches import SweepProgress
 
 # Threads that wait must not spin: beside another busy process that makes torch ten times slower.
 # Read when torch is loaded, which no import above does.
@@ -32,7 +36,6 @@ _PATH = click.Path(path_type=Path)
 _device = click.option(
     "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
 )
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, only it.")
 
 
 class _Verbs(click.Group):
@@ -40,22 +43,23 @@ class _Verbs(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         signal.signal(signal.SIGTERM, _raise_interrupt)  # a batch system's stop: as Ctrl-C
-        try:
-            return super().invoke(ctx)
-        except ConfigError as error:
-            raise click.UsageError(str(error)) from error
-        except UserError as error:
-            raise click.ClickException(str(error)) from error
-        except KeyboardInterrupt:
-            click.echo(f"interrupted{_tell_kept(ctx)}", err=True)
-            ctx.exit(130)
-        except BrokenPipeError:
-            raise  # click ends quietly: who reads the output, as head does, has seen enough
-        except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            raise click.ClickException(
-                f"{where}{error.strerror or error}{_tell_kept(ctx)}"
-            ) from error
+        with errors_as_json(ctx):
+            try:
+                return super().invoke(ctx)
+            except ConfigError as error:
+                raise click.UsageError(str(error)) from error
+            except UserError as error:
+                raise click.ClickException(str(error)) from error
+            except KeyboardInterrupt:
+                click.echo(f"interrupted{_tell_kept(ctx)}", err=True)
+                ctx.exit(130)
+            except BrokenPipeError:
+                raise  # click ends quietly: who reads the output, as head does, has seen enough
+            except OSError as error:
+                where = f"{error.filename}: " if error.filename else ""
+                raise click.ClickException(
+                    f"{where}{error.strerror or error}{_tell_kept(ctx)}"
+                ) from error
 
 
 _KEPT = {
@@ -94,69 +98,65 @@ def cli(verbose: bool) -> None:
     Example:
         cli.py demo
     """
-    level = logging.DEBUG if verbose else logging.INFO
-    handler: logging.Handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
-    if sys.stderr.isatty():  # keeps a progress bar in one piece
-        from rich.console import Console
-        from rich.logging import RichHandler
-
-        handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    for package in ("features", "pipeline", "train"):
-        logging.getLogger(package).setLevel(level)
+    configure_logging(verbose=verbose)
 
 
-_DEMO_SUBMITTED_SEEDS = 3
-_DEMO_SUBMITTED_STEPS = 250
-"""At most, of the networks of Table II: with 25,088 values a step they are the slowest to train."""
+_DEMO_PHASES = 2
+_DEMO_SETTINGS: Mapping[str, Any] = {"lr": 1e-3, "epochs": 30, "min_steps": 0, "max_steps": 14}
+"""What the demo changes, so that it takes two minutes: fewer frames of each train clip, fewer
+batches, each with a larger step and none padded to the length of a few clips with two faces."""
 
 
 @cli.command()
 @click.option("--dir", "folder", type=_PATH, default=Path("demo"), show_default=True)
 @click.option(
-    "--seeds",
-    type=click.IntRange(1),
-    default=5,
-    show_default=True,
-    help="Runs per head of Table I.",
+    "--seeds", type=click.IntRange(1), default=3, show_default=True, help="Runs per head."
 )
-def demo(folder: Path, seeds: int) -> None:
+@add_json_option
+def demo(folder: Path, seeds: int, as_json: bool) -> None:
     """Run the whole job on the built-in demo set; ends with the path of report.html.
 
     Renders about 100 synthetic clips, extracts, trains the heads of Table I and the networks of
-    Table II (over three seeds at most), writes the report. Shows that everything works here; says
-    nothing about real emotions (see docs/demo.md).
+    Table II, writes the report. Trains shorter than fit does, with larger steps. Shows that
+    everything works here; says nothing about real emotions (see docs/demo.md).
 
     \b
     Example:
         cli.py demo --dir demo
+        cli.py demo --seeds 5
     """
     from pipeline.config import ExtractConfig
     from pipeline.demo import render_demo_set
     from pipeline.extract import run_extract
+    from pipeline.progress import count_clips
     from train.config import PRESETS
     from train.fit import run_fit
+    from train.progress import count_runs
     from train.report.report import run_report
 
-    with _progress("render", "clips") as show:
+    with show_progress("render", "clips") as show:
         manifest = render_demo_set(folder, progress=show)
     store, runs = folder / "store", folder / "runs"
-    with _extract_progress() as show_extract:
-        summary = run_extract(
-            manifest, store, ExtractConfig(face_map=True), workers=None, progress=show_extract
-        )
-    _tell(summary)
-    for name, preset in PRESETS.items():
-        n, config = seeds, preset.config
-        if name == "submitted":
-            n = min(seeds, _DEMO_SUBMITTED_SEEDS)
-            config = replace(config, min_steps=min(config.min_steps, _DEMO_SUBMITTED_STEPS))
-        with _fit_progress(preset.heads, n) as show_fit:
-            run_fit([store], runs, preset.heads, range(n), config, progress=show_fit)
-    click.echo(run_report(runs, folder / "report"))
-    if summary.clips_failed:
+    config = ExtractConfig(face_map=True, phases=_DEMO_PHASES)
+    with show_progress("extract", "clips") as show:
+        extracted = run_extract(manifest, store, config, workers=None, progress=count_clips(show))
+    if not as_json:
+        _tell(extracted)
+    trained: list[RunSummary] = []
+    with show_progress("fit", "runs") as show:
+        heads = [head for preset in PRESETS.values() for head in preset.heads]
+        count = count_runs(show, heads, seeds)
+        for preset in PRESETS.values():
+            settings = replace(preset.config, **_DEMO_SETTINGS)
+            trained += run_fit([store], runs, preset.heads, range(seeds), settings, progress=count)
+    with show_progress("report", "pages"):
+        page = run_report(runs, folder / "report")
+    if as_json:
+        told = [asdict(run) for run in trained]
+        print_json({"extract": extracted.as_json(), "runs": told, "report": str(page)})
+    else:
+        click.echo(page)
+    if extracted.clips_failed:
         sys.exit(1)
 
 
@@ -178,30 +178,44 @@ _allow_overlap = click.option(
 )
 
 
+_map_label = click.option(
+    "--map-label",
+    metavar="LABEL=CLASS",
+    multiple=True,
+    help="Read this label as that class; may be given again.",
+)
+
+
 @manifest.command("check")
 @click.argument("csv", type=_PATH)
 @_classes
 @_allow_overlap
-def manifest_check(csv: Path, classes: str | None, allow_subject_overlap: bool) -> None:
+@_map_label
+@add_json_option
+def manifest_check(
+    csv: Path,
+    classes: str | None,
+    allow_subject_overlap: bool,
+    map_label: Sequence[str],
+    as_json: bool,
+) -> None:
     """Tell every problem of a manifest at once, with line numbers; exit 1 if there is one.
 
     \b
     Example:
         cli.py manifest check data_manifest.csv
     """
-    from pipeline.manifest import read_manifest
+    from pipeline.manifest_check import check_manifest
 
-    listed = read_manifest(
-        csv,
-        classes=_split(classes),
-        allow_subject_overlap=allow_subject_overlap,
-        files_must_exist=True,
-    )
-    by_split = {s: sum(c.split == s for c in listed.clips) for s in ("train", "val", "test")}
-    counts = ", ".join(f"{n} {split}" for split, n in by_split.items())
-    assumed = " (taken from the labels; --classes declares them)" if listed.classes_assumed else ""
-    click.echo(f"{csv}: {len(listed.clips)} clips: {counts}")
-    click.echo(f"classes: {', '.join(listed.classes)}{assumed}")
+    checked = check_manifest(csv, _read_options(classes, allow_subject_overlap, map_label))
+    if as_json:
+        print_json(checked.as_json())
+    elif checked.problems:
+        click.echo(f"Error: {checked.text}", err=True)
+    else:
+        click.echo(checked.text)
+    if checked.problems:
+        sys.exit(1)
 
 
 @cli.command()
@@ -242,7 +256,8 @@ def manifest_check(csv: Path, classes: str | None, allow_subject_overlap: bool) 
 )
 @_classes
 @_allow_overlap
-@_as_json
+@_map_label
+@add_json_option
 def extract(
     csv: Path,
     store: Path,
@@ -251,6 +266,7 @@ def extract(
     face_weights: Path | None,
     classes: str | None,
     allow_subject_overlap: bool,
+    map_label: Sequence[str],
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -267,11 +283,11 @@ def extract(
     from features.weights import SHIPPED_FACE_WEIGHTS
     from pipeline.config import ExtractConfig
     from pipeline.extract import run_extract
-    from pipeline.plan import ManifestOptions
+    from pipeline.progress import count_clips
 
     given = {name: value for name, value in settings.items() if value is not None}
-    options = ManifestOptions(classes=_split(classes), allow_subject_overlap=allow_subject_overlap)
-    with _extract_progress() as show:
+    options = _read_options(classes, allow_subject_overlap, map_label)
+    with show_progress("extract", "clips") as show:
         summary = run_extract(
             csv,
             store,
@@ -280,11 +296,10 @@ def extract(
             face_weights=face_weights or SHIPPED_FACE_WEIGHTS,
             device=device,
             workers=workers,
-            progress=show,
+            progress=count_clips(show),
         )
     if as_json:
-        told = {name: value for name, value in asdict(summary).items() if name != "step_s"}
-        click.echo(json.dumps(told))
+        print_json(summary.as_json())
     else:
         _tell(summary)
     if summary.clips_failed:
@@ -303,7 +318,7 @@ def store() -> None:
 
 @store.command("info")
 @click.argument("folder", metavar="DIR", type=_PATH)
-@_as_json
+@add_json_option
 def store_info(folder: Path, as_json: bool) -> None:
     """Tell what a store holds and how it was made.
 
@@ -342,7 +357,8 @@ def store_info(folder: Path, as_json: bool) -> None:
 
 @store.command("verify")
 @click.argument("folder", metavar="DIR", type=_PATH)
-def store_verify(folder: Path) -> None:
+@add_json_option
+def store_verify(folder: Path, as_json: bool) -> None:
     """Read every byte of a store and tell any damage; exit 1 if there is some.
 
     \b
@@ -351,14 +367,18 @@ def store_verify(folder: Path) -> None:
     """
     from features.store import open_store, verify_store
 
-    problems = verify_store(folder)
-    n_clips = 0 if problems else len(open_store(folder, verify=False))
-    _report_damage(problems, f"{folder}: {n_clips} clips, no damage")
+    with show_progress("store verify", "shards"):
+        problems = verify_store(folder)
+    n_clips = None if problems else len(open_store(folder, verify=False))
+    if as_json:
+        print_json({"store": str(folder), "n_clips": n_clips, "problems": problems})
+    _report_damage(problems, f"{folder}: {n_clips} clips, no damage", as_json)
 
 
 @store.command("failures")
 @click.argument("folder", metavar="DIR", type=_PATH)
-def store_failures(folder: Path) -> None:
+@add_json_option
+def store_failures(folder: Path, as_json: bool) -> None:
     """List the clips that the last extract could not use, and why.
 
     \b
@@ -368,6 +388,9 @@ def store_failures(folder: Path) -> None:
     from features.store import open_store
 
     failures = open_store(folder, verify=False).failures
+    if as_json:
+        print_json({"store": str(folder), "failures": failures.to_dict("records")})
+        return
     for row in failures.itertuples():
         click.echo(f"{row.clip_id}: {row.step}: {row.reason} ({row.path})")
     if failures.empty:
@@ -387,7 +410,8 @@ def bundle() -> None:
 @bundle.command("pack")
 @click.argument("store_folder", metavar="STORE", type=_PATH)
 @click.argument("file", type=_PATH)
-def bundle_pack(store_folder: Path, file: Path) -> None:
+@add_json_option
+def bundle_pack(store_folder: Path, file: Path, as_json: bool) -> None:
     """Pack a store into FILE. Features and labels travel; clips, pictures and paths do not.
 
     \b
@@ -396,14 +420,27 @@ def bundle_pack(store_folder: Path, file: Path) -> None:
     """
     from features.bundle import pack_bundle
 
-    info = pack_bundle(store_folder, file)
-    click.echo(f"{file}: {info.n_clips} clips, {file.stat().st_size} bytes")
+    with show_progress("bundle pack", "files"):
+        info = pack_bundle(store_folder, file)
+    n_bytes = file.stat().st_size
+    if as_json:
+        print_json(
+            {
+                "bundle": str(file),
+                "n_clips": info.n_clips,
+                "n_bytes": n_bytes,
+                "fingerprint": info.fingerprint,
+            }
+        )
+    else:
+        click.echo(f"{file}: {info.n_clips} clips, {n_bytes} bytes")
 
 
 @bundle.command("unpack")
 @click.argument("file", type=_PATH)
 @click.argument("folder", metavar="DIR", type=_PATH)
-def bundle_unpack(file: Path, folder: Path) -> None:
+@add_json_option
+def bundle_unpack(file: Path, folder: Path, as_json: bool) -> None:
     """Check FILE and make it a store at DIR.
 
     \b
@@ -412,13 +449,18 @@ def bundle_unpack(file: Path, folder: Path) -> None:
     """
     from features.bundle import unpack_bundle
 
-    info = unpack_bundle(file, folder)
-    click.echo(f"{folder}: {info.n_clips} clips, fingerprint {info.fingerprint[:12]}")
+    with show_progress("bundle unpack", "files"):
+        info = unpack_bundle(file, folder)
+    if as_json:
+        print_json({"store": str(folder), "n_clips": info.n_clips, "fingerprint": info.fingerprint})
+    else:
+        click.echo(f"{folder}: {info.n_clips} clips, fingerprint {info.fingerprint[:12]}")
 
 
 @bundle.command("verify")
 @click.argument("file", type=_PATH)
-def bundle_verify(file: Path) -> None:
+@add_json_option
+def bundle_verify(file: Path, as_json: bool) -> None:
     """Read every byte of a bundle and tell any damage; exit 1 if there is some.
 
     \b
@@ -427,12 +469,16 @@ def bundle_verify(file: Path) -> None:
     """
     from features.bundle import verify_bundle
 
-    _report_damage(verify_bundle(file), f"{file}: no damage")
+    with show_progress("bundle verify", "files"):
+        problems = verify_bundle(file)
+    if as_json:
+        print_json({"bundle": str(file), "problems": problems})
+    _report_damage(problems, f"{file}: no damage", as_json)
 
 
 @bundle.command("info")
 @click.argument("file", type=_PATH)
-@_as_json
+@add_json_option
 def bundle_info(file: Path, as_json: bool) -> None:
     """Tell what a bundle holds and how it was made.
 
@@ -501,7 +547,7 @@ _settings = click.option(
 @_no_verify
 @_device
 @_settings
-@_as_json
+@add_json_option
 def fit(
     stores: Sequence[Path],
     test_stores: Sequence[Path],
@@ -534,6 +580,7 @@ def fit(
     from train.event_files import EventFiles
     from train.fit import run_fit
     from train.fold_fit import run_fit_folds
+    from train.progress import count_runs
 
     if folds and test_stores:
         raise click.UsageError("--folds tests every clip of --store; --test-store cannot join it")
@@ -541,15 +588,12 @@ def fit(
     config = parse_settings([*settings, *named], PRESETS[preset].config)
     heads = heads or PRESETS[preset].heads
     pooled: Sequence[Pooled] = ()
-    with (
-        _fit_progress(expand_heads(heads, config), seeds) as show,
-        EventFiles(tensorboard) as events,
-    ):
+    with show_progress("fit", "runs") as show, EventFiles(tensorboard) as events:
         common: dict[str, Any] = {
             "device": device,
             "memory_gb": memory_gb,
             "verify": not no_verify,
-            "progress": show,
+            "progress": count_runs(show, expand_heads(heads, config), seeds, folds=folds),
             "observe": events.add_epoch,
         }
         if folds:
@@ -567,7 +611,7 @@ def fit(
         told = {"runs": [asdict(summary) for summary in summaries]}
         if folds:
             told["pooled"] = [asdict(one) for one in pooled]
-        click.echo(json.dumps(told))
+        print_json(told)
         return
     _tell_runs(summaries)
     for one in pooled:
@@ -613,7 +657,7 @@ def fit(
 @_no_verify
 @_device
 @_settings
-@_as_json
+@add_json_option
 def sweep(
     stores: Sequence[Path],
     test_stores: Sequence[Path],
@@ -642,6 +686,7 @@ def sweep(
         cli.py sweep --store store --runs runs --head caca --trials 40 --search lr=1e-5..1e-3
     """
     from train.config import choose_preset, parse_settings
+    from train.progress import TrialCounter
     from train.search import DEFAULT_SPACE, Space, parse_grid, parse_space
     from train.sweep import run_sweep
     from train.sweep_batches import Sweep
@@ -659,7 +704,8 @@ def sweep(
         n_trials=trials or 0,
         trial_seeds=trial_seeds,
     )
-    with _sweep_progress(head, seeds) as (show, show_fit):
+    with show_progress("sweep", "trials") as show:
+        counter = TrialCounter(show, head, seeds)
         summary = run_sweep(
             stores,
             runs,
@@ -669,11 +715,11 @@ def sweep(
             storage=storage,
             device=device,
             verify=not no_verify,
-            progress=show,
-            fit_progress=show_fit,
+            progress=counter.show_sweep,
+            fit_progress=counter.show_fit,
         )
     if as_json:
-        click.echo(json.dumps(summary.as_json()))
+        print_json(summary.as_json())
         return
     click.echo(summary.trials.to_string(index=False, na_rep="", float_format="%.5g"))
     click.echo("\nwhat mattered:")
@@ -686,7 +732,8 @@ def sweep(
 @cli.command()
 @click.option("--runs", type=_PATH, required=True, help="Folder that fit wrote.")
 @click.option("--out", type=_PATH, required=True, help="Folder for the report, made if absent.")
-def report(runs: Path, out: Path) -> None:
+@add_json_option
+def report(runs: Path, out: Path, as_json: bool) -> None:
     """Write the paper's tables and figures from the runs: report.md, report.html, CSV, PNG, SVG.
 
     \b
@@ -695,7 +742,12 @@ def report(runs: Path, out: Path) -> None:
     """
     from train.report.report import run_report
 
-    click.echo(run_report(runs, out))
+    with show_progress("report", "pages"):
+        page = run_report(runs, out)
+    if as_json:
+        print_json({"report": str(page)})
+    else:
+        click.echo(page)
 
 
 @cli.command("fit-face")
@@ -715,7 +767,7 @@ def report(runs: Path, out: Path) -> None:
     "--without-twins", is_flag=True, help="With --evaluate: none with a twin in another split."
 )
 @click.option("--only", metavar="A,B,...", help="With --evaluate: as if these were all classes.")
-@_as_json
+@add_json_option
 def fit_face(
     images: Path,
     out: Path | None,
@@ -752,6 +804,7 @@ def fit_face(
         raise click.UsageError("give either --out FILE to train or --evaluate FILE to score")
     if out is not None and any(choice.values()):
         raise click.UsageError("--split, --without-twins and --only go with --evaluate")
+    told: dict[str, Any] = {}
     if evaluate is not None:
         scores = evaluate_face_cnn(
             SHIPPED_FACE_WEIGHTS if evaluate == "shipped" else Path(evaluate),
@@ -767,20 +820,22 @@ def fit_face(
     elif out is not None:
         given = {"epochs": epochs, "seed": seed, "labels": labels}
         given = {name: value for name, value in given.items() if value is not None}
-        with _progress("fit-face", "batches") as show:
+        with show_progress("fit-face", "batches") as show:
             result = run_fit_face(
                 images,
                 out,
                 replace(FaceFitConfig(), **given),  # type: ignore[arg-type]
                 device=device,
-                progress=lambda told: show(
-                    (told.epoch - 1) * told.n_batches + told.batch, told.n_epochs * told.n_batches
+                progress=lambda at: show(
+                    (at.epoch - 1) * at.n_batches + at.batch, at.n_epochs * at.n_batches
                 ),
             )
         scores = result.test or result.val
-        click.echo(f"{out}: best epoch {result.best_epoch}", err=as_json)
+        told = {"weights": str(out), "best_epoch": result.best_epoch}
+        if not as_json:
+            click.echo(f"{out}: best epoch {result.best_epoch}")
     if as_json:
-        click.echo(json.dumps(scores.as_json()))
+        print_json({**told, "split": scores.split, **scores.as_json()})
         return
     click.echo(
         f"{scores.split}: {scores.n} pictures: accuracy {scores.accuracy:.4f}, uar {scores.uar:.4f}"
@@ -792,7 +847,7 @@ def fit_face(
 
 
 @cli.command()
-@_as_json
+@add_json_option
 def weights(as_json: bool) -> None:
     """Tell which pretrained weights are in use: from where, hash, licence.
 
@@ -804,7 +859,7 @@ def weights(as_json: bool) -> None:
 
     described = [asdict(described) for described in describe_weights()]
     if as_json:
-        click.echo(json.dumps({"weights": described}))
+        print_json({"weights": described})
         return
     for one in described:
         click.echo(f"{one['network']}")
@@ -823,6 +878,19 @@ def _tell_runs(summaries: Sequence[RunSummary]) -> None:
 
 def _in_percent(scores: Mapping[str, Any], metric: str) -> str:
     return f"{100 * scores[metric]:.2f}"
+
+
+def _read_options(
+    classes: str | None, allow_subject_overlap: bool, map_label: Sequence[str]
+) -> ManifestOptions:
+    from pipeline.manifest_labels import parse_mapping
+    from pipeline.plan import ManifestOptions
+
+    return ManifestOptions(
+        classes=_split(classes),
+        allow_subject_overlap=allow_subject_overlap,
+        label_mapping=parse_mapping(map_label),
+    )
 
 
 def _split(classes: str | None) -> list[str] | None:
@@ -844,100 +912,18 @@ def _tell(summary: ExtractSummary) -> None:
 
 def _print_info(info: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(info, ensure_ascii=False))
+        print_json(info)
         return
     for name, value in info.items():
         shown = json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
         click.echo(f"{name:18} {shown}")
 
 
-def _report_damage(problems: Sequence[str], all_well: str) -> None:
-    for problem in problems:
-        click.echo(problem)
+def _report_damage(problems: Sequence[str], all_well: str, as_json: bool) -> None:
+    if not as_json:
+        click.echo("\n".join(problems) or all_well)
     if problems:
         sys.exit(1)
-    click.echo(all_well)
-
-
-@contextmanager
-def _progress(verb: str, unit: str) -> Iterator[Callable[..., None]]:
-    """A bar on stderr with the count of units and the time left; nothing where no terminal is."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn(verb),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(verb, total=None, note="")
-
-        def show(n_done: float, n_all: float, note: str = "") -> None:
-            bar.update(task, completed=n_done, total=n_all, note=note)
-
-        yield show
-
-
-@contextmanager
-def _extract_progress() -> Iterator[Callable[[ExtractProgress], None]]:
-    import time
-
-    started_s = time.monotonic()
-    with _progress("extract", "clips") as show:
-
-        def show_extract(told: ExtractProgress) -> None:
-            rate = told.n_frames / (time.monotonic() - started_s)
-            note = f"{rate:.1f} frames/s" + (f", {told.n_failed} failed" if told.n_failed else "")
-            show(told.n_done + told.n_failed, told.n_clips, note)
-
-        yield show_extract
-
-
-@contextmanager
-def _fit_progress(heads: Sequence[str], seeds: int) -> Iterator[Callable[[FitProgress], None]]:
-    n_done = 0
-    n_runs = len(heads) * seeds
-    with _progress("fit", "runs") as show:
-
-        def show_fit(told: FitProgress) -> None:
-            nonlocal n_done
-            if told.state != "training":
-                n_done += len(told.seeds)
-            if told.state == "skipped":
-                logging.getLogger("train").info(
-                    "%s: %d complete runs are kept", told.head, len(told.seeds)
-                )
-            note = f"{told.head}: epoch {told.epoch} of {told.n_epochs}" if told.epoch else ""
-            show(n_done, max(n_runs, n_done), note)
-
-        yield show_fit
-
-
-@contextmanager
-def _sweep_progress(
-    head: str, seeds: int
-) -> Iterator[tuple[Callable[[SweepProgress], None], Callable[[FitProgress], None]]]:
-    with _progress("sweep", "trials") as show:
-
-        def show_sweep(told: SweepProgress) -> None:
-            epoch = f"epoch {told.epoch}, " if told.epoch else ""
-            show(told.n_done, told.n_trials, f"{epoch}best {100 * told.best:.2f}")
-
-        def show_fit(told: FitProgress) -> None:
-            show(1, 1, f"{head}, best settings, {seeds} seeds: epoch {told.epoch}")
-
-        yield show_sweep, show_fit
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import hashlib
 import io
 import math
 from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from pathlib import Path
 
 import av
@@ -41,7 +42,7 @@ _LEVELS = 16
 
 
 def render_demo_set(folder: Path, *, progress: Callable[[int, int], None] | None = None) -> Path:
-    """Render every clip that is not there yet, and write the manifest.
+    """Render every clip that is not there yet, one on each core, and write the manifest.
 
     A clip is there when its file is whole and says that it was drawn from this plan.
 
@@ -58,15 +59,17 @@ def render_demo_set(folder: Path, *, progress: Callable[[int, int], None] | None
     """
     clips = demo_clips()
     (folder / "clips").mkdir(parents=True, exist_ok=True)
-    rig = FaceRig()
-    for n_done, clip in enumerate(clips, start=1):
-        path = folder / "clips" / f"{clip.clip_id}.mp4"
-        if not _is_rendered(path, clip):
-            partial = partial_path(path)
-            _write_clip(partial, clip, render_clip(clip, rig))
-            publish(partial, path)
-        if progress is not None:
-            progress(n_done, len(clips))
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the threads below are enough
+    pool = ThreadPoolExecutor(n_threads)
+    try:
+        rendered = pool.map(partial(_render, folder / "clips", FaceRig()), clips)
+        for n_done, _ in enumerate(rendered, start=1):
+            if progress is not None:
+                progress(n_done, len(clips))
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(n_threads)
     manifest = folder / "data_manifest.csv"
     write_atomically(manifest, manifest_csv(clips))
     return manifest
@@ -108,6 +111,15 @@ def render_clip(clip: DemoClip, rig: FaceRig) -> Iterator[NDArray[np.uint8]]:
             (frame.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
         )
         yield pixels
+
+
+def _render(folder: Path, rig: FaceRig, clip: DemoClip) -> None:
+    """Write a clip's file unless it is there, whole."""
+    path = folder / f"{clip.clip_id}.mp4"
+    if not _is_rendered(path, clip):
+        unfinished = partial_path(path)
+        _write_clip(unfinished, clip, render_clip(clip, rig))
+        publish(unfinished, path)
 
 
 def _pose(actor: Actor, time_s: float) -> tuple[int, float]:

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from features.contracts import FACE_MAP_SHAPE
 from features.errors import WeightsError
@@ -55,6 +56,10 @@ class ExtractSummary:
     step_s: Mapping[str, float] = field(default_factory=dict)
     """Seconds that all threads together spent in ``decode``, ``detect`` (crops included) and
     ``embed``, and the main one in ``load`` (until networks are ready) and ``write``."""
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain JSON values, for ``--json``."""
+        return {name: value for name, value in asdict(self).items() if name != "step_s"}
 
 
 def run_extract(

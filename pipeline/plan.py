@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ _log = logging.getLogger(__name__)
 
 _LABEL_COLUMNS = ("label", "split", "subject", "source", "extra")
 """What a manifest may change about a clip without touching its features."""
+_NAMED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ class ManifestOptions:
 
     classes: Sequence[str] | None = None
     allow_subject_overlap: bool = False
+    label_mapping: Mapping[str, str] = field(default_factory=dict)
 
 
 DEFAULT_OPTIONS = ManifestOptions()
@@ -51,8 +53,15 @@ def read_manifest_for(store: Path, manifest: Path, options: ManifestOptions) -> 
     if classes is None and (store / "store.json").is_file():
         classes = read_store_index(store)[0].classes
     listed = read_manifest(
-        manifest, classes=classes, allow_subject_overlap=options.allow_subject_overlap
+        manifest,
+        classes=classes,
+        allow_subject_overlap=options.allow_subject_overlap,
+        label_mapping=options.label_mapping,
     )
+    for warning in listed.warnings[:_NAMED]:
+        _log.warning("%s: %s", manifest, warning)
+    if len(listed.warnings) > _NAMED:
+        _log.warning("%s: %d such clips in all", manifest, len(listed.warnings))
     if listed.classes_assumed:
         _log.warning(
             "%s: no label is one of MEC 2017's; the classes are taken to be %s. --classes declares "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
@@ -170,7 +171,7 @@ def test_only_clips_that_are_missing_cut_short_or_outdated_are_rendered_again(
 
     monkeypatch.setattr(demo, "_RENDERER_VERSION", demo._RENDERER_VERSION + 1)
     render_demo_set(tmp_path)
-    assert drawn[1:] == [clip.clip_id for clip in two_clips]
+    assert sorted(drawn[1:]) == [clip.clip_id for clip in two_clips]
     assert kept.read_bytes() != b""
 
 
@@ -183,8 +184,10 @@ def test_an_interrupted_rendering_leaves_only_whole_clips(
     with pytest.raises(KeyboardInterrupt):
         render_demo_set(tmp_path, progress=interrupt)
 
-    assert [path.name for path in tmp_path.rglob("*.mp4")] == [f"{two_clips[0].clip_id}.mp4"]
-    assert not (tmp_path / "data_manifest.csv").exists()
+    rendered = {path for path in tmp_path.rglob("*") if path.is_file()}
+    first, last = (tmp_path / "clips" / f"{clip.clip_id}.mp4" for clip in two_clips)
+    assert first in rendered <= {first, last}
+    assert all(demo._is_rendered(path, two_clips[path == last]) for path in rendered)
 
 
 def test_progress_counts_every_clip(tmp_path: Path, two_clips: tuple[DemoClip, ...]) -> None:
@@ -203,19 +206,36 @@ def test_the_demo_ends_with_both_tables_of_the_paper(
     quick = {name: _shorten(preset) for name, preset in PRESETS.items()}
     monkeypatch.setattr(demo, "demo_clips", lambda: clips)
     monkeypatch.setattr("train.config.PRESETS", quick)
-    monkeypatch.setattr("cli._DEMO_SUBMITTED_SEEDS", 1)
+    monkeypatch.setattr("cli._DEMO_SETTINGS", {"lr": 1e-3})
+    command = ["demo", "--dir", str(tmp_path), "--seeds", "2"]
 
-    result = CliRunner().invoke(cli, ["demo", "--dir", str(tmp_path), "--seeds", "2"])
+    result = CliRunner().invoke(cli, command)
 
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1] == str(tmp_path / "report/report.html")
     tables = [pd.read_csv(tmp_path / f"report/tables/table{n}.csv", dtype=str) for n in (1, 2)]
     heads = [*TABLE_1_HEADS, "caca", "conv2d3d", "ensemble"]
-    seeds = [*["2"] * 6, *["1"] * 3]
-    assert dict(zip(tables[0]["Head"], tables[0]["Seeds"], strict=True)) == dict(
-        zip(heads, seeds, strict=True)
+    assert dict(zip(tables[0]["Head"], tables[0]["Seeds"], strict=True)) == dict.fromkeys(
+        heads, "2"
     )
     assert tables[1]["Method"].tolist()[:2] == ["CACA-RNN", "CACA-RNN + 2D-3D-CNN"]
+
+    told = json.loads(CliRunner().invoke(cli, [*command, "--json"]).stdout)
+    assert set(told) == {"extract", "runs", "report"}
+    assert told["report"] == str(tmp_path / "report/report.html")
+    assert told["extract"]["clips_skipped"] == 8
+    assert [run["head"] for run in told["runs"][::2]] == heads
+
+
+def test_the_demo_tells_its_progress_where_no_terminal_is(
+    tmp_path: Path, two_clips: tuple[DemoClip, ...]
+) -> None:
+    result = CliRunner().invoke(cli, ["demo", "--dir", str(tmp_path)])
+
+    assert result.exit_code == 1  # two clips are too few to train on
+    render, extract = result.stderr.splitlines()[:2]
+    assert render.startswith("render: 2 of 2 clips, ")
+    assert extract.startswith("extract: 2 of 2 clips, 0 failed, ")
 
 
 def _shorten(preset: Preset) -> Preset:

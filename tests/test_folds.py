@@ -151,7 +151,9 @@ def test_a_file_that_is_trained_and_tested_on_is_warned_of(
     check_stores(stores)
     (record,) = caplog.records
     assert "4 clips are the same files as clips of another split" in record.getMessage()
-    assert "test-a, test-b, train-a, train-b." in record.getMessage()
+    assert ": test-a (test), test-b (test), train-a (train), train-b (train)." in (
+        record.getMessage()
+    )
 
 
 def test_a_test_store_without_test_clips_is_refused(tmp_path: Path) -> None:

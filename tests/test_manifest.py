@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import unicodedata
 from pathlib import Path
 
 import pytest
 
 from features.contracts import MEC_CLASSES
-from features.errors import ManifestError
+from features.errors import ConfigError, ManifestError
 from pipeline.manifest import Manifest, find_missing_files, read_manifest
+from pipeline.manifest_labels import parse_mapping
 
 HEADER = "clip_id,path,label,split,subject,start_s,end_s"
 GOOD = "a,a.mp4,happy,train,anna,,"
@@ -65,6 +68,7 @@ BAD_ROWS = {
     "an end that is nan": ("b,b.mp4,sad,train,,,nan", "end_s 'nan' is not a number"),
     "an end that is infinite": ("b,b.mp4,sad,train,,,inf", "end_s 'inf' is not a number"),
     "a row too short": ("b,b.mp4,sad,train", "4 cells, but the header has 7"),
+    "a path with a NUL": ("b,b\0.mp4,sad,train,,,", r"path 'b\x00.mp4' holds a NUL character"),
     "a row too long": ("b,b.mp4,sad,train,,,,,", "9 cells, but the header has 7"),
 }
 
@@ -100,13 +104,22 @@ def test_rows_without_a_subject_may_stand_in_any_split(tmp_path: Path) -> None:
 BAD_FILES = {
     "an empty file": (b"", "lacks clip_id, path, label, split; found nothing"),
     "a column missing": (b"clip_id,path,label\n", "line 1: the header lacks split"),
-    "semicolons": (b"clip_id;path;label;split\n", "Expected commas"),
+    "semicolons": (b"clip_id;path;label;split\n", "found semicolons. Save the CSV with commas."),
+    "tabs": (b"\xef\xbb\xbfclip_id\tpath\tlabel\tsplit\tnote\n", "found tabs. Save the CSV"),
     "a column twice": (b"clip_id,path,label,split,label\n", "repeats label"),
     "nameless columns": (b"clip_id,path,label,split,,\n", "repeats the empty name"),
     "a header alone": (b"clip_id,path,label,split\n", "no clip follows the header"),
     "empty rows alone": (b"clip_id,path,label,split\n\n,,,\n", "no clip follows"),
-    "Latin-1": (b"clip_id,path,label,split\na,a.mp4,\xe9,val\n", "line 2 is not UTF-8"),
-    "UTF-16": ("clip_id,path".encode("utf-16"), "line 1 is not UTF-8"),
+    "Latin-1": (b"clip_id,path,label,split\na,a.mp4,\xe9,val\n", "line 2: not UTF-8"),
+    "UTF-16": ("clip_id,path".encode("utf-16"), "line 1: not UTF-8"),
+    "a quotation mark left open at the end": (
+        b'clip_id,path,label,split\na,a.mp4,sad,train\nb,b.mp4,sad,"val\nc,c.mp4,sad,val\n',
+        "line 3: not CSV from here on",
+    ),
+    "text behind a quoted cell": (
+        b'clip_id,path,label,split\na,"a" b.mp4,sad,train\n',
+        "line 2: not CSV from here on",
+    ),
     "an open quotation mark": (
         b'clip_id,path,label,split\n"a' + b"a,b\n" * 50_000,
         "quotation mark left open",
@@ -200,3 +213,129 @@ def test_missing_files_are_found_with_their_lines(tmp_path: Path) -> None:
     assert [problem.line for problem in problems] == [3, 4, 5]
     assert str(problems[0]) == f"line 3: clip 'b': no file: {tmp_path / 'b.mp4'}"
     assert "cannot be read (File name too long)" in problems[2].message
+
+
+def test_a_long_cell_is_cut_in_messages(tmp_path: Path) -> None:
+    message = read_problem(write_csv(tmp_path, f"a,a.mp4,sad,{'x' * 5000},,,"))
+    assert f"split '{'x' * 60}...' is not one of" in message
+
+
+SPELLINGS = {
+    "case": ("Happy", "happy"),
+    "white space inside": ("Very  Good", "very good"),
+    "a no-break space": ("very\u00a0good", "very good"),
+    "a noun": ("anger", "angry"),
+    "a noun in another case": ("Sadness", "sad"),
+    "a participle": ("surprised", "surprise"),
+    "a class that is the noun": ("angry", "anger"),
+}
+
+
+@pytest.mark.parametrize(("label", "name"), SPELLINGS.values(), ids=SPELLINGS)
+def test_a_label_that_spells_a_class_otherwise_is_offered_a_mapping_that_works(
+    tmp_path: Path, label: str, name: str
+) -> None:
+    rows = [f"c{i},c.mp4,{text},train,,," for i, text in enumerate([name, label, label])]
+    path = write_csv(tmp_path, *rows)
+    classes = [name, "other"]
+
+    message = read_problem(path, classes)
+
+    assert f"is not one of {name}, other (so line 4); it spells {name} otherwise" in message
+    option = message.splitlines()[-1].partition("--map-label ")[2].strip("'")
+    listed = read_manifest(path, classes=classes, label_mapping=parse_mapping([option]))
+    assert [clip.label for clip in listed.clips] == [name] * 3
+
+
+def test_all_labels_are_mapped_by_one_advice(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError) as error:
+        read_labels(tmp_path, ["Happy", "anger", "Happy", "fear", "sad"])
+    *_, fear, advice = str(error.value).splitlines()
+    assert "3 problems" in str(error.value)
+    assert advice.endswith("add: --map-label Happy=happy --map-label anger=angry")
+    assert fear.startswith("  line 5: label 'fear' is not one of happy, sad")  # not MEC's anxious
+    assert "spells" not in fear
+
+
+def test_labels_that_differ_in_case_are_not_two_classes(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError) as error:
+        read_labels(tmp_path, ["joy", "awe", "awe", "AWE"])
+    assert "1 problem\n" in str(error.value)
+    assert "line 5: label 'AWE' is not one of awe, joy" in str(error.value)
+    assert str(error.value).endswith("--map-label AWE=awe")
+
+
+@pytest.mark.parametrize("pair", ["anger", "=angry", "anger="])
+def test_a_mapping_without_two_sides_is_refused(pair: str) -> None:
+    with pytest.raises(ConfigError, match="expected LABEL=CLASS"):
+        parse_mapping([pair])
+
+
+def test_a_label_goes_to_one_class() -> None:
+    with pytest.raises(ConfigError, match="a goes to b already"):
+        parse_mapping(["a=b", "a=c"])
+
+
+COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
+OTHER_NAMES = {
+    "backslashes": ("clips\\a.mp4", "clips/a.mp4"),
+    "backslashes up": ("..\\far\\a.mp4", "../far/a.mp4"),
+    "NFC for NFD": (f"{COMPOSED}.mp4", f"{DECOMPOSED}.mp4"),
+    "NFD for NFC": (f"{DECOMPOSED}.mp4", f"{COMPOSED}.mp4"),
+    "a folder in NFD": (f"{COMPOSED}/a.mp4", f"{DECOMPOSED}/a.mp4"),
+    "backslashes and NFC for NFD": (f"clips\\{COMPOSED}.mp4", f"clips/{DECOMPOSED}.mp4"),
+}
+
+
+@pytest.mark.parametrize(("cell", "name"), OTHER_NAMES.values(), ids=OTHER_NAMES)
+def test_a_file_is_found_under_another_spelling_of_its_name(
+    cell: str, name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    folder = tmp_path / "list"
+    folder.mkdir()
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(b"x")
+
+    (clip,) = read_manifest(
+        write_csv(folder, f"a,{cell},sad,train,,,"), files_must_exist=True
+    ).clips
+
+    assert clip.path == folder / name
+    assert "1 paths have" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["a\\b.mp4", f"{COMPOSED}.mp4"])
+def test_a_file_that_is_there_as_named_is_taken(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a").mkdir()
+    for other in (name, "a/b.mp4", f"{DECOMPOSED}.mp4"):
+        (tmp_path / other).write_bytes(b"x")
+    assert read_manifest(write_csv(tmp_path, f"a,{name},,val,,,")).clips[0].path == tmp_path / name
+
+
+def test_of_two_names_that_read_the_same_none_is_guessed(tmp_path: Path) -> None:
+    # e with acute and cedilla: two orders of the accents, and the composed form, are three names.
+    orders = "e\u0301\u0327", "e\u0327\u0301"
+    for name in orders:
+        (tmp_path / name).write_bytes(b"x")
+    path = write_csv(tmp_path, "a,\u0229\u0301,,val,,,")
+    with pytest.raises(ManifestError, match="no file"):
+        read_manifest(path, files_must_exist=True)
+
+
+SHARED = {
+    "the whole file": ("train,,,", "val,,,", True),
+    "a part of the whole": ("train,,,", "val,,5,6", True),
+    "parts that overlap": ("train,,0,5", "test,,4.5,6", True),
+    "parts that follow each other": ("train,,0,5", "test,,5,6", False),
+    "one split": ("train,,,", "train,,,", False),
+}
+
+
+@pytest.mark.parametrize(("one", "other", "warned"), SHARED.values(), ids=SHARED)
+def test_a_file_in_two_splits_is_a_warning(
+    tmp_path: Path, one: str, other: str, warned: bool
+) -> None:
+    listed = read_manifest(write_csv(tmp_path, f"a,f.mp4,sad,{one}", f"b,f.mp4,sad,{other}"))
+    assert [warning.line for warning in listed.warnings] == [3] * warned
+    assert not warned or "'a' (train, line 2) shows" in listed.warnings[0].message

@@ -257,13 +257,16 @@ def _warn_of_shared_files(clips: pd.DataFrame) -> None:
     known = clips[clips["sha256"] != ""]
     same = known.groupby(["sha256", "start_s", "end_s"], dropna=False)
     n_splits = same["split"].transform("nunique")
-    shared = sorted(known.loc[n_splits > 1, "clip_id"])
+    of_file = known.loc[n_splits > 1].sort_values(["sha256", "clip_id"], kind="stable")
+    shared = list(zip(of_file["clip_id"], of_file["split"], strict=True))
     if shared:
         _log.warning(
             "%d clips are the same files as clips of another split, under other ids: %s%s. Scores "
-            "on val and test then count what training saw; leave them out of the manifests.",
+            "on val and test then count what training saw. Give all of one file the same split in "
+            "the manifests and run extract again (to leave a clip out of the manifest does not "
+            "take it from the store).",
             len(shared),
-            ", ".join(shared[:_NAMED]),
+            ", ".join(f"{id_} ({split})" for id_, split in shared[:_NAMED]),
             ", ..." if len(shared) > _NAMED else "",
         )
 

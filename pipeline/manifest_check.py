@@ -1,0 +1,75 @@
+"""What ``manifest check`` says: the clips and classes of a manifest, or all that is wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from features.contracts import SPLITS
+from pipeline.manifest import Manifest, read_manifest
+from pipeline.manifest_csv import InvalidManifestError, Problem
+from pipeline.plan import ManifestOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestCheck:
+    """A manifest that was checked."""
+
+    path: Path
+    manifest: Manifest | None
+    """None where there are problems."""
+    problems: tuple[Problem, ...]
+    text: str
+    """For people."""
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain JSON values; counts and classes are null where there are problems."""
+        listed = self.manifest
+        return {
+            "manifest": str(self.path),
+            "n_clips": listed and len(listed.clips),
+            "clips_by_split": listed and _count_splits(listed),
+            "classes": listed and list(listed.classes),
+            "classes_assumed": listed and listed.classes_assumed,
+            "problems": [_as_json(problem) for problem in self.problems],
+            "warnings": [_as_json(warning) for warning in listed.warnings] if listed else [],
+        }
+
+
+def check_manifest(path: Path, options: ManifestOptions) -> ManifestCheck:
+    """Read a manifest, whose files must be there.
+
+    Raises:
+        ManifestError: the file cannot be read. ConfigError: as of ``read_manifest``.
+    """
+    try:
+        listed = read_manifest(
+            path,
+            classes=options.classes,
+            allow_subject_overlap=options.allow_subject_overlap,
+            label_mapping=options.label_mapping,
+            files_must_exist=True,
+        )
+    except InvalidManifestError as error:
+        return ManifestCheck(path=path, manifest=None, problems=error.problems, text=str(error))
+    return ManifestCheck(path=path, manifest=listed, problems=(), text=_describe(listed))
+
+
+def _describe(listed: Manifest) -> str:
+    counts = ", ".join(f"{n} {split}" for split, n in _count_splits(listed).items())
+    assumed = " (taken from the labels; --classes declares them)" if listed.classes_assumed else ""
+    lines = [
+        f"{listed.path}: {len(listed.clips)} clips: {counts}",
+        f"classes: {', '.join(listed.classes)}{assumed}",
+        *(f"warning: {warning}" for warning in listed.warnings),
+    ]
+    return "\n".join(lines)
+
+
+def _count_splits(listed: Manifest) -> dict[str, int]:
+    return {split: sum(clip.split == split for clip in listed.clips) for split in SPLITS}
+
+
+def _as_json(problem: Problem) -> dict[str, Any]:
+    return {"line": problem.line, "message": problem.message}

@@ -1,0 +1,25 @@
+"""Counts what ``extract`` tells of its clips, for ``features.console``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from features.console import Show
+    from pipeline.extract import ExtractProgress
+
+
+def count_clips(
+    show: Show, *, clock: Callable[[], float] = time.monotonic
+) -> Callable[[ExtractProgress], None]:
+    """What ``run_extract`` is to tell. clock: seconds, from any start."""
+    started_s = clock()
+
+    def count(told: ExtractProgress) -> None:
+        rate = told.n_frames / max(clock() - started_s, 1e-3)
+        n_ended = told.n_done + told.n_failed
+        show(n_ended, told.n_clips, n_failed=told.n_failed, note=f"{rate:.1f} frames/s")
+
+    return count

@@ -1,0 +1,79 @@
+"""Counts what ``fit`` and ``sweep`` tell of their runs, for ``features.console``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from features.console import Show
+    from train.fit_jobs import FitProgress
+    from train.sweep_batches import SweepProgress
+
+_log = logging.getLogger(__name__)
+
+
+def count_runs(
+    show: Show, heads: Sequence[str], n_seeds: int, *, folds: str | None = None
+) -> Callable[[FitProgress], None]:
+    """What ``run_fit`` and ``run_fit_folds`` are to tell.
+
+    Args:
+        show: Where it is shown.
+        heads: All that are trained, members of an ensemble among them.
+        n_seeds: Runs a head.
+        folds: As of ``run_fit_folds``, if there are some.
+    """
+    n_runs = len(heads) * n_seeds
+    if folds is None:
+        return _RunCounter(show, n_runs).show_fit
+    return _RunCounter(show, n_runs * int(folds) if folds.isdecimal() else None).show_fit
+
+
+class _RunCounter:
+    """Runs that are done, and how far those under way have come."""
+
+    def __init__(self, show: Show, n_runs: int | None) -> None:
+        """n_runs: Runs asked for; None where nobody knows, as with a fold for each source."""
+        self._show = show
+        self._n_runs = n_runs
+        self._n_done = 0
+        self._under_way: dict[tuple[str, int], float] = {}
+        """(head, seed) -> share of its epochs."""
+
+    def show_fit(self, told: FitProgress) -> None:
+        """Take what ``fit`` tells. Runs that were complete before are no work: they leave the
+        count."""
+        runs = [(told.head, seed) for seed in told.seeds]
+        if told.state == "skipped":
+            _log.info("%s: %d complete runs are kept", told.head, len(runs))
+            if self._n_runs is not None:
+                self._n_runs = max(self._n_runs - len(runs), 0)
+        elif told.state == "done":
+            self._n_done += len(runs)
+            for run in runs:
+                self._under_way.pop(run, None)
+        else:
+            self._under_way |= dict.fromkeys(runs, told.epoch / told.n_epochs)
+        note = f"{told.head}: epoch {told.epoch} of {told.n_epochs}" if told.epoch else ""
+        self._show(self._n_done, self._n_runs, under_way=sum(self._under_way.values()), note=note)
+
+
+class TrialCounter:
+    """Trials of a sweep, then the runs with the best settings."""
+
+    def __init__(self, show: Show, head: str, n_seeds: int) -> None:
+        self._show, self._head, self._n_seeds = show, head, n_seeds
+        self._n_trials = 0
+
+    def show_sweep(self, told: SweepProgress) -> None:
+        """Take what ``sweep`` tells of its trials."""
+        self._n_trials = told.n_trials
+        epoch = f"epoch {told.epoch}, " if told.epoch else ""
+        self._show(told.n_done, told.n_trials, note=f"{epoch}best {100 * told.best:.2f}")
+
+    def show_fit(self, told: FitProgress) -> None:
+        """Take what ``fit`` tells of the last runs."""
+        note = f"{self._head}, best settings, {self._n_seeds} seeds: epoch {told.epoch}"
+        self._show(self._n_trials, self._n_trials, note=note)
