@@ -18,6 +18,7 @@ from features.console import (
     configure_logging,
     errors_as_json,
     print_json,
+    show_bytes,
     show_progress,
 )
 from features.errors import ConfigError, UserError
@@ -367,8 +368,8 @@ def store_verify(folder: Path, as_json: bool) -> None:
     """
     from features.store import open_store, verify_store
 
-    with show_progress("store verify", "shards"):
-        problems = verify_store(folder)
+    with show_bytes("store verify") as show:
+        problems = verify_store(folder, progress=show)
     n_clips = None if problems else len(open_store(folder, verify=False))
     if as_json:
         print_json({"store": str(folder), "n_clips": n_clips, "problems": problems})
@@ -420,8 +421,8 @@ def bundle_pack(store_folder: Path, file: Path, as_json: bool) -> None:
     """
     from features.bundle import pack_bundle
 
-    with show_progress("bundle pack", "files"):
-        info = pack_bundle(store_folder, file)
+    with show_bytes("bundle pack") as show:
+        info = pack_bundle(store_folder, file, progress=show)
     n_bytes = file.stat().st_size
     if as_json:
         print_json(
@@ -449,8 +450,8 @@ def bundle_unpack(file: Path, folder: Path, as_json: bool) -> None:
     """
     from features.bundle import unpack_bundle
 
-    with show_progress("bundle unpack", "files"):
-        info = unpack_bundle(file, folder)
+    with show_bytes("bundle unpack") as show:
+        info = unpack_bundle(file, folder, progress=show)
     if as_json:
         print_json({"store": str(folder), "n_clips": info.n_clips, "fingerprint": info.fingerprint})
     else:
@@ -469,8 +470,8 @@ def bundle_verify(file: Path, as_json: bool) -> None:
     """
     from features.bundle import verify_bundle
 
-    with show_progress("bundle verify", "files"):
-        problems = verify_bundle(file)
+    with show_bytes("bundle verify") as show:
+        problems = verify_bundle(file, progress=show)
     if as_json:
         print_json({"bundle": str(file), "problems": problems})
     _report_damage(problems, f"{file}: no damage", as_json)

@@ -28,7 +28,7 @@ from features.bundle_members import (
     make_seal,
     write_member,
 )
-from features.disk import partial_path, publish
+from features.disk import Progress, ignore_progress, partial_path, publish
 from features.errors import ConfigError, ShardError
 from features.fingerprint import hash_file
 from features.json_text import MOST_JSON_BYTES, check_object, check_texts, parse_object
@@ -76,7 +76,7 @@ class BundleInfo:
     files: tuple[BundleFile, ...]
 
 
-def pack_bundle(store: Path, file: Path) -> BundleInfo:
+def pack_bundle(store: Path, file: Path, *, progress: Progress = ignore_progress) -> BundleInfo:
     """Pack a store into one file; the same store gives the same bytes.
 
     Paths of the machine that made the store stay behind.
@@ -88,7 +88,7 @@ def pack_bundle(store: Path, file: Path) -> BundleInfo:
     """
     if file.exists():
         raise ConfigError(f"{file}: exists already. Name another file, or delete it first")
-    problems = verify_store(store)
+    problems = verify_store(store, progress=lambda done, n_bytes: progress(done, 4 * n_bytes))
     if problems:
         raise ShardError("\n".join([f"{store}: damaged, not packed", *problems]))
     opened = open_store(store)
@@ -98,6 +98,7 @@ def pack_bundle(store: Path, file: Path) -> BundleInfo:
         ("failures.csv", failures),
         *((shard.name, store / shard.name) for shard in opened.shards),
     ]
+    n_bytes = sum(shard.n_bytes for shard in opened.shards)
     info = BundleInfo(
         fingerprint=opened.fingerprint,
         classes=opened.classes,
@@ -109,6 +110,7 @@ def pack_bundle(store: Path, file: Path) -> BundleInfo:
         versions=dict(opened.header.versions),
         files=tuple(_describe(name, content) for name, content in members),
     )
+    progress(2 * n_bytes, 4 * n_bytes)
     described = {"format": BUNDLE_FORMAT, "version": BUNDLE_VERSION, **asdict(info)}
     text = json.dumps(described, indent=1, ensure_ascii=False) + "\n"
     partial = partial_path(file)
@@ -116,7 +118,9 @@ def pack_bundle(store: Path, file: Path) -> BundleInfo:
         with partial.open("wb") as raw:
             for name, content in [("bundle.json", text.encode()), *members]:
                 write_member(raw, name, content)
+                progress(2 * n_bytes + min(raw.tell(), n_bytes), 4 * n_bytes)
         seal = hash_file(partial)
+        progress(4 * n_bytes, 4 * n_bytes)
         with partial.open("ab") as raw:
             raw.write(make_seal(seal))
         publish(partial, file)
@@ -126,7 +130,7 @@ def pack_bundle(store: Path, file: Path) -> BundleInfo:
     return info
 
 
-def verify_bundle(file: Path) -> list[str]:
+def verify_bundle(file: Path, *, progress: Progress = ignore_progress) -> list[str]:
     """All damage in a bundle, a line each; empty where every byte is as written.
 
     That the files are those that bundle.json lists, and fit each other, is checked too. What is
@@ -142,6 +146,7 @@ def verify_bundle(file: Path) -> list[str]:
         digest = hashlib.sha256()
         for block in iter_blocks(raw, n_sealed):
             digest.update(block)
+            progress(raw.tell(), 2 * n_sealed)
         whole = raw.read() == make_seal(digest.hexdigest())
         try:
             members = find_members(raw)
@@ -152,7 +157,11 @@ def verify_bundle(file: Path) -> list[str]:
             raise ShardError(
                 f"{file}: {error}".replace(f"{file}: {file}: ", f"{file}: ")
             ) from error
-        problems = [problem for listed in info.files if (problem := _check(raw, members, listed))]
+        problems = []
+        for listed in info.files:
+            if problem := _check(raw, members, listed):
+                problems.append(problem)
+            progress(n_sealed + min(raw.tell(), n_sealed), 2 * n_sealed)
         unlisted = members.keys() - {listed.name for listed in info.files} - _OWN
         problems += [f"{name} is not listed in bundle.json" for name in sorted(unlisted)]
         if not problems and whole:
@@ -162,7 +171,7 @@ def verify_bundle(file: Path) -> list[str]:
     return [f"{file}: {problem}" for problem in problems]
 
 
-def unpack_bundle(file: Path, folder: Path) -> BundleInfo:
+def unpack_bundle(file: Path, folder: Path, *, progress: Progress = ignore_progress) -> BundleInfo:
     """Unpack a bundle into a store at ``folder``, which appears only when all of it is right.
 
     Raises:
@@ -173,7 +182,7 @@ def unpack_bundle(file: Path, folder: Path) -> BundleInfo:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder}: exists and is not empty. Name another folder")
-    problems = verify_bundle(file)
+    problems = verify_bundle(file, progress=lambda done, n_all: progress(done, n_all * 3 // 2))
     if problems:
         raise ShardError("\n".join([f"{file}: damaged, not unpacked", *problems]))
     partial = partial_path(folder)
@@ -182,12 +191,14 @@ def unpack_bundle(file: Path, folder: Path) -> BundleInfo:
     try:
         (partial / "shards").mkdir(parents=True)
         with file.open("rb") as raw:
+            n_bytes = file.stat().st_size
             members = find_members(raw)
             info = _parse_info(file, raw, members)
             for listed in info.files:
                 with (partial / listed.name).open("wb") as out:
                     for block in _iter_member(raw, members[listed.name]):
                         out.write(block)
+                progress(2 * n_bytes + raw.tell(), 3 * n_bytes)
         _check_unpacked(file, partial, info)
         if folder.exists():
             folder.rmdir()

@@ -66,6 +66,13 @@ def show_progress(verb: str, unit: str) -> Iterator[Show]:
             yield lines.show
 
 
+@contextmanager
+def show_bytes(verb: str) -> Iterator[Callable[[int, int], None]]:
+    """Show how far a verb has come through the bytes that it reads and writes; told both counts."""
+    with show_progress(verb, "MB") as show:
+        yield lambda n_done, n_all: show(n_done // 10**6, n_all // 10**6)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _State:
     """The last that was shown."""

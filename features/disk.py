@@ -5,10 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+
+Progress = Callable[[int, int], None]
+"""Told how many bytes were gone through, and how many there are to go through in all."""
+
+
+def ignore_progress(n_done: int, n_all: int) -> None:
+    """A ``Progress`` that nobody looks at."""
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 import pandas as pd
 
 from features.contracts import ClipFeatures
+from features.disk import Progress, ignore_progress
 from features.errors import ShardError
 from features.fingerprint import hash_file
 from features.shards import (
@@ -201,14 +202,19 @@ def open_store(path: Path | str, *, verify: bool = True) -> Store:
     return Store(path, header, shards, verify=verify)
 
 
-def verify_store(path: Path) -> list[str]:
+def verify_store(path: Path, *, progress: Progress = ignore_progress) -> list[str]:
     """All damage in a store, a line each; empty where every byte of every shard is as written.
+
+    Args:
+        path: Its folder.
+        progress: Told after each shard.
 
     Raises:
         ShardError: there is no store to speak of.
     """
     store = open_store(path, verify=False)
     problems = []
+    n_done, n_all = 0, sum(shard.n_bytes for shard in store.shards)
     for shard in store.shards:
         file = path / shard.name
         if problem := find_damage(file, shard):
@@ -217,6 +223,8 @@ def verify_store(path: Path) -> list[str]:
             problems += found
         elif problem := find_contradiction(read_shard_index(file), store.header, shard):
             problems.append(f"{problem} {_REMEDY}")
+        n_done += shard.n_bytes
+        progress(n_done, n_all)
     listed = {shard.name for shard in store.shards}
     problems += [
         f"{path / name}: not listed in store.json. Run extract, which takes finished shards in"

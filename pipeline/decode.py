@@ -247,13 +247,13 @@ def _choose(
 
     def leave_screen(at_s: float) -> Iterator[ChosenFrame]:
         nonlocal tick
-        first, tick = tick, count_ticks(at_s, origin_s, rate_hz)
-        if tick <= first or shown is None:
+        first, tick = tick, max(tick, count_ticks(at_s, origin_s, rate_hz))
+        if tick == first or shown is None:
             return
         last = tick
         from_s = max(origin_s, shown[0])
         if at_s - from_s > LONGEST_STILL_S:
-            timeline.notes.add("still_s", at_s - from_s)
+            notes.add("still_s", at_s - from_s)
             last = max(first, count_ticks(from_s + 1 / TICK_RATE_HZ, origin_s, rate_hz))
         rgb = display.show(shown[1], decoder.read_rgb(shown[1], stream))
         for k in range(first, last, _MOST_TICKS):

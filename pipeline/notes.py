@@ -12,7 +12,7 @@ NOTES: Mapping[str, str] = {
     "repeated_frames": "frames stored as empty packets, shown as the frame before: {:g}",
     "skipped_start_frames": "frames at its start that need one before the file begins: {:g}",
     "damaged_packets": "damaged packets, over which the frame before stays on screen: {:g}",
-    "lost_s": "in all {:.2f} s",
+    "lost_s": "film lost by damage: {:.2f} s",
     "missing_s": "its header promises {:.2f} s more than there are",
     "stretched_frames": "frames stretched to square pixels: {:g}",
     "ignored_shape_frames": "frames whose pixels are said to be absurdly wide or high, shown as "

@@ -15,9 +15,12 @@ import pytest
 from click.testing import CliRunner
 
 from features import console
+from features.bundle import pack_bundle, unpack_bundle, verify_bundle
 from features.console import ProgressLines, describe_time, repeat_lines, show_progress
+from features.store import open_store, verify_store
 from pipeline.extract import ExtractProgress
 from pipeline.progress import count_clips
+from tests.builders import small_store
 from train.fit_jobs import FitProgress
 from train.progress import TrialCounter, count_runs
 from train.sweep_batches import SweepProgress
@@ -197,12 +200,22 @@ def test_runs_count_when_written_and_those_under_way_by_epochs() -> None:
     assert shown.calls[0][4] == "face: epoch 4 of 10"
 
 
-def test_runs_that_were_complete_are_no_work() -> None:
+@pytest.mark.parametrize("state", ["skipped", "scored"])
+def test_runs_that_were_complete_are_no_work(state: str) -> None:
     shown = Shown()
     count = count_runs(shown, ["face", "context"], 3)
-    count(fit_event("face", (0, 1), "skipped"))
-    count(fit_event("face", (2,), "done"))
+    count(FitProgress(head="face", seeds=(0, 1), state=state))
+    count(FitProgress(head="face", seeds=(2,), state="done"))
     assert [call[:2] for call in shown.calls] == [(0, 4), (1, 4)]
+
+
+def test_runs_without_a_result_are_done_and_failed() -> None:
+    shown = Shown()
+    count = count_runs(shown, ["face"], 3)
+    count(fit_event("face", (0, 1, 2), "training", epoch=5))
+    count(FitProgress(head="face", seeds=(0, 2), state="done"))
+    count(FitProgress(head="face", seeds=(1,), state="failed"))
+    assert [call[:4] for call in shown.calls[1:]] == [(2, 3, 0.5, 0), (3, 3, 0.0, 1)]
 
 
 @pytest.mark.parametrize(("folds", "n_runs"), [(None, 6), ("5", 30), ("source", None)])
@@ -221,6 +234,28 @@ def test_a_sweep_counts_trials_then_stands_while_the_best_is_trained() -> None:
         (3, 40, 0.0, None, "epoch 7, best 50.00"),
         (40, 40, 0.0, None, "caca-a, best settings, 5 seeds: epoch 2"),
     ]
+
+
+def test_bundles_are_counted_in_bytes_up_to_the_last(tmp_path: Path) -> None:
+    store, file = small_store(tmp_path / "s"), tmp_path / "b.bundle"
+    told: dict[str, list[tuple[int, int]]] = {"verify": [], "pack": [], "check": [], "unpack": []}
+
+    verify_store(store, progress=lambda *at: told["verify"].append(at))
+    pack_bundle(store, file, progress=lambda *at: told["pack"].append(at))
+    verify_bundle(file, progress=lambda *at: told["check"].append(at))
+    unpack_bundle(file, tmp_path / "t", progress=lambda *at: told["unpack"].append(at))
+
+    n_store = sum(shard.n_bytes for shard in open_store(store).shards)
+    assert told["verify"] == [(n_store, n_store)]
+    assert told["pack"][-1] == (4 * n_store, 4 * n_store)
+    for verb in ("pack", "check", "unpack"):
+        done = [n_done for n_done, _ in told[verb]]
+        assert done == sorted(done), verb
+        assert all(n_done <= n_all for n_done, n_all in told[verb]), verb
+    # Hashed as a whole, hashed file by file, and written once more: all but the seal.
+    n_file = file.stat().st_size
+    assert told["check"][-1][0] > 2 * n_file - 10_000
+    assert told["unpack"][-1][0] > 3 * n_file - 10_000
 
 
 def test_numbers_that_are_not_finite_are_null(capsys: pytest.CaptureFixture[str]) -> None:

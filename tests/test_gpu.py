@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,13 @@ def test_frames_of_the_gpu_are_those_of_software(
 
 
 @pytest.mark.gpu
-def test_frames_of_the_gpu_are_turned_upright(tmp_path: Path) -> None:
-    path = write_video(tmp_path / "a.mp4", noisy_frames(6, 240, 320))
-    turn_display(path, (0, 1, -1, 0))
+@pytest.mark.parametrize("matrix", [(0, 1, -1, 0), (-1, 0, 0, 1)])
+def test_frames_of_the_gpu_are_shown_as_those_of_software(
+    tmp_path: Path, matrix: tuple[int, int, int, int]
+) -> None:
+    frames = noisy_frames(6, 240, 320)
+    path = write_video(tmp_path / "a.mp4", frames, pixel_ratio=Fraction(4, 3))
+    turn_display(path, matrix)
     assert_same(choose(path, "cuda"), choose(path, "cpu"))
 
 

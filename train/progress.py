@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_KEPT = {
+    "skipped": "%s: %d complete runs are kept",
+    "scored": "%s: %d complete runs are kept, scored on the clips that there are now",
+}
+"""State of runs that were complete before -> what is said of them."""
+
 
 def count_runs(
     show: Show, heads: Sequence[str], n_seeds: int, *, folds: str | None = None
@@ -38,7 +44,7 @@ class _RunCounter:
         """n_runs: Runs asked for; None where nobody knows, as with a fold for each source."""
         self._show = show
         self._n_runs = n_runs
-        self._n_done = 0
+        self._n_done = self._n_failed = 0
         self._under_way: dict[tuple[str, int], float] = {}
         """(head, seed) -> share of its epochs."""
 
@@ -46,18 +52,24 @@ class _RunCounter:
         """Take what ``fit`` tells. Runs that were complete before are no work: they leave the
         count."""
         runs = [(told.head, seed) for seed in told.seeds]
-        if told.state == "skipped":
-            _log.info("%s: %d complete runs are kept", told.head, len(runs))
+        if told.state in _KEPT:
+            _log.info(_KEPT[told.state], told.head, len(runs))
             if self._n_runs is not None:
                 self._n_runs = max(self._n_runs - len(runs), 0)
-        elif told.state == "done":
+        elif told.state == "training":
+            self._under_way |= dict.fromkeys(runs, told.epoch / told.n_epochs)
+        else:
             self._n_done += len(runs)
+            self._n_failed += len(runs) * (told.state == "failed")
             for run in runs:
                 self._under_way.pop(run, None)
-        else:
-            self._under_way |= dict.fromkeys(runs, told.epoch / told.n_epochs)
-        note = f"{told.head}: epoch {told.epoch} of {told.n_epochs}" if told.epoch else ""
-        self._show(self._n_done, self._n_runs, under_way=sum(self._under_way.values()), note=note)
+        self._show(
+            self._n_done,
+            self._n_runs,
+            under_way=sum(self._under_way.values()),
+            n_failed=self._n_failed,
+            note=f"{told.head}: epoch {told.epoch} of {told.n_epochs}" if told.epoch else "",
+        )
 
 
 class TrialCounter:
