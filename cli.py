@@ -252,8 +252,22 @@ def manifest_check(
 @click.option(
     "--workers",
     type=click.IntRange(1),
-    help="Processes, each on the next card with --device cuda.  [default: on a CPU one a core, as "
+    help="Processes, each on the next GPU with --device cuda.  [default: on a CPU one a core, as "
     "far as clips and (where Linux tells) free memory go; else 1]",
+)
+@click.option(
+    "--clip-timeout",
+    metavar="SECONDS",
+    type=float,
+    help="Give a clip up that makes no progress for so long (longer for large files: "
+    "docs/performance.md).  [default: 600]",
+)
+@click.option(
+    "--worker-memory",
+    metavar="GB",
+    type=float,
+    help="Give a clip up whose process takes more (Linux).  [default: its share of 90% of what is "
+    "free, at least 2.1]",
 )
 @_classes
 @_allow_overlap
@@ -264,6 +278,8 @@ def extract(
     store: Path,
     device: str,
     workers: int | None,
+    clip_timeout: float | None,
+    worker_memory: float | None,
     face_weights: Path | None,
     classes: str | None,
     allow_subject_overlap: bool,
@@ -282,10 +298,12 @@ def extract(
         cli.py extract cheavd.csv --store store --device cuda --json
     """
     from features.weights import SHIPPED_FACE_WEIGHTS
+    from pipeline.budgets import make_budgets
     from pipeline.config import ExtractConfig
     from pipeline.extract import run_extract
     from pipeline.progress import count_clips
 
+    budgets = make_budgets(clip_timeout, worker_memory)
     given = {name: value for name, value in settings.items() if value is not None}
     options = _read_options(classes, allow_subject_overlap, map_label)
     with show_progress("extract", "clips") as show:
@@ -297,6 +315,7 @@ def extract(
             face_weights=face_weights or SHIPPED_FACE_WEIGHTS,
             device=device,
             workers=workers,
+            budgets=budgets,
             progress=count_clips(show),
         )
     if as_json:

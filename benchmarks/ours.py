@@ -24,7 +24,7 @@ class Measured:
     load_s: float = 0.0
     """Of the networks; not in ``wall_s``."""
     peak_mb: float = 0.0
-    """Resident memory of this process alone, its greatest so far."""
+    """Resident memory of the largest worker so far."""
     step_s: dict[str, float] = field(default_factory=dict)
 
     def add(self, other: Measured) -> None:
@@ -65,7 +65,7 @@ def run_ours(
         wall_s=ended_s - called_s - summary.step_s["load"],
         cpu_s=ended_cpu_s - called_cpu_s,
         load_s=summary.step_s["load"],
-        peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        peak_mb=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
         step_s=dict(summary.step_s),
     )
 

@@ -33,4 +33,4 @@ class RunError(UserError):
 
 
 class WorkerError(UserError):
-    """A process that extracts clips died; what was done is kept."""
+    """Workers end for reasons that no clip is to blame for; what was done is kept."""

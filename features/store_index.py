@@ -26,6 +26,8 @@ STORE_VERSION = 1
 _REMEDY = "Delete it and run extract: it is made again from the shards."
 
 FAILURE_COLUMNS = ("clip_id", "path", "step", "reason")
+WORKER_STEP = "worker"
+"""The step of a clip that ended the process that extracted it, whatever that was doing."""
 
 MOST_FAILURES_BYTES = 1 << 28
 """Of failures.csv: a million clips."""
@@ -74,7 +76,7 @@ class Failure:
     clip_id: str
     path: str
     step: str
-    """``read``, ``decode``, ``detect`` or ``embed``."""
+    """``read``, ``decode``, ``detect``, ``embed``, or ``WORKER_STEP``."""
     reason: str
 
 

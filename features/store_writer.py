@@ -31,7 +31,7 @@ class StoreWriter:
     """The one writer of a store: resumes what is there, adds clips, finishes shards.
 
     Use as a context manager: it holds the store's lock, and on the way out, whatever the reason,
-    finishes the shard at hand with the clips it has, or abandons it where the disk is full.
+    finishes each shard at hand with the clips it has, or abandons it where it cannot be written.
     """
 
     def __init__(self, path: Path, header: ShardHeader) -> None:
@@ -63,15 +63,18 @@ class StoreWriter:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        failed: OSError | None = None
         try:
-            if isinstance(error, OSError):
-                self._abandon()
-            else:
-                with uninterrupted():
-                    for lane in list(self._writers):
+            with uninterrupted():
+                for lane in list(self._writers):
+                    try:
                         self._finish_shard(lane)
+                    except OSError as full:  # a full disk: another shard may need less
+                        failed = full
         finally:
             self._lock.release()
+        if failed is not None and not isinstance(error, OSError):
+            raise failed
 
     def open(self) -> Store:
         """The finished part of the store, for reading."""
@@ -106,15 +109,22 @@ class StoreWriter:
                 self._writers[lane] = ShardWriter(self._next_path(), self.header)
             self._writers[lane].add_rows(part)
 
-    def close_clip(self, clip: ClipFeatures, lane: int = 0) -> None:
+    def close_clip(self, clip: ClipFeatures, lane: int = 0) -> bool:
         """End the clip at hand; finishes the shard when it is full. Raises OSError.
 
-        clip: any part of it, for all that is not rows. At least one part was added.
+        Args:
+            clip: Any part of it, for all that is not rows. At least one part was added.
+            lane: Which clip at hand.
+
+        Returns:
+            Whether the shard was finished: all clips in it are done.
         """
         with uninterrupted():
             self._writers[lane].close_clip(clip)
-            if self._writers[lane].frame_offset[-1] >= SHARD_FRAMES:
+            is_full = self._writers[lane].frame_offset[-1] >= SHARD_FRAMES
+            if is_full:
                 self._finish_shard(lane)
+        return is_full
 
     def drop_clip(self, lane: int = 0) -> None:
         """Forget the rows of the clip at hand."""
@@ -199,10 +209,6 @@ class StoreWriter:
         )
         names = [n for n in {**ours, **theirs} if ours.get(n) != theirs.get(n)]
         return "; ".join(f"{n}: {theirs.get(n)} there, {ours.get(n)} here" for n in names)
-
-    def _abandon(self) -> None:
-        while self._writers:
-            self._writers.popitem()[1].abandon()
 
     def _next_path(self) -> Path:
         at_hand = [str(writer.path) for writer in self._writers.values()]

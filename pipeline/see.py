@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -158,21 +157,6 @@ class Seer:
             if face_map is not None:
                 face_map[rows] = _half(face.map)
         return vector, face_map
-
-
-@lru_cache(maxsize=1)
-def load_seer(
-    config: ExtractConfig,
-    face_weights: Path,
-    face_weights_sha256: str,
-    device: torch.device,
-    n_threads: int,
-) -> Seer:
-    """A Seer, or the one made last where nothing differs: compiling its networks takes seconds.
-
-    face_weights_sha256: tells a file that was replaced from the one before.
-    """
-    return Seer(config, face_weights, device, n_threads)
 
 
 def _half(features: Tensor) -> NDArray[np.float16]:

@@ -3,120 +3,122 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
-from pathlib import Path
 
 import torch
 
 from features.contracts import SPLITS, Clip, ClipFeatures
-from features.fingerprint import hash_file
+from features.engine import choose_device, choose_precision
 from features.memory import keep_freed_memory
-from pipeline.config import ExtractConfig
 from pipeline.decode import Frames, iter_chosen_frames
-from pipeline.flow import ClipEnd, Flow, FlowSize
+from pipeline.flow import Flow, FlowSize
 from pipeline.inputs import InputFile, Inputs, ReadTwice
+from pipeline.messages import Begun, ClipEnd, Machine, Progressed, Timing, Work
 from pipeline.parts import iter_parts
-from pipeline.see import load_seer
+from pipeline.see import SeenFrame, Seer
 
 _CPU_DECODED_BYTES, _CUDA_DECODED_BYTES = 64 << 20, 1 << 30
 _CHUNK_BYTES = 48 << 20
+_PROGRESS_S = 1.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """How one process extracts clips."""
+class Extractor:
+    """The networks of a worker, ready for any number of clips."""
 
-    config: ExtractConfig
-    """Its precision is chosen."""
-    face_weights: Path
-    inputs: Path
-    """inputs.json of the store."""
-    device: str
-    """``cpu``, ``cuda`` or ``cuda:N``; for ``pipeline.lanes`` also ``auto``."""
-    n_threads: int = 1
-    """Of the networks."""
-    n_decoders: int = 1
-    """Clips that are decoded at once."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Loaded:
-    """Comes first: the networks are ready."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timing:
-    """Comes last: seconds by step, summed over threads."""
-
-    step_s: Mapping[str, float]
-
-
-Item = Loaded | ClipFeatures | ClipEnd | Timing
-
-
-def iter_work(work: Work, clips: Iterable[Clip]) -> Generator[Item]:
-    """Yield word that it is ready; each clip's parts, then its end, in order; at last the timing.
-
-    Args:
-        work: How.
-        clips: Which; one is taken when its turn is near.
-
-    Raises:
-        WeightsError: a network's weights are missing or not the expected ones.
-    """
-    keep_freed_memory()
-    device, config = torch.device(work.device), work.config
-    inputs = Inputs(work.inputs)
-    if device.type == "cuda":  # TF32 is not the float32 that the fingerprint speaks of
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
-    with _torch_threads(1):
-        seer = load_seer(
-            config, work.face_weights, hash_file(work.face_weights), device, work.n_threads
+    @staticmethod
+    def look_at_machine(device: str) -> Machine:
+        """What there is to work with. Raises ConfigError where there is no such device."""
+        chosen = choose_device(device)
+        n_gpus = 0
+        if chosen.type == "cuda":
+            n_gpus = torch.cuda.device_count() if chosen.index is None else 1
+        return Machine(
+            device=str(chosen),
+            n_gpus=n_gpus,
+            n_cores=torch.get_num_threads(),
+            precision=choose_precision("auto", chosen),
         )
 
-        yield Loaded()
+    def __init__(self, work: Work) -> None:
+        """Loads them, which takes seconds.
 
-        read_twice = ReadTwice()
+        Raises:
+            WeightsError: a network's weights are missing or not the expected ones.
+        """
+        keep_freed_memory()
+        self._work = work
+        self._device = torch.device(work.device)
+        self._inputs = Inputs(work.inputs)
+        self._read_twice = ReadTwice()
+        if self._device.type == "cuda":  # TF32 is not the float32 that the fingerprint speaks of
+            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cuda.matmul.allow_tf32 = False
+        torch.set_num_threads(1)  # each thread of the flow keeps a core busy
+        self._seer = Seer(work.config, work.face_weights, self._device, work.n_threads)
 
-        def decode(clip: Clip) -> Frames:
-            n_phases = config.n_phases(clip.split)
-            check_state = partial(read_twice.check_state, clip.clip_id)
-            return iter_chosen_frames(
-                clip, n_phases, device, check_state=check_state, strict=config.strict
-            )
+    def iter_items(
+        self, clips: Iterable[Clip], tell: Callable[[Begun | Progressed], None] = lambda _: None
+    ) -> Generator[ClipFeatures | ClipEnd | Timing]:
+        """Yield each clip's parts, then its end, in order; at last the timing.
 
-        def prepare(clip: Clip) -> InputFile:
-            found, state = inputs.look_up(clip.path)
-            read_twice.check_state(clip.clip_id, state)
-            return found
+        Args:
+            clips: Which; one is taken when its turn is near.
+            tell: Told as it happens which clip is read, and that there is progress.
 
-        flow = Flow(seer, decode, prepare, choose_size(work))
+        Raises:
+            Exception: a fault of this process or its GPU (``pipeline.faults``).
+        """
+        config = self._work.config
+        self._read_twice = ReadTwice()
+        flow = Flow(
+            self._seer,
+            self.iter_frames,
+            self._prepare,
+            choose_size(self._work),
+            begin=lambda clip: tell(Begun(clip_id=clip.clip_id)),
+        )
         phases = {split: config.n_phases(split) for split in SPLITS}
         with contextlib.closing(flow.iter_features(clips)) as features:
-            yield from iter_parts(features, phases)
+            yield from iter_parts(_tell_progress(features, tell), phases)
         yield Timing(step_s=flow.step_s)
+
+    def iter_frames(self, clip: Clip) -> Frames:
+        """Decode a clip."""
+        config = self._work.config
+        return iter_chosen_frames(
+            clip,
+            config.n_phases(clip.split),
+            self._device,
+            check_state=partial(self._read_twice.check_state, clip.clip_id),
+            strict=config.strict,
+        )
+
+    def _prepare(self, clip: Clip) -> InputFile:
+        found, state = self._inputs.look_up(clip.path)
+        self._read_twice.check_state(clip.clip_id, state)
+        return found
 
 
 def choose_size(work: Work) -> FlowSize:
     """How much to have under way on a device."""
-    on_card = torch.device(work.device).type == "cuda"
+    on_gpu = torch.device(work.device).type == "cuda"
     return FlowSize(
         n_threads=work.n_threads,
         n_decoders=work.n_decoders,
-        decoded_bytes=_CUDA_DECODED_BYTES if on_card else _CPU_DECODED_BYTES,
+        decoded_bytes=_CUDA_DECODED_BYTES if on_gpu else _CPU_DECODED_BYTES,
         chunk_bytes=_CHUNK_BYTES,
-        batch_frames=64 if on_card else 16,
+        batch_frames=64 if on_gpu else 16,
     )
 
 
-@contextlib.contextmanager
-def _torch_threads(n_threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(n_threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _tell_progress(
+    features: Iterable[tuple[Clip, SeenFrame] | ClipEnd], tell: Callable[[Progressed], None]
+) -> Iterator[tuple[Clip, SeenFrame] | ClipEnd]:
+    told_s = time.monotonic()
+    for item in features:
+        if time.monotonic() - told_s > _PROGRESS_S:
+            tell(Progressed())
+            told_s = time.monotonic()
+        yield item

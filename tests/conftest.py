@@ -22,6 +22,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+@pytest.fixture
+def local(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Extract in this process, without a worker, whose start takes seconds."""
+    import torch
+
+    from tests.local_pool import LocalPool, load_once
+
+    n_threads = torch.get_num_threads()
+    monkeypatch.setattr("pipeline.extract.WorkerPool", LocalPool)
+    monkeypatch.setattr("pipeline.work.Seer", load_once)
+    yield
+    torch.set_num_threads(n_threads)
+
+
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store that is hard to learn, for sweeps."""

@@ -159,3 +159,10 @@ def test_weights_tells_every_network_with_its_hash() -> None:
     rows = json.loads(run("weights", "--json").stdout)["weights"]
     assert len(rows) == 5
     assert all(len(row["sha256"]) == 64 and row["licence"] for row in rows)
+
+
+@pytest.mark.parametrize("option", ["--clip-timeout", "--worker-memory"])
+def test_a_budget_that_is_none_exits_2(option: str) -> None:
+    result = run("extract", "m.csv", "--store", "s", option, "0")
+    assert result.exit_code == 2
+    assert option in result.output

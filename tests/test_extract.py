@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
-import multiprocessing
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,25 +23,30 @@ import torch
 import features.shard_writer
 import features.store_writer
 import pipeline.parts
-import pipeline.work
 from features.contracts import Clip, ClipFeatures
-from features.errors import ConfigError, ManifestError, WorkerError
+from features.errors import ConfigError, ManifestError
 from features.store import Store, open_store, verify_store
+from features.weights import SHIPPED_FACE_WEIGHTS
 from pipeline.config import ExtractConfig
-from pipeline.decode import Frames
 from pipeline.extract import ExtractProgress, run_extract
+from pipeline.messages import Work
 from pipeline.plan import ManifestOptions
+from pipeline.work import Extractor
+from pipeline.worker_pool import WorkerPool
 from tests.builders import write_face_video
+from tests.processes import list_children, read_parents
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ExtractConfig(min_face="40", phases=2)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # of workers
+        yield
     torch.set_num_threads(n_threads)
 
 
@@ -72,7 +78,6 @@ def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def extracted(footage: Path) -> Path:
-    torch.set_num_threads(1)
     summary = run_extract(footage / "m.csv", footage / "store", CONFIG)
     assert (summary.clips_done, summary.clips_failed) == (4, 0)
     return footage / "store"
@@ -102,6 +107,7 @@ def test_a_second_run_does_nothing(extracted: Path, footage: Path) -> None:
     assert told == []
 
 
+@pytest.mark.usefixtures("local")
 def test_a_changed_label_reaches_the_store_without_a_new_extraction(
     footage: Path, tmp_path: Path
 ) -> None:
@@ -115,6 +121,7 @@ def test_a_changed_label_reaches_the_store_without_a_new_extraction(
     assert verify_store(tmp_path / "s") == []
 
 
+@pytest.mark.usefixtures("local")
 @pytest.mark.parametrize("change", ["file", "split", "part"])
 def test_a_clip_whose_frames_change_is_extracted_again(
     footage: Path, tmp_path: Path, change: str
@@ -132,6 +139,7 @@ def test_a_clip_whose_frames_change_is_extracted_again(
     assert verify_store(tmp_path / "s") == []
 
 
+@pytest.mark.usefixtures("local")
 def test_broken_clips_become_rows_and_only_they_are_done_again(
     footage: Path, tmp_path: Path
 ) -> None:
@@ -158,6 +166,7 @@ def test_broken_clips_become_rows_and_only_they_are_done_again(
     assert open_store(tmp_path / "s").failures.empty
 
 
+@pytest.mark.usefixtures("local")
 def test_failures_of_another_manifest_stay_until_their_clips_are_done(
     footage: Path, tmp_path: Path
 ) -> None:
@@ -168,6 +177,7 @@ def test_failures_of_another_manifest_stay_until_their_clips_are_done(
     assert open_store(tmp_path / "s").failures["clip_id"].tolist() == ["gone"]
 
 
+@pytest.mark.usefixtures("local")
 def test_a_clip_that_cannot_be_extracted_again_still_gets_its_new_label(
     footage: Path, tmp_path: Path
 ) -> None:
@@ -182,41 +192,33 @@ def test_a_clip_that_cannot_be_extracted_again_still_gets_its_new_label(
     assert (clip.label, clip.split) == ("angry", "val")
 
 
-def test_an_unexpected_error_in_one_clip_stops_no_other(
-    footage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    decode = pipeline.work.iter_chosen_frames
-
-    def decode_but_for_one(clip: Clip, *how: Any, **more: Any) -> Frames:
-        if clip.clip_id == "face1":
-            raise RuntimeError("CUDA error")
-        return decode(clip, *how, **more)
-
-    monkeypatch.setattr(pipeline.work, "iter_chosen_frames", decode_but_for_one)
-    summary = run_extract(footage / "m.csv", tmp_path / "s", CONFIG)
-    assert (summary.clips_done, summary.clips_failed) == (3, 1)
-    reason = open_store(tmp_path / "s").failures.loc[0, "reason"]
-    assert reason == "unexpected RuntimeError: CUDA error"
-
-
-def test_what_was_unusual_about_a_film_is_said_and_kept(
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_a_clip_that_upsets_its_decoder_stops_no_other(
     footage: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    n_workers: int,
 ) -> None:
-    decode = pipeline.work.iter_chosen_frames
-
-    def decode_with_a_note(clip: Clip, *how: Any, **more: Any) -> Frames:
-        yield from decode(clip, *how, **more)
-        return {"clock_restarts": 2} if clip.clip_id == "face1" else {}
-
-    monkeypatch.setattr(pipeline.work, "iter_chosen_frames", decode_with_a_note)
-    run_extract(footage / "m.csv", tmp_path / "s", CONFIG)
-    assert open_store(tmp_path / "s").sum_notes() == {"clock_restarts": {"clips": 1, "total": 2}}
+    """By an error, or by the end of its process; what was unusual about another is kept."""
+    names = ["good0", "good1", "odd", "joined", "crash", *(f"good{i}" for i in range(2, 8))]
+    film = str(footage / "face0.mp4")
+    rows = [{"clip_id": name, "path": film, "label": "", "split": "test"} for name in names]
+    pool = partial(WorkerPool, extractor="tests.poisoned:Poisoned")
+    monkeypatch.setattr("pipeline.extract.WorkerPool", pool)
+    summary = run_extract(write_manifest(tmp_path, rows), tmp_path / "s", CONFIG, workers=n_workers)
+    assert (summary.clips_done, summary.clips_failed) == (9, 2)
+    store = open_store(tmp_path / "s")
+    reasons = dict(store.failures.set_index("clip_id")["reason"])
+    assert reasons == {
+        "odd": "unexpected ValueError: odd",
+        "crash": "its worker crashed (signal 11, Segmentation fault)",
+    }
+    assert store.sum_notes() == {"clock_restarts": {"clips": 1, "total": 2}}
     assert [r.message for r in caplog.records if "clock" in r.message] == [
-        "clip face1: times that its clock starts again: 2"
+        "clip joined: times that its clock starts again: 2"
     ]
+    assert verify_store(tmp_path / "s") == []
 
 
 def test_other_settings_are_refused_before_anything_is_done(extracted: Path, footage: Path) -> None:
@@ -224,6 +226,7 @@ def test_other_settings_are_refused_before_anything_is_done(extracted: Path, foo
         run_extract(footage / "m.csv", extracted, ExtractConfig(phases=2))
 
 
+@pytest.mark.usefixtures("local")
 def test_the_classes_of_the_store_hold_for_later_manifests(footage: Path, tmp_path: Path) -> None:
     row = {"clip_id": "a", "path": str(footage / "face0.mp4"), "label": "calm", "split": "test"}
     run_extract(
@@ -266,25 +269,30 @@ def many(footage: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def uninterrupted(many: Path) -> Path:
-    torch.set_num_threads(1)
     run_extract(many, many.parent / "whole", CONFIG)
     return many.parent / "whole"
 
 
 @pytest.mark.parametrize("n_workers", [1, 2])
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.usefixtures("local")
 def test_a_stopped_extract_resumes_to_the_same_store(
     many: Path, uninterrupted: Path, tmp_path: Path, stop: signal.Signals, n_workers: int
 ) -> None:
     store = tmp_path / "s"
     command = [sys.executable, "cli.py", "extract", str(many), "--store", str(store)]
     command += ["--min-face", "40", "--phases", "2", "--workers", str(n_workers)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
     while process.poll() is None and not list(store.glob("shards/.*.partial")):
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.01)  # until the first clip is being written
+    workers = list_children(process.pid)
+    assert len(workers) == n_workers
     process.send_signal(stop)
+    process.wait()
+    ended_s = time.monotonic()
+    while workers & read_parents().keys():
+        assert time.monotonic() < ended_s + 2
     process.communicate()
     if stop is signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL
@@ -299,9 +307,16 @@ def test_a_stopped_extract_resumes_to_the_same_store(
     assert verify_store(store) == []
 
 
-def test_ctrl_c_keeps_the_clips_that_are_done(many: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("local")
+def test_ctrl_c_keeps_the_clips_that_are_done(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features.store_writer, "SHARD_FRAMES", 8)
+
     def interrupt_after_three(told: ExtractProgress) -> None:
         if told.n_done == 3:
+            # With the first shard of two clips, so that even kill -9 costs no hash of theirs.
+            assert len(json.loads((tmp_path / "s/inputs.json").read_bytes())) == 2
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -310,7 +325,8 @@ def test_ctrl_c_keeps_the_clips_that_are_done(many: Path, tmp_path: Path) -> Non
     assert verify_store(tmp_path / "s") == []
 
 
-def test_a_full_disk_is_said_and_finished_shards_stay(
+@pytest.mark.usefixtures("local")
+def test_a_full_disk_is_said_and_what_is_done_stays_where_there_is_room(
     many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(features.store_writer, "SHARD_FRAMES", 8)
@@ -328,16 +344,20 @@ def test_a_full_disk_is_said_and_finished_shards_stay(
     with pytest.raises(OSError, match="No space left"):
         run_extract(many, tmp_path / "s", CONFIG)
     monkeypatch.undo()
-    assert len(open_store(tmp_path / "s")) == 4
+    assert len(open_store(tmp_path / "s")) == 5
     assert verify_store(tmp_path / "s") == []
 
 
 @pytest.mark.parametrize("change", ["workers", "threads"])
 def test_how_the_work_is_dealt_out_changes_no_feature(
-    many: Path, uninterrupted: Path, tmp_path: Path, change: str
+    many: Path,
+    uninterrupted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: str,
 ) -> None:
     if change == "threads":
-        torch.set_num_threads(3)
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
     n_workers = 2 if change == "workers" else 1
     told: list[ExtractProgress] = []
     summary = run_extract(many, tmp_path / "s", CONFIG, workers=n_workers, progress=told.append)
@@ -347,58 +367,70 @@ def test_how_the_work_is_dealt_out_changes_no_feature(
     assert verify_store(tmp_path / "s") == []
 
 
-@pytest.mark.parametrize("n_killed", [1, 2])
-def test_a_worker_that_dies_is_said_and_what_was_done_is_kept(
-    many: Path, tmp_path: Path, n_killed: int
+def test_workers_that_are_killed_cost_no_clip(
+    many: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     def kill_workers_after_three(told: ExtractProgress) -> None:
         if told.n_done == 3:
-            for process in multiprocessing.active_children()[:n_killed]:
-                process.kill()
+            for pid in list_children(os.getpid()):
+                os.kill(pid, signal.SIGKILL)
 
-    with pytest.raises(WorkerError, match="run the same again"):
-        run_extract(many, tmp_path / "s", CONFIG, workers=2, progress=kill_workers_after_three)
-    assert 3 <= len(open_store(tmp_path / "s")) < 20
+    progress = kill_workers_after_three
+    summary = run_extract(many, tmp_path / "s", CONFIG, workers=2, progress=progress)
+    assert (summary.clips_done, summary.clips_failed) == (20, 0)
+    assert_same_arrays(open_store(tmp_path / "s"), open_store(uninterrupted))
     assert verify_store(tmp_path / "s") == []
-    summary = run_extract(many, tmp_path / "s", CONFIG)
-    assert summary.clips_done + summary.clips_skipped == 20
 
 
-def test_a_finished_store_is_found_so_without_loading_torch(
-    many: Path, uninterrupted: Path
-) -> None:
+def test_torch_is_loaded_by_workers_only(many: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    row = {"clip_id": "a", "path": str(many.parent / "face0.mp4"), "label": "", "split": "test"}
     code = """
 import sys
 from pathlib import Path
 from pipeline.config import ExtractConfig
 from pipeline.extract import run_extract
-summary = run_extract(Path(sys.argv[1]), Path(sys.argv[2]), ExtractConfig(min_face="40", phases=2))
-assert (summary.clips_done, summary.clips_skipped) == (0, 20)
+many, finished, one, new = map(Path, sys.argv[1:])
+config = ExtractConfig(min_face="40", phases=2)
+assert run_extract(many, finished, config).clips_skipped == 20
+assert run_extract(one, new, config).clips_done == 1
 sys.exit("torch" in sys.modules)
 """
-    command = [sys.executable, "-c", code, str(many), str(uninterrupted)]
+    one = write_manifest(tmp_path, [row])
+    command = [sys.executable, "-c", code, *map(str, (many, uninterrupted, one, tmp_path / "s"))]
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
 
 
 def test_a_long_clip_passes_through_in_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_face_video(tmp_path / "long.mp4", n_frames=40)
-    row = {"clip_id": "a", "path": "long.mp4", "label": "sad", "split": "train"}
-    manifest = write_manifest(tmp_path, [row])
-    config = ExtractConfig(min_face="40")
-    run_extract(manifest, tmp_path / "whole", config)
-    monkeypatch.setattr(pipeline.parts, "PART_FRAMES", 7)
-    run_extract(manifest, tmp_path / "parts", config)
-    assert open_store(tmp_path / "parts").read_clip(0).n_frames == 40
-    assert_same_arrays(open_store(tmp_path / "parts"), open_store(tmp_path / "whole"))
+    path = write_face_video(tmp_path / "long.mp4", n_frames=40)
+    work = Work(
+        config=replace(CONFIG, phases=5, precision="float32"),
+        face_weights=SHIPPED_FACE_WEIGHTS,
+        inputs=tmp_path / "inputs.json",
+        device="cpu",
+    )
+    extractor = Extractor(work)
+    clip = Clip(clip_id="a", path=path, label="sad", split="train")
+    found = []
+    for rows in (pipeline.parts.PART_FRAMES, 7):
+        monkeypatch.setattr(pipeline.parts, "PART_FRAMES", rows)
+        parts = [p for p in extractor.iter_items([clip]) if isinstance(p, ClipFeatures)]
+        found.append(parts)
+    (whole,), parts = found
+    assert [part.n_frames for part in parts] == [7, 7, 7, 7, 7, 5]
+    for name in ("pts_s", "context_7x7", "context_2x2", "box_px", "face_vector", "track"):
+        joined = np.concatenate([getattr(part, name) for part in parts])
+        np.testing.assert_array_equal(joined, getattr(whole, name))
 
 
+@pytest.mark.usefixtures("local")
 def test_tracked_and_exact_do_not_mix(extracted: Path, footage: Path) -> None:
     with pytest.raises(ConfigError, match="detect: exact there, tracked here"):
         run_extract(footage / "m.csv", extracted, replace(CONFIG, detect="tracked"))
 
 
+@pytest.mark.usefixtures("local")
 def test_the_precision_of_a_store_is_taken_up(footage: Path, tmp_path: Path) -> None:
     rows = [{"clip_id": "a", "path": str(footage / "face0.mp4"), "label": "sad", "split": "val"}]
     manifest = write_manifest(tmp_path, rows)

@@ -230,7 +230,9 @@ def test_other_labels_and_fewer_classes_can_be_scored(mouths: Path, tmp_path: Pa
 def test_scores_as_json_have_just_these_keys(mouths: Path) -> None:
     called = CliRunner().invoke(cli, ["fit-face", str(mouths), "--evaluate", "shipped", "--json"])
     scores = json.loads(called.stdout)
-    assert set(scores) == {"accuracy", "uar", "n", "classes", "confusion", "left_out"}
+    assert set(scores) == {
+        "split", "accuracy", "uar", "n", "classes", "confusion", "left_out",
+    }  # fmt: skip
     assert (scores["n"], scores["classes"]) == (8, ["happiness", "sadness"])
     assert scores["left_out"] == ["anger", "contempt", "disgust", "fear", "neutral", "surprise"]
 

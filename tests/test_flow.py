@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from features.contracts import Clip
 from features.errors import ClipError
 from pipeline.decode import ChosenFrame, Frames
-from pipeline.flow import ClipEnd, Flow, FlowSize
+from pipeline.flow import Flow, FlowSize
 from pipeline.inputs import InputFile
+from pipeline.messages import ClipEnd
 from pipeline.see import Seer
 
 BREAKS = ("not", "read", "decode", "detect", "embed")

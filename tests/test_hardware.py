@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from features.contracts import Clip, Faces
 from features.errors import ClipError
 from pipeline.decode import ChosenFrame, Software, iter_decoded
-from pipeline.flow import ClipEnd
 from pipeline.hardware import NoHardwareError, Nvdec, check_frame, convert_planes
+from pipeline.messages import ClipEnd
 from pipeline.opening import open_container
 from pipeline.parts import iter_parts
 from pipeline.see import SeenFrame

@@ -22,6 +22,8 @@ from pipeline.files import ChangedError, read_state
 from pipeline.inputs import Inputs, ReadTwice
 from tests.videos import grey_frames, write_video
 
+pytestmark = pytest.mark.usefixtures("local")
+
 CONFIG = ExtractConfig(phases=1, precision="float32")
 
 

@@ -28,6 +28,8 @@ from pipeline.extract import run_extract
 from tests.test_face_network import Tiny, export, seeded
 from tests.videos import write_video
 
+pytestmark = pytest.mark.usefixtures("local")
+
 CONFIG = ExtractConfig(face_map=True, precision="float32")
 
 

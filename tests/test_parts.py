@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from features.contracts import Clip, ClipFeatures, Faces
-from pipeline.flow import ClipEnd
+from pipeline.messages import ClipEnd
 from pipeline.parts import iter_parts
 from pipeline.see import SeenFrame
 

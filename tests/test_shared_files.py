@@ -15,6 +15,8 @@ from pipeline.extract import run_extract
 from tests.builders import write_face_video
 from train.stores import check_stores
 
+pytestmark = pytest.mark.usefixtures("local")
+
 
 def test_one_split_for_a_file_under_two_names_ends_the_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch

@@ -1,0 +1,80 @@
+"""How long a clip may take, and how much memory a worker, before it is given up."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from features.errors import ConfigError
+from features.limits import find_free_bytes
+
+_MEGABYTE = 1_000_000
+_READ_BYTES_PER_S = 1_000_000
+"""A file is read and decoded at least this fast where no frame of it is asked for."""
+_FREE_SHARE = 0.9
+_LEAST_WORKER_BYTES = 2 << 30
+"""What a worker takes at most on frames of 1920x1080, with few threads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budgets:
+    """Limits that end a worker instead of the whole run. They change no feature."""
+
+    clip_timeout_s: float = 600.0
+    """Without another frame for so long, and a second more for each megabyte of its file, a clip
+    stands still; it may take so long altogether for each megabyte begun, and twice more."""
+    worker_bytes: int | None = None
+    """Memory of each worker; None: its share of nine tenths of what is free, 2 GiB at least."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError."""
+        if not 0 < self.clip_timeout_s < math.inf:
+            raise ConfigError(f"--clip-timeout {self.clip_timeout_s:g}: expected seconds above 0")
+        if self.worker_bytes is not None and self.worker_bytes <= 0:
+            raise ConfigError(f"--worker-memory: {self.worker_bytes} bytes, expected more than 0")
+
+    def find_clip_limits(self, path: Path) -> ClipLimits:
+        """Those of a clip's file. What is no file has no length that could be believed."""
+        try:
+            n_bytes = path.stat().st_size if path.is_file() else 0
+        except OSError:
+            n_bytes = 0
+        return ClipLimits(
+            still_s=self.clip_timeout_s + n_bytes / _READ_BYTES_PER_S,
+            total_s=self.clip_timeout_s * (2 + math.ceil(n_bytes / _MEGABYTE)),
+        )
+
+    def find_worker_bytes(self, n_workers: int) -> int | None:
+        """Memory that each of so many workers may take; None where the system does not tell."""
+        if self.worker_bytes is not None:
+            return self.worker_bytes
+        free = find_free_bytes()
+        return (
+            None if free is None else max(int(_FREE_SHARE * free / n_workers), _LEAST_WORKER_BYTES)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipLimits:
+    """How long one clip may take, in seconds."""
+
+    still_s: float
+    """Without another frame."""
+    total_s: float
+
+
+DEFAULT_BUDGETS = Budgets()
+
+
+def make_budgets(clip_timeout_s: float | None, worker_gigabytes: float | None) -> Budgets:
+    """Of what a user gave; None: the default. Raises ConfigError."""
+    given: dict[str, Any] = {}
+    if clip_timeout_s is not None:
+        given["clip_timeout_s"] = clip_timeout_s
+    if worker_gigabytes is not None:
+        if not 0 < worker_gigabytes < math.inf:
+            raise ConfigError(f"--worker-memory {worker_gigabytes:g}: expected gigabytes above 0")
+        given["worker_bytes"] = int(worker_gigabytes * 1e9)
+    return Budgets(**given)

@@ -1,0 +1,93 @@
+"""Extractors whose clips end or hold up their worker; what a clip does stands in its id."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+
+from features.contracts import Clip, ClipFeatures
+from features.errors import WeightsError
+from pipeline.inputs import InputFile
+from pipeline.messages import Begun, ClipEnd, Machine, Progressed, Timing, Work
+from tests.builders import clip_features
+
+
+def poison(clip: Clip) -> None:
+    """What a decoder may do to its process."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    kind = clip.clip_id.partition("-")[0]
+    if kind == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif kind == "exit":
+        os._exit(3)
+    elif kind == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif kind == "spin":
+        while True:
+            pass
+    elif kind == "memory":
+        taken = [bytearray(64 << 20) for _ in range(48)]
+        time.sleep(60)  # its end comes sooner
+        del taken
+    elif kind == "gpu":
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore words")
+
+
+class FakeExtractor:
+    """No network: takes three clips ahead, as prefetching does; good clips have made-up features.
+
+    Starts in a tenth of the time of the true one.
+    """
+
+    @staticmethod
+    def look_at_machine(device: str) -> Machine:
+        return Machine(device="cpu", n_gpus=0, n_cores=2, precision="float32")
+
+    def __init__(self, work: Work) -> None:
+        pass
+
+    def iter_items(
+        self, clips: Iterable[Clip], tell: Callable[[Begun | Progressed], None]
+    ) -> Iterator[ClipFeatures | ClipEnd | Timing]:
+        ahead: deque[Clip] = deque()
+        for clip in clips:
+            if not clip.clip_id.startswith(("spin", "stop")):
+                poison(clip)
+            ahead.append(clip)
+            if len(ahead) > 2:
+                yield from self._extract(ahead.popleft(), tell)
+        while ahead:
+            yield from self._extract(ahead.popleft(), tell)
+        yield Timing(step_s={})
+
+    def _extract(
+        self, clip: Clip, tell: Callable[[Begun | Progressed], None]
+    ) -> Iterator[ClipFeatures | ClipEnd]:
+        tell(Begun(clip_id=clip.clip_id))
+        yield clip_features(clip.clip_id, split=clip.split)
+        poison(clip)  # here its first rows have left
+        file = InputFile(n_bytes=1, mtime_ns=1, sha256="0" * 64)
+        yield ClipEnd(clip=clip, file=file)
+
+
+class Unloadable(FakeExtractor):
+    def __init__(self, work: Work) -> None:
+        raise RuntimeError("no library")
+
+
+class Unweighted(FakeExtractor):
+    def __init__(self, work: Work) -> None:
+        raise WeightsError("weights are missing")
+
+
+class Talkative(FakeExtractor):
+    def _extract(
+        self, clip: Clip, tell: Callable[[Begun | Progressed], None]
+    ) -> Iterator[ClipFeatures | ClipEnd]:
+        logging.getLogger("pipeline.decode").warning("clip %s", clip.clip_id)
+        yield from super()._extract(clip, tell)
