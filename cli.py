@@ -39,11 +39,22 @@ _device = click.option(
 )
 
 
+class _Interrupted(click.ClickException):
+    """Ctrl-C, or a signal that asks to end."""
+
+    exit_code = 130
+
+    def show(self, file: Any = None) -> None:
+        click.echo(self.message, file=file, err=True)
+
+
 class _Verbs(click.Group):
     """Turns what a person can fix into one message and an exit status; Ctrl-C exits 130."""
 
     def invoke(self, ctx: click.Context) -> Any:
         signal.signal(signal.SIGTERM, _raise_interrupt)  # a batch system's stop: as Ctrl-C
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+            signal.signal(signal.SIGHUP, _raise_interrupt)  # a lost terminal; nohup ignores it
         with errors_as_json(ctx):
             try:
                 return super().invoke(ctx)
@@ -52,8 +63,7 @@ class _Verbs(click.Group):
             except UserError as error:
                 raise click.ClickException(str(error)) from error
             except KeyboardInterrupt:
-                click.echo(f"interrupted{_tell_kept(ctx)}", err=True)
-                ctx.exit(130)
+                raise _Interrupted(f"interrupted{_tell_kept(ctx)}") from None
             except BrokenPipeError:
                 raise  # click ends quietly: who reads the output, as head does, has seen enough
             except OSError as error:
@@ -64,8 +74,8 @@ class _Verbs(click.Group):
 
 
 _KEPT = {
-    "demo": "clips that were written and finished runs are kept",
-    "extract": "clips that were written are kept",
+    "demo": "clips in finished shards and finished runs are kept",
+    "extract": "clips in finished shards are kept",
     "fit": "finished runs are kept, one that was in training begins again",
     "sweep": "finished trials and runs are kept",
     "fit-face": "finished epochs are kept",
@@ -153,8 +163,8 @@ def demo(folder: Path, seeds: int, as_json: bool) -> None:
     with show_progress("report", "pages"):
         page = run_report(runs, folder / "report")
     if as_json:
-        told = [asdict(run) for run in trained]
-        print_json({"extract": extracted.as_json(), "runs": told, "report": str(page)})
+        runs_json = [asdict(run) for run in trained]
+        print_json({"extract": extracted.as_json(), "runs": runs_json, "report": str(page)})
     else:
         click.echo(page)
     if extracted.clips_failed:
@@ -617,10 +627,8 @@ def fit(
             "observe": events.add_epoch,
         }
         if folds:
-            of_folds = run_fit_folds(
-                stores, runs, heads, range(seeds), config, folds=folds, **common
-            )
-            summaries, pooled = of_folds.runs, of_folds.pooled
+            folded = run_fit_folds(stores, runs, heads, range(seeds), config, folds=folds, **common)
+            summaries, pooled = folded.runs, folded.pooled
         else:
             summaries = tuple(
                 run_fit(
@@ -628,10 +636,10 @@ def fit(
                 )
             )
     if as_json:
-        told = {"runs": [asdict(summary) for summary in summaries]}
+        result = {"runs": [asdict(summary) for summary in summaries]}
         if folds:
-            told["pooled"] = [asdict(one) for one in pooled]
-        print_json(told)
+            result["pooled"] = [asdict(one) for one in pooled]
+        print_json(result)
         return
     _tell_runs(summaries)
     for one in pooled:
@@ -824,7 +832,7 @@ def fit_face(
         raise click.UsageError("give either --out FILE to train or --evaluate FILE to score")
     if out is not None and any(choice.values()):
         raise click.UsageError("--split, --without-twins and --only go with --evaluate")
-    told: dict[str, Any] = {}
+    trained: dict[str, Any] = {}
     if evaluate is not None:
         scores = evaluate_face_cnn(
             SHIPPED_FACE_WEIGHTS if evaluate == "shipped" else Path(evaluate),
@@ -851,11 +859,11 @@ def fit_face(
                 ),
             )
         scores = result.test or result.val
-        told = {"weights": str(out), "best_epoch": result.best_epoch}
+        trained = {"weights": str(out), "best_epoch": result.best_epoch}
         if not as_json:
             click.echo(f"{out}: best epoch {result.best_epoch}")
     if as_json:
-        print_json({**told, "split": scores.split, **scores.as_json()})
+        print_json({**trained, "split": scores.split, **scores.as_json()})
         return
     click.echo(
         f"{scores.split}: {scores.n} pictures: accuracy {scores.accuracy:.4f}, uar {scores.uar:.4f}"

@@ -165,7 +165,7 @@ def verify_bundle(file: Path, *, progress: Progress = ignore_progress) -> list[s
         unlisted = members.keys() - {listed.name for listed in info.files} - _OWN
         problems += [f"{name} is not listed in bundle.json" for name in sorted(unlisted)]
         if not problems and whole:
-            problems = _find_contradictions(file, raw, members, info)
+            problems = _find_contradictions(raw, members, info)
     if not problems and not whole:
         problems = ["damaged between its files, or cut off"]
     return [f"{file}: {problem}" for problem in problems]
@@ -272,7 +272,7 @@ def _check(raw: IO[bytes], members: Mapping[str, Member], listed: BundleFile) ->
 
 
 def _find_contradictions(
-    file: Path, raw: IO[bytes], members: Mapping[str, Member], info: BundleInfo
+    raw: IO[bytes], members: Mapping[str, Member], info: BundleInfo
 ) -> list[str]:
     """Where store.json says otherwise than bundle.json."""
     try:

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from features.store_index import SHARD_NAME
+
 SEAL = "bundle.sha256"
-ADMITTED = re.compile(r"store\.json|failures\.csv|shards/[0-9]+\.h5")
+ADMITTED = re.compile(rf"store\.json|failures\.csv|{SHARD_NAME.pattern}")
 """Names of a store's files."""
 BLOCK = 1 << 20
 """Bytes read at a time."""

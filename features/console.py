@@ -140,8 +140,8 @@ class ProgressLines:
         return ", ".join([*parts, how])
 
     def _count(self, state: _State) -> list[str]:
-        of_all = "" if state.n_all is None else f" of {state.n_all}"
-        counted = [f"{self._verb}: {state.n_done}{of_all} {self._unit}"]
+        total = "" if state.n_all is None else f" of {state.n_all}"
+        counted = [f"{self._verb}: {state.n_done}{total} {self._unit}"]
         return counted if state.n_failed is None else [*counted, f"{state.n_failed} failed"]
 
 

@@ -24,6 +24,8 @@ MEC_CLASSES: tuple[str, ...] = (
 
 SPLITS: tuple[str, ...] = ("train", "val", "test")
 
+CLIP_ID = re.compile(r"[A-Za-z0-9._-]+")
+
 TICK_RATE_HZ = 5
 """Beats a second of the sampling clock (IV-C)."""
 

@@ -1,4 +1,4 @@
-"""Writes files so that a reader sees the old content or the new, never a part."""
+"""Writes files so that a reader sees the old content or the new, never a part; tells them apart."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -14,8 +15,41 @@ Progress = Callable[[int, int], None]
 """Told how many bytes were gone through, and how many there are to go through in all."""
 
 
+ENDING = frozenset(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+    if hasattr(signal, name)
+)
+"""Ctrl-C, a batch system's stop, a lost terminal: they ask a command to end."""
+
+
 def ignore_progress(n_done: int, n_all: int) -> None:
     """A ``Progress`` that nobody looks at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileState:
+    """Differs where a file was replaced or written to."""
+
+    device: int
+    inode: int
+    n_bytes: int
+    mtime_ns: int
+
+
+def read_state(file: int | Path) -> FileState:
+    """The state of an open file, by its descriptor, or of the one that a path leads to now.
+
+    Raises:
+        OSError: The path leads nowhere.
+    """
+    found = file.stat() if isinstance(file, Path) else os.fstat(file)
+    return FileState(
+        device=found.st_dev,
+        inode=found.st_ino,
+        n_bytes=found.st_size,
+        mtime_ns=found.st_mtime_ns,
+    )
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -28,8 +62,9 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError:
+    except OSError as error:
         partial.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)  # none is named while it is written
         raise
     sync_folder(path.parent)
 
@@ -62,7 +97,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Put off Ctrl-C and SIGTERM until the block is done, so that no half of it stays on disk."""
+    """Put off what asks to end until the block is done, so that no half of it stays on disk."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals reach the main thread only
         return
@@ -71,7 +106,7 @@ def uninterrupted() -> Iterator[None]:
     def put_off(signum: int, frame: FrameType | None) -> None:
         arrived.append(signal.Signals(signum))
 
-    previous = {s: signal.signal(s, put_off) for s in (signal.SIGINT, signal.SIGTERM)}
+    previous = {s: signal.signal(s, put_off) for s in ENDING}
     try:
         yield
     finally:

@@ -81,7 +81,7 @@ def compile_network(
 
 
 def choose_batch(device: torch.device) -> int:
-    """Rows that the CNNs take at once: on a CPU four do as well as more, a card wants many."""
+    """Rows that the CNNs take at once: on a CPU four do as well as more, a GPU wants many."""
     return 64 if device.type == "cuda" else 4
 
 
@@ -134,7 +134,7 @@ class _CpuNetwork:
 
 
 class _CudaNetwork:
-    """The module itself on the card, channels last, under autocast for bfloat16."""
+    """The module itself on the GPU, channels last, under autocast for bfloat16."""
 
     def __init__(self, module: nn.Module, device: torch.device, precision: str) -> None:
         self._module = module.to(device).to(memory_format=torch.channels_last)

@@ -39,6 +39,12 @@ def find_core_limit(root: Path = _ROOT) -> int | None:
     return min(found, default=None)
 
 
+def bound_cores(n_cores: int) -> int:
+    """So many cores, or what the system allows if that is fewer. n_cores: torch means to use."""
+    limit = find_core_limit()
+    return n_cores if limit is None else min(n_cores, limit)
+
+
 def find_free_bytes(root: Path = _ROOT) -> int | None:
     """Memory that may still be taken, page cache included; None where the system does not tell.
 
@@ -113,6 +119,7 @@ def _find_within(path: PurePosixPath, mount_root: PurePosixPath) -> PurePosixPat
 def _read(file: Path) -> str:
     """What a file says; nothing where there is none, or none that may be read."""
     try:
-        return file.read_text(encoding="utf-8").strip()
+        # Mount points have names of any bytes.
+        return file.read_text(encoding="utf-8", errors="surrogateescape").strip()
     except OSError:
         return ""

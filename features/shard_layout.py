@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,10 +16,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from features.contracts import SPLITS
+from features.contracts import CLIP_ID, SPLITS
 from features.json_text import check_amounts, check_texts, parse_object
 
-_CLIP_ID = re.compile(r"[A-Za-z0-9._-]+")
 _ZSTD, _SHUFFLE, _FLETCHER32 = 32015, 2, 3
 """The filters that a shard may use; of each is known how much it unpacks to."""
 _MOST_CHUNK_BYTES = 1 << 26
@@ -183,7 +181,7 @@ def read_attribute(file: h5py.File, name: str, kind: type) -> Any:
 def check_clip(values: Mapping[str, Any], classes: Sequence[str], n_faces: int) -> None:
     """Raise ValueError where a clip's column -> value are none that FORMAT.md allows."""
     is_right = {
-        "id": _CLIP_ID.fullmatch(values["id"]),
+        "id": CLIP_ID.fullmatch(values["id"]),
         "label": not values["label"] or values["label"] in classes,
         "split": values["split"] in SPLITS,
         "status": values["status"] == ("ok" if n_faces else "no-face"),

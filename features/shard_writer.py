@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +33,8 @@ from features.shards import (
 )
 
 _CHUNK_BYTES = 1 << 19
+_RESERVE_BYTES = 8 << 20
+"""More than it takes to finish a shard: the last chunk of each column, the columns of clips."""
 _TEXT_COLUMNS = (*TEXT_COLUMNS, *OPTIONAL_COLUMNS)
 
 
@@ -46,6 +50,8 @@ class ShardWriter:
         self._n_frames = self._n_faces = 0
         """Rows of the clip at hand."""
         self._streams = dict(header.streams)
+        self._reserve = partial_path(path.with_suffix(".reserve"))
+        _reserve_space(self._reserve)
         self._disk = _CarefulFile(self.partial)
         self._file = h5py.File(self._disk, "w", libver="v110")
         self._write_header(header)
@@ -132,8 +138,9 @@ class ShardWriter:
         self._file["clip/frame_offset"] = np.array(self.frame_offset, dtype=np.int64)
         self._file["clip/face_offset"] = np.array(self.face_offset, dtype=np.int64)
         self._file.close()
+        self._reserve.unlink(missing_ok=True)
+        self._disk.retry()
         self._disk.close()
-        self._disk.check()
         publish(self.partial, self.path)
 
     def abandon(self) -> None:
@@ -142,6 +149,7 @@ class ShardWriter:
         self._file.close()
         self._disk.close()
         self.partial.unlink(missing_ok=True)
+        self._reserve.unlink(missing_ok=True)
 
     def _write_header(self, header: ShardHeader) -> None:
         attributes = self._file.attrs
@@ -177,53 +185,87 @@ def rewrite_clip_columns(path: Path, updates: Mapping[str, Mapping[str, str]]) -
 
 
 class _CarefulFile(io.RawIOBase):
-    """A file under HDF5 that remembers a failed write instead of raising it inside HDF5.
+    """A file under HDF5 that keeps what the disk refuses instead of raising inside HDF5.
 
-    HDF5 cannot close a file that it could not write, and may end the process. So the first error is
-    kept, later writes are dropped, and ``check`` raises it where Python can deal with it.
+    HDF5 cannot close a file that it could not write, and may end the process. So from the first
+    failure on what it writes is kept in memory, from where it reads it again, until ``retry``.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
+        self._path = path
         self._raw = path.open("w+b", buffering=0)
         self._error: OSError | None = None
         self._discarding = False
+        self._kept: list[tuple[int, bytes]] = []
+        """Place in the file, content; later ones lie over earlier ones."""
 
     def check(self) -> None:
         """Raise the first failure, if there was one."""
         if self._error is not None:
             raise self._error
 
+    def _keep(self, error: OSError) -> None:
+        error.filename = str(self._path)  # Python names no file that was open already
+        self._error = self._error or error
+
     def discard(self) -> None:
-        """Write nothing from now on."""
+        """Write nothing to the disk from now on."""
         self._discarding = True
 
-    def write(self, data: Any) -> int:
-        n_bytes = len(data)
-        if self._error is None and not self._discarding:
-            try:
-                left = memoryview(data).cast("B")
+    def retry(self) -> None:
+        """Write what was kept. Raises OSError."""
+        try:
+            for start, content in self._kept:
+                self._raw.seek(start)
+                left = memoryview(content)
                 while left:
                     left = left[self._raw.write(left) :]
-            except OSError as error:
-                self._error = error
+        except OSError as error:
+            self._keep(error)
+            raise
+        self._kept, self._error = [], None
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data).cast("B")
+        n_bytes = len(left)
+        try:
+            while left and self._error is None and not self._discarding:
+                left = left[self._raw.write(left) :]
+        except OSError as error:
+            self._keep(error)
+        if left:
+            start = self._raw.tell()
+            self._kept.append((start, bytes(left)))
+            self._raw.seek(start + len(left))
         return n_bytes
 
     def truncate(self, size: int | None = None) -> int:
-        if self._error is None and not self._discarding:
-            try:
-                return self._raw.truncate(size)
-            except OSError as error:
-                self._error = error
-        return size or 0
+        size = self._raw.tell() if size is None else size
+        try:
+            self._raw.truncate(size)
+        except OSError as error:
+            self._keep(error)
+        self._kept = [(at, content[: size - at]) for at, content in self._kept if at < size]
+        return size
 
     def readinto(self, buffer: Any) -> int:
-        n_bytes = self._raw.readinto(buffer) or 0
         view = memoryview(buffer).cast("B")
-        view[n_bytes:] = bytes(len(view) - n_bytes)  # what was dropped reads as zeros
+        start = self._raw.tell()
+        n_bytes = self._raw.readinto(view) or 0
+        view[n_bytes:] = bytes(len(view) - n_bytes)
+        for at, content in self._kept:
+            first, end = max(at, start), min(at + len(content), start + len(view))
+            if first < end:
+                view[first - start : end - start] = content[first - at : end - at]
+        self._raw.seek(start + len(view))
         return len(view)
 
-    def seek(self, offset: int, whence: int = 0) -> int:
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if whence == io.SEEK_END:
+            ends = [at + len(content) for at, content in self._kept]
+            offset += max([self._raw.seek(0, io.SEEK_END), *ends])
+            whence = io.SEEK_SET
         return self._raw.seek(offset, whence)
 
     def tell(self) -> int:
@@ -235,6 +277,12 @@ class _CarefulFile(io.RawIOBase):
     def close(self) -> None:
         self._raw.close()
         super().close()
+
+
+def _reserve_space(path: Path) -> None:
+    """Set space aside with which a shard can be finished on a disk that is full by then."""
+    with path.open("wb") as file, contextlib.suppress(OSError, AttributeError):  # not on macOS
+        os.posix_fallocate(file.fileno(), 0, _RESERVE_BYTES)
 
 
 def _clip_row(clip: ClipFeatures, status: str) -> dict[str, Any]:

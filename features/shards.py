@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,6 +23,7 @@ from features.contracts import (
     ClipFeatures,
     check_stream_name,
 )
+from features.disk import FileState, read_state
 from features.errors import ShardError
 from features.json_text import check_texts, parse_object
 from features.shard_layout import (
@@ -113,6 +114,8 @@ class ShardIndex:
     """[N+1] Clip i has frames frame_offset[i]..frame_offset[i+1]-1."""
     face_offset: NDArray[np.int64]
     """[N+1]"""
+    state: FileState | None = None
+    """Of the file that all this was read from."""
 
     def __len__(self) -> int:
         return len(self.frame_offset) - 1
@@ -125,7 +128,8 @@ def read_shard_index(path: Path) -> ShardIndex:
         ShardError: not there, damaged, not a shard, or of a version that this code does not read.
     """
     with _open(path) as (file, read):
-        return read.index(path, file)
+        state = _read_state(file)
+        return replace(read.index(path, file), state=state)
 
 
 def iter_shard_clips(
@@ -135,7 +139,12 @@ def iter_shard_clips(
     context_7x7: bool = False,
     face_map: bool = False,
 ) -> Iterator[ClipFeatures]:
-    """Yield the clips of some rows of a shard, in order; see ``read_shard_index`` for errors."""
+    """Yield the clips of some rows of a shard, in order.
+
+    Raises:
+        ShardError: As ``read_shard_index``; no face maps; or another file stands in the shard's
+            place, or it was written to, since its index was read.
+    """
     if face_map and index.header.face_map_shape is None:
         raise ShardError(
             f"{index.path}: the store keeps no face maps. Run extract with --face-map into a new "
@@ -143,7 +152,9 @@ def iter_shard_clips(
         )
     with _open(index.path) as (file, read):
         for block in _blocks(index.frame_offset, rows):
+            _check_state(index, file)
             yield from read.clips(index, file, block, context_7x7, face_map)
+        _check_state(index, file)
 
 
 def find_shard_problems(path: Path) -> list[str]:
@@ -268,9 +279,9 @@ def _read_index_v1(path: Path, file: h5py.File) -> ShardIndex:
         face_map_shape=face_map_shape,
         streams=MappingProxyType(streams),
     )
-    for row, of_clip in enumerate(np.diff(face_offset).tolist()):
-        values = {name: of_clips[row] for name, of_clips in clips.items()}
-        check_clip(values, header.classes, n_faces=of_clip)
+    for row, n_clip_faces in enumerate(np.diff(face_offset).tolist()):
+        values = {name: column[row] for name, column in clips.items()}
+        check_clip(values, header.classes, n_faces=n_clip_faces)
     return ShardIndex(
         path=path,
         header=header,
@@ -324,6 +335,15 @@ def group_rows(file: h5py.File, n_frames: int, n_faces: int) -> dict[str, int]:
     """How many rows the columns of each group have; extra streams are optional."""
     rows = {"frame": n_frames, "face": n_faces, "stream": n_frames}
     return {group: n for group, n in rows.items() if group in file}
+
+
+def _read_state(file: h5py.File) -> FileState:
+    return read_state(file.id.get_vfd_handle())
+
+
+def _check_state(index: ShardIndex, file: h5py.File) -> None:
+    if index.state is not None and _read_state(file) != index.state:
+        raise ShardError(f"{index.path}: changed while it was read. Run the same again.")
 
 
 def _read_row(columns: Mapping[str, Sequence[Any]], row: int) -> dict[str, Any]:

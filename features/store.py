@@ -19,7 +19,7 @@ from pathlib import Path
 import pandas as pd
 
 from features.contracts import ClipFeatures
-from features.disk import Progress, ignore_progress
+from features.disk import Progress, ignore_progress, read_state
 from features.errors import ShardError
 from features.fingerprint import hash_file
 from features.shards import (
@@ -96,9 +96,12 @@ class Store:
 
     def _read_index(self, shard: ShardEntry) -> ShardIndex:
         file = self.path / shard.name
+        before = read_state(file)
         if self._verify and (problem := find_damage(file, shard)):
             raise ShardError(f"{problem} {_REMEDY}, {_NO_VERIFY}.")
         index = read_shard_index(file)
+        if index.state != before:
+            raise ShardError(f"{file}: changed while it was read. Run the same again.")
         if problem := find_contradiction(index, self.header, shard):
             raise ShardError(f"{problem} {_REMEDY}.")
         return index
@@ -134,9 +137,9 @@ class Store:
         sums: dict[str, dict[str, float]] = {}
         for notes in map(json.loads, self.clips["notes"]):
             for name, amount in notes.items():
-                of_name = sums.setdefault(name, {"clips": 0, "total": 0})
-                of_name["clips"] += 1
-                of_name["total"] += amount
+                note = sums.setdefault(name, {"clips": 0, "total": 0})
+                note["clips"] += 1
+                note["total"] += amount
         return dict(sorted(sums.items()))
 
     @property

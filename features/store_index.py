@@ -32,7 +32,7 @@ WORKER_STEP = "worker"
 MOST_FAILURES_BYTES = 1 << 28
 """Of failures.csv: a million clips."""
 
-_SHARD_NAME = re.compile(r"shards/[0-9]+\.h5")
+SHARD_NAME = re.compile(r"shards/[0-9]+\.h5")
 _ENTRY = {
     "name": str,
     "sha256": str,
@@ -63,7 +63,7 @@ class ShardEntry:
     n_faces: int
 
     def __post_init__(self) -> None:
-        if not _SHARD_NAME.fullmatch(self.name):
+        if not SHARD_NAME.fullmatch(self.name):
             raise ValueError(f"shard {self.name!r}: expected a name like shards/0000.h5")
         if min(self.n_bytes, self.n_clips, self.n_frames, self.n_faces) < 0:
             raise ValueError(f"shard {self.name}: a count is below 0")
@@ -136,8 +136,12 @@ def write_store_index(path: Path, header: ShardHeader, shards: Sequence[ShardEnt
 
 
 def find_shard_files(path: Path) -> list[str]:
-    """Names of the finished shards in a store's folder, listed or not, in order."""
-    return sorted(f"shards/{file.name}" for file in (path / "shards").glob("[0-9]*.h5"))
+    """Names of the finished shards in a store's folder, listed or not, in order.
+
+    What has another name, as a copy that a file manager made, is none.
+    """
+    names = (f"shards/{file.name}" for file in (path / "shards").glob("[0-9]*.h5"))
+    return sorted(filter(SHARD_NAME.fullmatch, names))
 
 
 def describe_shard(store: Path, file: Path) -> ShardEntry:

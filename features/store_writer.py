@@ -1,4 +1,4 @@
-"""Writes stores: one process a store, a shard at a time for each lane, each visible once whole."""
+"""Writes stores: one process a store, a shard for each worker, each visible once it is whole."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from features.store_index import (
 )
 
 SHARD_FRAMES = 4096
-"""A shard is finished when it has this many frames: what a crash can cost each lane at most."""
+"""A shard is finished when it has this many frames: what a crash can cost each worker at most."""
 
 
 class StoreWriter:
@@ -47,7 +47,7 @@ class StoreWriter:
         (path / "shards").mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(path / ".lock")
         self._writers: dict[int, ShardWriter] = {}
-        """Lane -> the shard at hand."""
+        """Number of a worker -> the shard at hand."""
         self._shards: list[ShardEntry] = []
 
     def __enter__(self) -> Self:
@@ -63,12 +63,12 @@ class StoreWriter:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        failed: OSError | None = None
+        failed: Exception | None = None
         try:
             with uninterrupted():
-                for lane in list(self._writers):
+                for worker in list(self._writers):
                     try:
-                        self._finish_shard(lane)
+                        self._finish_shard(worker)
                     except OSError as full:  # a full disk: another shard may need less
                         failed = full
         finally:
@@ -87,7 +87,7 @@ class StoreWriter:
             self.add_rows(clip)
             self.close_clip(clip)
 
-    def add_rows(self, part: ClipFeatures, lane: int = 0) -> None:
+    def add_rows(self, part: ClipFeatures, worker: int = 0) -> None:
         """Write rows of the clip at hand; ``close_clip`` or ``drop_clip`` ends it.
 
         So a clip of any length passes through in pieces, and clips that are made at the same time
@@ -95,7 +95,7 @@ class StoreWriter:
 
         Args:
             part: Frames that follow those before.
-            lane: Each lane has a shard and a clip at hand of its own.
+            worker: Who made them, by number; each has a shard and a clip at hand of its own.
 
         Raises:
             OSError: a full disk.
@@ -105,41 +105,41 @@ class StoreWriter:
         if part.split not in SPLITS:
             raise ValueError(f"clip {part.clip_id}: split {part.split!r} is not one of {SPLITS}")
         with uninterrupted():
-            if lane not in self._writers:
-                self._writers[lane] = ShardWriter(self._next_path(), self.header)
-            self._writers[lane].add_rows(part)
+            if worker not in self._writers:
+                self._writers[worker] = ShardWriter(self._next_path(), self.header)
+            self._writers[worker].add_rows(part)
 
-    def close_clip(self, clip: ClipFeatures, lane: int = 0) -> bool:
+    def close_clip(self, clip: ClipFeatures, worker: int = 0) -> bool:
         """End the clip at hand; finishes the shard when it is full. Raises OSError.
 
         Args:
             clip: Any part of it, for all that is not rows. At least one part was added.
-            lane: Which clip at hand.
+            worker: Whose clip at hand.
 
         Returns:
             Whether the shard was finished: all clips in it are done.
         """
         with uninterrupted():
-            self._writers[lane].close_clip(clip)
-            is_full = self._writers[lane].frame_offset[-1] >= SHARD_FRAMES
+            self._writers[worker].close_clip(clip)
+            is_full = self._writers[worker].frame_offset[-1] >= SHARD_FRAMES
             if is_full:
-                self._finish_shard(lane)
+                self._finish_shard(worker)
         return is_full
 
-    def drop_clip(self, lane: int = 0) -> None:
+    def drop_clip(self, worker: int = 0) -> None:
         """Forget the rows of the clip at hand."""
-        if lane in self._writers:
-            self._writers[lane].drop_clip()
+        if worker in self._writers:
+            self._writers[worker].drop_clip()
 
-    def _finish_shard(self, lane: int) -> None:
+    def _finish_shard(self, worker: int) -> None:
         """Give the shard at hand its final name and list it; without clips it goes."""
-        writer = self._writers.pop(lane)
+        writer = self._writers.pop(worker)
         if len(writer.frame_offset) == 1:  # only rows of a clip that has not ended
             writer.abandon()
             return
         try:
             writer.finish()
-        except OSError:
+        except BaseException:  # HDF5 must not find it open when the process ends
             writer.abandon()
             raise
         self._shards.append(describe_shard(self.path, writer.path))
@@ -198,7 +198,7 @@ class StoreWriter:
     def _adopt(self, file: Path) -> ShardEntry:
         problems = find_shard_problems(file)
         if problems:
-            raise ShardError(f"{file}: {problems[0]}. Delete the file and run extract again.")
+            raise ShardError(problems[0])
         return describe_shard(self.path, file)
 
     def _explain(self, found: ShardHeader) -> str:

@@ -71,11 +71,6 @@ class Assignments:
         """Whether there is a clip that no worker holds."""
         return bool(self._waiting) or any(place.probe for place in self._places.values())
 
-    @property
-    def are_held(self) -> bool:
-        """Whether a worker holds a clip."""
-        return any(place.held for place in self._places.values())
-
     def give(self, number: int) -> Clip | None:
         """The next clip for a worker; None: none now, so it should end those that it holds."""
         place = self._places[number]

@@ -42,8 +42,8 @@ def suppress(
     order = np.lexsort((-rows[:, 5], group))
     rows = rows[order]
     kept = []
-    for of_group in np.split(rows, np.flatnonzero(np.diff(group[order])) + 1):
-        kept.append(of_group[~_find_beaten(of_group[:, 1:5], threshold, overlap)])
+    for part in np.split(rows, np.flatnonzero(np.diff(group[order])) + 1):
+        kept.append(part[~_find_beaten(part[:, 1:5], threshold, overlap)])
     return np.concatenate(kept)
 
 

@@ -13,8 +13,10 @@ from features.limits import find_free_bytes
 _MEGABYTE = 1_000_000
 _READ_BYTES_PER_S = 1_000_000
 """A file is read and decoded at least this fast where no frame of it is asked for."""
+_LEAST_START_S = 120.0
+"""For loading torch and the networks from a slow disk, beside other work."""
 _FREE_SHARE = 0.9
-_LEAST_WORKER_BYTES = 2 << 30
+LEAST_WORKER_BYTES = 2 << 30
 """What a worker takes at most on frames of 1920x1080, with few threads."""
 
 
@@ -35,6 +37,11 @@ class Budgets:
         if self.worker_bytes is not None and self.worker_bytes <= 0:
             raise ConfigError(f"--worker-memory: {self.worker_bytes} bytes, expected more than 0")
 
+    @property
+    def idle_limits(self) -> ClipLimits:
+        """Those of a worker that starts, or that asks for nothing while it holds no clip."""
+        return ClipLimits(still_s=max(self.clip_timeout_s, _LEAST_START_S), total_s=math.inf)
+
     def find_clip_limits(self, path: Path) -> ClipLimits:
         """Those of a clip's file. What is no file has no length that could be believed."""
         try:
@@ -52,7 +59,7 @@ class Budgets:
             return self.worker_bytes
         free = find_free_bytes()
         return (
-            None if free is None else max(int(_FREE_SHARE * free / n_workers), _LEAST_WORKER_BYTES)
+            None if free is None else max(int(_FREE_SHARE * free / n_workers), LEAST_WORKER_BYTES)
         )
 
 

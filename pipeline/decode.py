@@ -19,11 +19,12 @@ from av.video.stream import VideoStream
 from torch import Tensor
 
 from features.contracts import TICK_RATE_HZ, Clip
+from features.disk import FileState, read_state
 from features.errors import ClipError
 from pipeline.clock import EPSILON_S, LONGEST_STILL_S, count_ticks
 from pipeline.demux import keeps_its_clock
 from pipeline.display import Display
-from pipeline.files import FileState, check_unchanged, open_file, read_state
+from pipeline.files import check_unchanged, open_file
 from pipeline.hardware import NoHardwareError, Nvdec
 from pipeline.notes import Notes
 from pipeline.opening import check_decoded_size, find_film, open_container
@@ -110,7 +111,7 @@ def iter_chosen_frames(
     decodes: several clips at a time use the cores better (``pipeline.prefetch``).
 
     A CUDA device decodes itself what it can. What it cannot is decoded in software and brought to
-    it, from the first frame on or from where the card gave up; ``decoder`` tells.
+    it, from the first frame on or from where the GPU gave up; ``decoder`` tells.
 
     Args:
         clip: Its file, and the part of it.
@@ -143,9 +144,9 @@ def iter_decoded(
     """``iter_chosen_frames`` by these decoders; every tick has one frame, whoever decoded it."""
     try:
         with open_file(clip.path) as file:
-            before = read_state(file)
+            before = read_state(file.fileno())
             try:
-                notes = yield from _iter_by_both(
+                notes = yield from _iter_with_fallback(
                     file, clip, n_phases, hardware, software, strict=strict
                 )
             except Exception:  # damage in a file that changes is that of no content
@@ -158,7 +159,7 @@ def iter_decoded(
     return notes
 
 
-def _iter_by_both(
+def _iter_with_fallback(
     file: FileIO,
     clip: Clip,
     n_phases: int,
@@ -172,7 +173,7 @@ def _iter_by_both(
     reason = ""
     if hardware is not None:
         try:
-            # What a card makes of damage is not what software does: it gives up at any.
+            # What a GPU makes of damage is not what software does: it gives up at any.
             for frame in _iter_by(hardware, file, clip, n_phases, notes, strict=True):
                 yield frame
                 n_ticks += len(frame.phases)
@@ -196,7 +197,7 @@ def _iter_by(
     """Raises ClipError as above, and NoHardwareError as the decoder does."""
     try:
         margins_s = [margin_s for margin_s in _SEEK_MARGINS_S if margin_s < (clip.start_s or 0)]
-        if margins_s and not _can_be_sought(clip.path, read_state(file)):
+        if margins_s and not _can_be_sought(clip.path, read_state(file.fileno())):
             margins_s = []
         for margin_s in (*margins_s, None):
             notes.clear()

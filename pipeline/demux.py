@@ -18,11 +18,14 @@ from av.video.stream import VideoStream
 
 from features.errors import ClipError
 from pipeline.clock import LONGEST_STILL_S, Clock
-from pipeline.ending import is_whole
+from pipeline.ending import find_second_film, is_whole
 from pipeline.notes import Notes
 
 _THEORA_HEADER = 0x80
 """Of the first byte of a packet."""
+
+_LARGEST_REST, _LONGEST_REST_S = 0.1, 0.5
+"""Share of an MPEG-TS file after its last picture, and how long a film that would be, at most."""
 
 
 class Demuxer:
@@ -40,6 +43,8 @@ class Demuxer:
         self._end_of_packets_s = self._end_of_film_s = 0.0
         """Of the streams that are read, by their own clocks; of the video, by its repaired one."""
         self._last_is_partial = False
+        self._last_byte = 0
+        """Where the last packet of the video ends in the file, about."""
 
     def __iter__(self) -> Iterator[Packet[Stream]]:
         """Packets that hold a frame, or nothing: the frame before is to be shown once more."""
@@ -47,12 +52,14 @@ class Demuxer:
         # the file is there.
         demuxed = [self._stream] if self._stream.duration else list(self._container.streams)
         try:
-            for packet in self._container.demux(demuxed):
+            for packet in iter_packets(self._container, demuxed):
                 if packet.pts is not None and packet.time_base is not None:
                     end_s = float((packet.pts + (packet.duration or 0)) * packet.time_base)
                     self._end_of_packets_s = max(self._end_of_packets_s, end_s)
                 if packet.size:
                     self._last_is_partial = packet.is_corrupt
+                if packet.stream is self._stream and packet.size and packet.pos is not None:
+                    self._last_byte = max(self._last_byte, packet.pos + packet.size)
                 if packet.stream is self._stream and self._holds_frame(packet):
                     self._repair(packet)
                     yield packet
@@ -92,12 +99,15 @@ class Demuxer:
         A file that ends where its structure says has a wrong promise. MPEG and Ogg promise nothing,
         nor does GIF: they end where they end.
 
+        Nor is a film complete after which another follows that FFmpeg does not read.
+
         Args:
             path: The file.
             origin_s: When its first frame appears, by the stream's clock.
             end_s: When its last frame leaves the screen, from its first.
             notes: Of a wrong promise.
         """
+        self._check_alone(path, end_s)
         if may_jump(self._container):
             promised_s = found_s = stored_s = 0.0
         elif self._stream.duration:
@@ -118,6 +128,37 @@ class Demuxer:
         whole = f" of {promised_s:.2f} s" if found_s < promised_s else ""
         raise ClipError(f"breaks off after {end_s:.2f} s{whole} (truncated?)")
 
+    def _check_alone(self, path: Path, end_s: float) -> None:
+        second = find_second_film(path, self._container.format.name)
+        if second is not None:
+            raise ClipError(
+                f"after {end_s:.2f} s a second film follows in the same file, from byte {second} "
+                "on, which FFmpeg does not read: make two files of it, or remux both into one"
+            )
+        n_bytes = path.stat().st_size
+        if "mpegts" not in self._container.format.name or not 0 < self._last_byte < n_bytes:
+            return
+        # A second recording may have streams of its own; sound alone is a small part of a file.
+        share = 1 - self._last_byte / n_bytes
+        rest_s = share * end_s / (1 - share)
+        if share > _LARGEST_REST and rest_s > _LONGEST_REST_S:
+            raise ClipError(
+                f"its video ends after {end_s:.2f} s, at {1 - share:.0%} of the file: a second "
+                "recording with streams of its own may follow; make a file of each"
+            )
+
+
+def iter_packets(
+    container: InputContainer, streams: list[Any] | VideoStream
+) -> Iterator[Packet[Any]]:
+    """The packets of these streams.
+
+    PyAV ends with an IndexError, or not, by what its memory held before, where streams appear on
+    the way (sound that begins late in MPEG-TS); all packets have been given out by then.
+    """
+    with contextlib.suppress(IndexError):
+        yield from container.demux(streams)
+
 
 def keeps_its_clock(container: InputContainer, stream: VideoStream) -> bool:
     """Whether the times in a file are right throughout, so that it can be sought by them.
@@ -129,7 +170,7 @@ def keeps_its_clock(container: InputContainer, stream: VideoStream) -> bool:
         return True
     clock = make_clock(container, stream)
     with contextlib.suppress(av.error.FFmpegError):  # reading it later says what is wrong
-        for packet in container.demux(stream):
+        for packet in iter_packets(container, stream):
             if packet.pts is not None and find_shift(clock, packet):
                 return False
     return True

@@ -105,8 +105,8 @@ class FaceDetector:
         windows = np.concatenate([np.zeros((0, 7), dtype=np.float32), *scan(levels)])
         level = windows[:, 6].astype(np.intp)
         windows[:, 1:5] /= np.array(scales, dtype=np.float32)[level, None]
-        of_level = windows[:, 0] * len(scales) + windows[:, 6]
-        boxes = suppress(windows[:, :6], 0.5, iou_union, group=of_level)
+        frame_and_level = windows[:, 0] * len(scales) + windows[:, 6]
+        boxes = suppress(windows[:, :6], 0.5, iou_union, group=frame_and_level)
         return _squared(suppress(boxes, 0.7, iou_union))
 
     def _scan_levels(self, levels: Sequence[Tensor]) -> Iterator[Boxes]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,6 +10,7 @@ _N_ELEMENTS = 1_000_000
 """A file with more parts than this is not looked through."""
 _FLV_TAGS = (8, 9, 18)
 _FLV_TAG_HEADER = 11
+_ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 
 
 def is_whole(path: Path, container: str) -> bool:
@@ -28,6 +29,58 @@ def is_whole(path: Path, container: str) -> bool:
             if name in container.split(","):
                 return _is_filled(file, n_bytes, measure)
         return container == "flv" and _ends_with_flv_tag(file, n_bytes)
+
+
+def find_second_film(path: Path, container: str) -> int | None:
+    """Where a second film begins in a file of which FFmpeg reads only the first.
+
+    Recordings of most containers may be joined end to end; those of MP4, FLV and ASF (WMV) tell
+    FFmpeg how much there is, or where it is, and what follows is passed over without a word.
+
+    Args:
+        path: The file.
+        container: FFmpeg's names of the container, separated by commas.
+
+    Returns:
+        Its first byte; None where there is none.
+    """
+    names = container.split(",")
+    if "mp4" in names:
+        starts = _iter_starts(path, _measure_box)
+        boxes = [(at, header[4:8]) for at, header in starts]
+        index = [at for at, kind in boxes if kind == b"moov"]
+        # Fragments stand for themselves: those behind a second index are read, too.
+        kinds = [kind for _, kind in boxes]
+        if len(index) < 2 or kinds.count(b"mdat") < 2 or b"moof" in kinds:
+            return None
+        return next((at for at, kind in boxes if kind == b"ftyp" and at), index[1])
+    if "asf" in names:
+        starts = _iter_starts(path, _measure_asf)
+        return next((at for at, header in starts if at and header[:16] == _ASF_HEADER), None)
+    if "flv" in names:
+        starts = _iter_starts(path, _measure_flv)
+        return next((at for at, header in starts if at and header[:3] == b"FLV"), None)
+    return None
+
+
+def _iter_starts(
+    path: Path, measure: Callable[[BinaryIO, int], int | None]
+) -> Iterator[tuple[int, bytes]]:
+    """Where each part of a file begins, and its first bytes, as far as their lengths lead."""
+    n_bytes = path.stat().st_size
+    at = 0
+    with path.open("rb") as file:
+        for _ in range(_N_ELEMENTS):
+            file.seek(at)
+            header = file.read(16)
+            if not header:
+                return
+            yield at, header
+            file.seek(at)
+            length = measure(file, n_bytes - at)
+            if not length:
+                return
+            at += length
 
 
 def _is_filled(
@@ -82,6 +135,22 @@ def _measure_riff(file: BinaryIO, n_left: int) -> int | None:
     header = file.read(8)
     length = int.from_bytes(header[4:], "little")
     return 8 + length + length % 2 if header[:4] == b"RIFF" and length else None
+
+
+def _measure_asf(file: BinaryIO, n_left: int) -> int | None:
+    """Bytes of an object of ASF."""
+    length = int.from_bytes(file.read(24)[16:], "little")
+    return length if length >= 24 else None
+
+
+def _measure_flv(file: BinaryIO, n_left: int) -> int | None:
+    """Bytes of the header of an FLV file, or of a tag, with the length behind it."""
+    header = file.read(_FLV_TAG_HEADER)
+    if header[:3] == b"FLV":
+        return int.from_bytes(header[5:9], "big") + 4
+    if len(header) < _FLV_TAG_HEADER or header[0] not in _FLV_TAGS:
+        return None
+    return _FLV_TAG_HEADER + int.from_bytes(header[1:4], "big") + 4
 
 
 def _ends_with_flv_tag(file: BinaryIO, n_bytes: int) -> bool:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
+from features.disk import FileState, read_state
 from features.errors import ClipError
 
 _POINTERS = (
@@ -22,16 +22,6 @@ _POINTERS = (
 """What a file that stands for others begins with, and what is said of it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class FileState:
-    """Differs where a file was replaced or written to."""
-
-    device: int
-    inode: int
-    n_bytes: int
-    mtime_ns: int
-
-
 class MissingFileError(ClipError):
     """No file has this path."""
 
@@ -43,21 +33,10 @@ class ChangedError(ClipError):
         super().__init__("changed while it was read; run again")
 
 
-def read_state(file: FileIO | Path) -> FileState:
-    """The state of an open file, or of the one that a path leads to now. Raises OSError."""
-    found = file.stat() if isinstance(file, Path) else os.fstat(file.fileno())
-    return FileState(
-        device=found.st_dev,
-        inode=found.st_ino,
-        n_bytes=found.st_size,
-        mtime_ns=found.st_mtime_ns,
-    )
-
-
 def check_unchanged(path: Path, file: FileIO, before: FileState) -> None:
     """Raise ChangedError unless an open file is as before, and still the one of its path."""
     try:
-        now = {read_state(file), read_state(path)}
+        now = {read_state(file.fileno()), read_state(path)}
     except OSError:  # the path leads nowhere any more
         raise ChangedError from None
     if now != {before}:

@@ -16,7 +16,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from threading import Lock
 from typing import TypeVar
@@ -78,7 +78,7 @@ class Flow:
         self,
         seer: Seer,
         decode: Callable[[Clip], Frames],
-        prepare: Callable[[Clip], InputFile | None],
+        prepare: Callable[[Clip], InputFile],
         size: FlowSize,
         begin: Callable[[Clip], None] = lambda _: None,
     ) -> None:
@@ -130,8 +130,9 @@ class Flow:
                     if isinstance(item, Failure):
                         failed[item.clip_id] = item
                     elif isinstance(item, ClipEnd):
-                        failure = item.failure or failed.pop(item.clip.clip_id, None)
-                        yield replace(item, failure=failure)
+                        failure = item.failure or failed.get(item.clip.clip_id)
+                        failed.pop(item.clip.clip_id, None)
+                        yield ClipEnd(clip=item.clip, failure=failure) if failure else item
                     elif item[0].clip_id not in failed:
                         yield item
 
@@ -145,7 +146,7 @@ class Flow:
                     return end.value or {}
                 yield frame
 
-    def _iter_chunks(self, ahead: Prefetcher[InputFile | None]) -> Iterator[_Chunk | ClipEnd]:
+    def _iter_chunks(self, ahead: Prefetcher[InputFile]) -> Iterator[_Chunk | ClipEnd]:
         for clip, frames in ahead:
             self._begin(clip)
             file = _attempt(clip, "read", partial(getattr, frames, "prepared"))

@@ -1,6 +1,6 @@
 """Decodes on a GPU (NVDEC), and leaves the frames there: planes go to torch without a copy.
 
-The decoder shares torch's CUDA context. It works on the default stream of the card, and so does the
+The decoder shares torch's CUDA context. It works on the default stream of the GPU, and so does the
 conversion to RGB, which is over before a frame goes back to the decoder.
 """
 
@@ -23,7 +23,7 @@ from pipeline.opening import open_container
 
 _EXACT_CODECS = frozenset({"h264", "hevc", "vp8", "vp9"})
 """Their standards say every bit of a decoded frame; others' leave room for rounding, so that a
-card's frames would not be those of software."""
+GPU's frames would not be those of software."""
 
 _PLANE_FORMATS = ("nv12", "p010le", "p016le")
 
@@ -31,16 +31,16 @@ _SITED_LEFT = ("h264", "hevc")
 """Codecs whose chroma lies where ``pipeline.colour`` takes it in more than 8 bits."""
 
 _CONTEXT_OPTIONS: dict[str, object] = {"primary_ctx": "0", "current_ctx": "1"}
-"""FFmpeg takes the context that is current in the calling thread. It could retain the card's
+"""FFmpeg takes the context that is current in the calling thread. It could retain the GPU's
 primary one by itself, but refuses where torch has set that up with other flags, as it does."""
 
 
 class NoHardwareError(Exception):
-    """The card cannot decode this; software may."""
+    """The GPU cannot decode this; software may."""
 
 
 class Nvdec:
-    """The decoder of one card. Several threads may use it at once, each for a clip of its own."""
+    """The decoder of one GPU. Several threads may use it at once, each for a clip of its own."""
 
     name = "nvdec"
 
@@ -49,11 +49,11 @@ class Nvdec:
         self._device = device
 
     def open(self, file: FileIO) -> InputContainer:
-        """Open a file so that its video is decoded on the card.
+        """Open a file so that its video is decoded on the GPU.
 
         Raises:
-            NoHardwareError: there is no such card, or no decoder on it.
-            FFmpegError: as ``open_container``; also where the card refuses.
+            NoHardwareError: there is no such GPU, or no decoder on it.
+            FFmpegError: as ``open_container``; also where the GPU refuses.
         """
         try:
             with self._current_context():
@@ -75,16 +75,16 @@ class Nvdec:
         codec: FFmpeg's name of it.
         """
         if codec not in _EXACT_CODECS:
-            raise NoHardwareError(f"a card's {codec} frames may differ from those of software")
+            raise NoHardwareError(f"a GPU's {codec} frames may differ from those of software")
 
     def read_rgb(self, frame: VideoFrame, stream: VideoStream) -> Tensor:
-        """The RGB of a frame, [H, W, 3] uint8 on the card, as stored; done when it returns.
+        """The RGB of a frame, [H, W, 3] uint8 on the GPU, as stored; done when it returns.
 
         Raises:
-            NoHardwareError: the frame is not on the card, or of a layout that is not read there.
+            NoHardwareError: the frame is not on the GPU, or of a layout that is not read there.
         """
         if frame.format.name != "cuda":
-            raise NoHardwareError(f"the decoder gave {frame.format.name} frames, not of the card")
+            raise NoHardwareError(f"the decoder gave {frame.format.name} frames, not of the GPU")
         check_frame(frame, stream)
         try:
             with self._current_context():
@@ -96,9 +96,9 @@ class Nvdec:
 
     @contextlib.contextmanager
     def _current_context(self) -> Iterator[None]:
-        """Within it torch's context of the card is current in this thread, on the default stream.
+        """Within it torch's context of the GPU is current in this thread, on the default stream.
 
-        Raises NoHardwareError or RuntimeError where there is no such card, or it cannot be used.
+        Raises NoHardwareError or RuntimeError where there is no such GPU, or it cannot be used.
         """
         if not torch.cuda.is_available():
             raise NoHardwareError("torch sees no CUDA device")
@@ -109,7 +109,7 @@ class Nvdec:
 
 
 def check_frame(frame: VideoFrame, stream: VideoStream) -> None:
-    """Raise NoHardwareError where the picture to be shown is not read from a frame on the card.
+    """Raise NoHardwareError where the picture to be shown is not read from a frame on the GPU.
 
     FFmpeg cuts such frames at the right and the bottom, where most streams pad their pictures; one
     that is to be cut at the left or the top stays larger than its stream says.
@@ -117,13 +117,13 @@ def check_frame(frame: VideoFrame, stream: VideoStream) -> None:
     context = stream.codec_context
     layout = (frame.sw_format or frame.format).name
     if layout not in _PLANE_FORMATS or (layout != "nv12" and context.name not in _SITED_LEFT):
-        raise NoHardwareError(f"{context.name} frames of {layout} are not read from the card")
+        raise NoHardwareError(f"{context.name} frames of {layout} are not read from the GPU")
     if frame.width % 2 or frame.height % 2:
-        raise NoHardwareError("frames with an odd side are not read from the card")
+        raise NoHardwareError("frames with an odd side are not read from the GPU")
     if (frame.width, frame.height) != (context.width, context.height):
         raise NoHardwareError(
             f"frames of {frame.width}x{frame.height} in a stream of {context.width}x"
-            f"{context.height} are not read from the card"
+            f"{context.height} are not read from the GPU"
         )
 
 

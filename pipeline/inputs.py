@@ -9,8 +9,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from features.disk import write_atomically
-from pipeline.files import ChangedError, FileState, check_unchanged, open_file, read_state
+from features.disk import FileState, read_state, write_atomically
+from pipeline.files import ChangedError, check_unchanged, open_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Inputs:
             OSError: it cannot be read.
         """
         with open_file(path) as file:
-            state = read_state(file)
+            state = read_state(file.fileno())
             known = self._known.get(str(path.resolve()))
             if known and (known.n_bytes, known.mtime_ns) == (state.n_bytes, state.mtime_ns):
                 return known, state

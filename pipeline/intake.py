@@ -8,7 +8,6 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 
 from features.contracts import ClipFeatures
-from features.store_index import Failure
 from features.store_writer import StoreWriter
 from pipeline.failures import FailureLog
 from pipeline.inputs import Inputs
@@ -22,7 +21,7 @@ _log = logging.getLogger(__name__)
 class _ClipAtHand:
     """The clip that a worker is giving the rows of."""
 
-    part: ClipFeatures | None = None
+    part: ClipFeatures
     """Its last rows."""
     n_frames: int = 0
     n_faces: int = 0
@@ -43,7 +42,7 @@ class Intake:
         self._writer = writer
         self._failures = failures
         self._inputs = inputs
-        self._at_hand: dict[int, _ClipAtHand] = defaultdict(_ClipAtHand)
+        self._at_hand: dict[int, _ClipAtHand] = {}
         """Worker -> its clip."""
 
     def take(self, number: int, item: Item) -> bool:
@@ -65,7 +64,7 @@ class Intake:
             self._at_hand.pop(number, None)
         else:
             self._writer.add_rows(item, number)
-            clip = self._at_hand[number]
+            clip = self._at_hand.setdefault(number, _ClipAtHand(part=item))
             clip.part = item
             clip.n_frames += item.n_frames
             clip.n_faces += item.n_faces
@@ -73,30 +72,25 @@ class Intake:
         return isinstance(item, ClipEnd)
 
     def _end_clip(self, number: int, end: ClipEnd) -> None:
-        clip = self._at_hand.pop(number, _ClipAtHand())
-        failure = end.failure
-        if failure is None and clip.part is not None and end.file is not None:
-            shard_is_finished = self._writer.close_clip(
-                replace(clip.part, sha256=end.file.sha256, notes=end.notes), number
-            )
-            if end.notes:
-                _log.warning("clip %s: %s", end.clip.clip_id, describe_notes(end.notes))
-            self._inputs.remember(end.clip.path, end.file)
-            self._failures.forget({end.clip.clip_id})
-            self.n_done += 1
-            self.n_frames += clip.n_frames
-            self.n_faces += clip.n_faces
-            if shard_is_finished:  # a kill must not cost the hashes of what it leaves
-                self._inputs.write()
+        clip = self._at_hand.pop(number, None)
+        if end.failure is not None:
+            self._writer.drop_clip(number)
+            failure = end.failure
+            _log.warning("clip %s: %s: %s", failure.clip_id, failure.step, failure.reason)
+            self._failures.add(failure)
+            self.n_failed += 1
             return
-        self._writer.drop_clip(number)
-        if failure is None:  # a file that was gone when it was to be hashed
-            failure = Failure(
-                clip_id=end.clip.clip_id,
-                path=str(end.clip.path),
-                step="read",
-                reason="no such file",
-            )
-        _log.warning("clip %s: %s: %s", failure.clip_id, failure.step, failure.reason)
-        self._failures.add(failure)
-        self.n_failed += 1
+        if clip is None or end.file is None:
+            raise ValueError(f"clip {end.clip.clip_id} has ended without a row")
+        shard_is_finished = self._writer.close_clip(
+            replace(clip.part, sha256=end.file.sha256, notes=end.notes), number
+        )
+        if end.notes:
+            _log.warning("clip %s: %s", end.clip.clip_id, describe_notes(end.notes))
+        self._inputs.remember(end.clip.path, end.file)
+        self._failures.forget({end.clip.clip_id})
+        self.n_done += 1
+        self.n_frames += clip.n_frames
+        self.n_faces += clip.n_faces
+        if shard_is_finished:  # a kill must not cost the hashes of what it leaves
+            self._inputs.write()

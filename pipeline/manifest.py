@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from features.contracts import MEC_CLASSES, SPLITS, Clip
+from features.contracts import CLIP_ID, MEC_CLASSES, SPLITS, Clip
 from features.errors import ConfigError
 from pipeline.manifest_csv import (
     REQUIRED_COLUMNS,
@@ -22,7 +21,6 @@ from pipeline.manifest_files import FileFinder, find_missing_files, find_shared_
 from pipeline.manifest_labels import check_labels, map_labels, merge_spellings
 
 KNOWN_COLUMNS = (*REQUIRED_COLUMNS, "subject", "start_s", "end_s", "source")
-_CLIP_ID = re.compile(r"[A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +110,7 @@ def _check_ids(rows: Sequence[Row]) -> list[Problem]:
     for row in rows:
         clip_id = row.cells["clip_id"]
         message = ""
-        if not _CLIP_ID.fullmatch(clip_id):
+        if not CLIP_ID.fullmatch(clip_id):
             message = f"clip_id {show(clip_id)}: expected letters, digits, '.', '_' or '-' only"
         elif clip_id in first_line:
             message = f"clip_id {show(clip_id)} stands already on line {first_line[clip_id]}"

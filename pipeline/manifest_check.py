@@ -20,6 +20,8 @@ class ManifestCheck:
     manifest: Manifest | None
     """None where there are problems."""
     problems: tuple[Problem, ...]
+    advice: str
+    """What mends several problems at once; empty if nothing does."""
     text: str
     """For people."""
 
@@ -33,6 +35,7 @@ class ManifestCheck:
             "classes": listed and list(listed.classes),
             "classes_assumed": listed and listed.classes_assumed,
             "problems": [_as_json(problem) for problem in self.problems],
+            "advice": self.advice,
             "warnings": [_as_json(warning) for warning in listed.warnings] if listed else [],
         }
 
@@ -52,8 +55,15 @@ def check_manifest(path: Path, options: ManifestOptions) -> ManifestCheck:
             files_must_exist=True,
         )
     except InvalidManifestError as error:
-        return ManifestCheck(path=path, manifest=None, problems=error.problems, text=str(error))
-    return ManifestCheck(path=path, manifest=listed, problems=(), text=_describe(listed))
+        return ManifestCheck(
+            path=path,
+            manifest=None,
+            problems=error.problems,
+            advice=error.advice,
+            text=str(error),
+        )
+    text = _describe(listed)
+    return ManifestCheck(path=path, manifest=listed, problems=(), advice="", text=text)
 
 
 def _describe(listed: Manifest) -> str:

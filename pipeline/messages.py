@@ -83,11 +83,15 @@ class ClipEnd:
 
     clip: Clip
     file: InputFile | None = None
-    """The clip's file as it was read; None where the clip failed."""
+    """The clip's file as it was read; None where the clip failed, and only there."""
     notes: Mapping[str, float] = field(default_factory=dict)
     """What was unusual about its film (``pipeline.notes``)."""
     failure: Failure | None = None
     """Why the clip cannot be used: its frames are to be dropped."""
+
+    def __post_init__(self) -> None:
+        if (self.file is None) != (self.failure is not None):
+            raise ValueError(f"clip {self.clip.clip_id}: expected its file or a failure")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,9 @@ def count_clips(
     """What ``run_extract`` is to tell. clock: seconds, from any start."""
     started_s = clock()
 
-    def count(told: ExtractProgress) -> None:
-        rate = told.n_frames / max(clock() - started_s, 1e-3)
-        n_ended = told.n_done + told.n_failed
-        show(n_ended, told.n_clips, n_failed=told.n_failed, note=f"{rate:.1f} frames/s")
+    def count(progress: ExtractProgress) -> None:
+        rate = progress.n_frames / max(clock() - started_s, 1e-3)
+        n_ended = progress.n_done + progress.n_failed
+        show(n_ended, progress.n_clips, n_failed=progress.n_failed, note=f"{rate:.1f} frames/s")
 
     return count

@@ -121,12 +121,8 @@ class Timeline:
             first = next(frames, None)
             if first is not None:
                 clock_s = self._read_clock(first)
-                self.origin_s = clock_s or 0.0
-                self._ticks = Ticks(
-                    start_s=self.origin_s + self.start_s,
-                    rate_hz=self.rate_hz,
-                    end_s=self.origin_s + self.stop_s,
-                )
+                if clock_s is not None:
+                    self._set_origin(clock_s)
                 if self.seek_margin_s is None or clock_s is None or self._in_stored_order:
                     frames = itertools.chain([first], frames)
                     self._n_skipped += sum(pts < (first.pts or 0) for pts in self._early)
@@ -165,10 +161,21 @@ class Timeline:
         self._n_skipped = 0  # the file begins elsewhere
         return itertools.chain(filter(None, [first]), frames)
 
+    def _set_origin(self, origin_s: float) -> None:
+        """The clock is known from now on, and so which frames the ticks need."""
+        self.origin_s = origin_s
+        self._ticks = Ticks(
+            start_s=origin_s + self.start_s,
+            rate_hz=self.rate_hz,
+            end_s=origin_s + self.stop_s,
+        )
+
     def _timed(self, frames: Iterator[VideoFrame]) -> Iterator[tuple[float, VideoFrame]]:
         last_s = -np.inf
         for frame in frames:
             clock_s = self._read_clock(frame)
+            if self._ticks is None and clock_s is not None:  # those before it told no times
+                self._set_origin(clock_s - self.end_s)
             now_s = self.end_s if clock_s is None else clock_s - self.origin_s
             if now_s <= last_s:
                 continue

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from features.limits import find_core_limit, find_free_bytes
+from features.limits import bound_cores, find_free_bytes
+from pipeline.budgets import LEAST_WORKER_BYTES
 from pipeline.messages import Machine, Work
 
 _WORKER_CLIPS = 8
 """A process needs some seconds to start: fewer clips are not worth one."""
-_WORKER_BYTES = 2 << 30
-"""What a process takes at most on frames of 1920x1080, with few threads."""
 
 
 def count_workers(n_clips: int, machine: Machine) -> int:
@@ -21,14 +20,14 @@ def count_workers(n_clips: int, machine: Machine) -> int:
     """
     if machine.n_gpus:
         return 1
-    n_fit = (find_free_bytes() or 0) // _WORKER_BYTES
-    return max(1, min(_count_cores(machine), n_clips // _WORKER_CLIPS, n_fit))
+    n_fit = (find_free_bytes() or 0) // LEAST_WORKER_BYTES
+    return max(1, min(bound_cores(machine.n_cores), n_clips // _WORKER_CLIPS, n_fit))
 
 
 def plan_works(work: Work, n_clips: int, machine: Machine, n_workers: int) -> list[Work]:
     """What each worker does; with ``cuda`` (no number) each takes the next GPU."""
     on_gpu = machine.n_gpus > 0
-    n_cores = _count_cores(machine)
+    n_cores = bound_cores(machine.n_cores)
     if on_gpu:
         n_threads = 2  # while one waits for the GPU, the other does what is left to the CPU
     elif 2 * n_workers > n_cores:
@@ -46,9 +45,3 @@ def plan_works(work: Work, n_clips: int, machine: Machine, n_workers: int) -> li
         )
         for i in range(n_workers)
     ]
-
-
-def _count_cores(machine: Machine) -> int:
-    """Cores that torch means to use, as far as a container allows."""
-    limit = find_core_limit()
-    return machine.n_cores if limit is None else min(machine.n_cores, limit)

@@ -13,7 +13,6 @@ one; then it is a failure like any other, and its step is ``worker``.
 from __future__ import annotations
 
 import logging
-import math
 import selectors
 import time
 from collections.abc import Collection, Generator, Iterator, Sequence
@@ -49,8 +48,8 @@ _TICK_S = 0.1
 """How often time and memory are looked at."""
 _LONGEST_TICK_S = 2.0
 """What counts of a longer one: then it was this process that stood still, not a worker."""
-_START_LIMITS = ClipLimits(still_s=600.0, total_s=math.inf)
-"""Of a worker that starts, or that asks for nothing while it holds no clip."""
+_START_S = 600.0
+"""Until the first worker tells what there is."""
 
 
 @dataclass(kw_only=True)
@@ -63,8 +62,8 @@ class _Worker:
     """It has asked for a clip and got no answer yet."""
     read_id: str | None = None
     """The clip that it reads; None where it holds none."""
-    limits: ClipLimits
-    """Of that clip."""
+    limits: ClipLimits | None = None
+    """Of that clip; None: those of a worker that holds none."""
     began_s: float
     """When it began to read it, by the pool's clock."""
     progressed_s: float
@@ -105,13 +104,23 @@ class WorkerPool:
         """What torch sees, told by the first worker, which is started for it.
 
         Raises:
-            ConfigError: no such device. WorkerError: the worker ended instead.
+            ConfigError: no such device. WorkerError: the worker ended instead, or stands still.
         """
         if self._machine is None:
             process = self._start(0).process
+            began_s = self.clock_s
             try:
                 while self._machine is None:
-                    self._take_answer(process.channel.receive())
+                    if self._selector.select(_TICK_S):
+                        for message in process.channel.receive_arrived():
+                            self._take_answer(message)
+                    self.count_time()
+                    if self.clock_s - began_s > _START_S:
+                        raise WorkerError(
+                            f"the first worker told nothing for {_START_S:.0f} s: "
+                            "loading torch, or looking for a GPU, does not end. --device cpu looks "
+                            "for none."
+                        )
             except (EOFError, OSError):
                 raise WorkerError(f"the first worker {process.describe_end().reason}") from None
         return self._machine
@@ -124,7 +133,7 @@ class WorkerPool:
         budgets: Budgets,
         alone_ids: Collection[str] = (),
     ) -> Generator[tuple[int, Item]]:
-        """Yield what the workers give, each item with its worker's number.
+        """Yield what the workers give, each item with its worker's number. Once for each pool.
 
         Of one number come word that it is ready, the parts of a clip, then its end, clip after
         clip, and timings. ``Lost`` ends a clip that will come again.
@@ -167,7 +176,6 @@ class WorkerPool:
         worker = _Worker(
             number=number,
             process=process,
-            limits=_START_LIMITS,
             began_s=self.clock_s,
             progressed_s=self.clock_s,
         )
@@ -208,7 +216,7 @@ class WorkerPool:
             if isinstance(message, ClipEnd):
                 run.assignments.end(worker.number, failed=message.failure is not None)
                 if not run.assignments.holds_any(worker.number):
-                    worker.read_id, worker.limits = None, _START_LIMITS
+                    worker.read_id = worker.limits = None
             if task is not None and not task.was_done:
                 yield worker.number, message
         elif isinstance(message, Loaded | Timing):
@@ -269,10 +277,11 @@ class WorkerPool:
             )
         if worker.is_idle:
             return None
-        if self.clock_s - worker.progressed_s > worker.limits.still_s:
-            reason = f"made no progress for {worker.limits.still_s:.0f} s (--clip-timeout)"
-        elif self.clock_s - worker.began_s > worker.limits.total_s:
-            reason = f"was not done with it after {worker.limits.total_s:.0f} s (--clip-timeout)"
+        limits = worker.limits or run.budgets.idle_limits
+        if self.clock_s - worker.progressed_s > limits.still_s:
+            reason = f"made no progress for {limits.still_s:.0f} s (--clip-timeout)"
+        elif self.clock_s - worker.began_s > limits.total_s:
+            reason = f"was not done with it after {limits.total_s:.0f} s (--clip-timeout)"
         else:
             return None
         return Death(kind=_TIME, reason=reason)

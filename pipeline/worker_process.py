@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from features.disk import ENDING
 from pipeline.channel import Channel
 from pipeline.messages import Death, Start
 
@@ -86,8 +87,8 @@ class WorkerProcess:
 
 @contextlib.contextmanager
 def _block_signals() -> Iterator[None]:
-    """Processes started within never see Ctrl-C or SIGTERM: their parent ends them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    """Processes started within never see what asks all to end: their parent ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
         yield
     finally:

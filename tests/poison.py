@@ -9,6 +9,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 from features.contracts import Clip, ClipFeatures
 from features.errors import WeightsError
@@ -73,6 +74,21 @@ class FakeExtractor:
         poison(clip)  # here its first rows have left
         file = InputFile(n_bytes=1, mtime_ns=1, sha256="0" * 64)
         yield ClipEnd(clip=clip, file=file)
+
+
+class Silent(FakeExtractor):
+    @staticmethod
+    def look_at_machine(device: str) -> Machine:
+        time.sleep(60)
+        raise ValueError("nobody waited")
+
+
+class SlowStarter(FakeExtractor):
+    def __init__(self, work: Work) -> None:
+        once = Path(os.environ["STANDS_STILL_ONCE"])
+        if not once.exists():
+            once.touch()
+            os.kill(os.getpid(), signal.SIGSTOP)
 
 
 class Unloadable(FakeExtractor):

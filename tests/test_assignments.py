@@ -63,7 +63,7 @@ def test_a_clip_is_given_up_where_it_ends_a_fresh_worker_alone() -> None:
     assert give_all(assignments, 0) == "b"
     assert name(assignments.lose(0, CRASH)) == "b"
     assert not assignments.are_waiting
-    assert not assignments.are_held
+    assert not assignments.holds_any(0)
 
 
 def test_the_clip_at_which_a_worker_stood_still_is_tried_at_once() -> None:
@@ -160,7 +160,7 @@ def test_every_good_clip_is_done_once_and_every_other_given_up_once(
     held: dict[int, list[Clip]] = {number: [] for number in range(n_workers)}
     done: list[str] = []
     given_up: list[str] = []
-    while assignments.are_waiting or assignments.are_held:
+    while assignments.are_waiting or any(held.values()):
         number = random.randrange(n_workers)
         clip = assignments.give(number) if len(held[number]) < 3 else None
         if clip is not None:

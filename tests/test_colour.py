@@ -1,4 +1,4 @@
-"""Frames of a card get the colours that swscale gives to those of software."""
+"""Frames of a GPU get the colours that swscale gives to those of software."""
 
 from __future__ import annotations
 

@@ -238,24 +238,24 @@ def test_a_sweep_counts_trials_then_stands_while_the_best_is_trained() -> None:
 
 def test_bundles_are_counted_in_bytes_up_to_the_last(tmp_path: Path) -> None:
     store, file = small_store(tmp_path / "s"), tmp_path / "b.bundle"
-    told: dict[str, list[tuple[int, int]]] = {"verify": [], "pack": [], "check": [], "unpack": []}
+    calls: dict[str, list[tuple[int, int]]] = {"verify": [], "pack": [], "check": [], "unpack": []}
 
-    verify_store(store, progress=lambda *at: told["verify"].append(at))
-    pack_bundle(store, file, progress=lambda *at: told["pack"].append(at))
-    verify_bundle(file, progress=lambda *at: told["check"].append(at))
-    unpack_bundle(file, tmp_path / "t", progress=lambda *at: told["unpack"].append(at))
+    verify_store(store, progress=lambda *at: calls["verify"].append(at))
+    pack_bundle(store, file, progress=lambda *at: calls["pack"].append(at))
+    verify_bundle(file, progress=lambda *at: calls["check"].append(at))
+    unpack_bundle(file, tmp_path / "t", progress=lambda *at: calls["unpack"].append(at))
 
     n_store = sum(shard.n_bytes for shard in open_store(store).shards)
-    assert told["verify"] == [(n_store, n_store)]
-    assert told["pack"][-1] == (4 * n_store, 4 * n_store)
+    assert calls["verify"] == [(n_store, n_store)]
+    assert calls["pack"][-1] == (4 * n_store, 4 * n_store)
     for verb in ("pack", "check", "unpack"):
-        done = [n_done for n_done, _ in told[verb]]
+        done = [n_done for n_done, _ in calls[verb]]
         assert done == sorted(done), verb
-        assert all(n_done <= n_all for n_done, n_all in told[verb]), verb
+        assert all(n_done <= n_all for n_done, n_all in calls[verb]), verb
     # Hashed as a whole, hashed file by file, and written once more: all but the seal.
     n_file = file.stat().st_size
-    assert told["check"][-1][0] > 2 * n_file - 10_000
-    assert told["unpack"][-1][0] > 3 * n_file - 10_000
+    assert calls["check"][-1][0] > 2 * n_file - 10_000
+    assert calls["unpack"][-1][0] > 3 * n_file - 10_000
 
 
 def test_numbers_that_are_not_finite_are_null(capsys: pytest.CaptureFixture[str]) -> None:

@@ -135,3 +135,37 @@ def test_a_shard_is_hashed_once_for_all_views_of_a_store(
     for fold in ("train", "test"):
         assert len(list(opened.with_splits(dict.fromkeys(opened.clips["clip_id"], fold)))) == 24
     assert hashed == [store / "shards/0000.h5"]
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("in_place", [True, False], ids=["written to", "replaced"])
+def test_a_shard_that_changes_after_its_labels_were_read_is_refused(
+    in_place: bool, verify: bool, tmp_path: Path
+) -> None:
+    """Else the labels of one content would be learned with the features of another."""
+    opened = open_store(small_store(tmp_path / "store"), verify=verify)
+    assert len(opened.clips) == 6
+    other = small_store(tmp_path / "other", n_frames=4)
+    (shard,) = (tmp_path / "store/shards").iterdir()
+    new = (other / "shards" / shard.name).read_bytes()
+    if not in_place:
+        shard.unlink()
+    shard.write_bytes(new)
+    with pytest.raises(ShardError, match="changed while it was read"):
+        list(opened)
+
+
+def test_a_shard_that_is_replaced_after_it_was_hashed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = small_store(tmp_path / "store")
+    (shard,) = (path / "shards").iterdir()
+
+    def replace_hashed(file: Path, _: object) -> str:
+        shard.with_suffix(".new").write_bytes(file.read_bytes())
+        shard.with_suffix(".new").replace(file)
+        return ""
+
+    monkeypatch.setattr("features.store.find_damage", replace_hashed)
+    with pytest.raises(ShardError, match="changed while it was read"):
+        _ = open_store(path).clips

@@ -220,11 +220,11 @@ def test_the_demo_ends_with_both_tables_of_the_paper(
     )
     assert tables[1]["Method"].tolist()[:2] == ["CACA-RNN", "CACA-RNN + 2D-3D-CNN"]
 
-    told = json.loads(CliRunner().invoke(cli, [*command, "--json"]).stdout)
-    assert set(told) == {"extract", "runs", "report"}
-    assert told["report"] == str(tmp_path / "report/report.html")
-    assert told["extract"]["clips_skipped"] == 8
-    assert [run["head"] for run in told["runs"][::2]] == heads
+    result = json.loads(CliRunner().invoke(cli, [*command, "--json"]).stdout)
+    assert set(result) == {"extract", "runs", "report"}
+    assert result["report"] == str(tmp_path / "report/report.html")
+    assert result["extract"]["clips_skipped"] == 8
+    assert [run["head"] for run in result["runs"][::2]] == heads
 
 
 def test_the_demo_tells_its_progress_where_no_terminal_is(

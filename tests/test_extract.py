@@ -11,14 +11,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import features.shard_writer
 import features.store_writer
@@ -40,14 +38,7 @@ ROOT = Path(__file__).parent.parent
 CONFIG = ExtractConfig(min_face="40", phases=2)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")  # of workers
-        yield
-    torch.set_num_threads(n_threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def write_manifest(folder: Path, rows: list[dict[str, str]]) -> Path:
@@ -274,7 +265,7 @@ def uninterrupted(many: Path) -> Path:
 
 
 @pytest.mark.parametrize("n_workers", [1, 2])
-@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.usefixtures("local")
 def test_a_stopped_extract_resumes_to_the_same_store(
     many: Path, uninterrupted: Path, tmp_path: Path, stop: signal.Signals, n_workers: int

@@ -9,12 +9,12 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from click.testing import CliRunner
 from filelock import FileLock
 
@@ -27,7 +27,7 @@ from train.fit_jobs import FitProgress
 from train.fold_fit import run_fit_folds
 from train.pooled import find_pooled
 from train.run_locks import lock_free
-from train.runs import find_runs
+from train.runs import find_runs, read_run, write_run
 from train.search import parse_grid
 from train.sweep import run_sweep
 from train.sweep_batches import Sweep
@@ -55,15 +55,6 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("train.sweep_training.train_runs", None)
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Heads are trained one after the other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.usefixtures("no_training")
 def test_a_folder_that_cannot_be_written_is_told_before_training(
     store: Path, tmp_path: Path
@@ -77,6 +68,36 @@ def test_a_folder_that_cannot_be_written_is_told_before_training(
     ):
         with pytest.raises(RunError, match=message):
             start(tmp_path / "runs")
+
+
+@pytest.mark.usefixtures("no_training")
+def test_a_disk_without_room_for_a_run_is_told_before_training(store: Path, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        with pytest.raises(RunError, match=r"cannot be written .* so nothing was trained"):
+            run_fit([store], tmp_path / "runs", ["face"], [0], QUICK)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_run_that_the_disk_does_not_take_leaves_nothing_and_is_named(
+    runs: Path, tmp_path: Path
+) -> None:
+    resource = pytest.importorskip("resource")
+    run = read_run(find_runs(runs)[0])
+    path = tmp_path / run.path.name
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large") as raised:
+            write_run(replace(run, path=path), run.weights_path.read_bytes())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert raised.value.filename == str(path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("no_training")
@@ -234,6 +255,16 @@ def test_a_run_that_was_being_replaced_when_killed_is_not_lost(
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [done.name]
 
 
+def test_what_a_kill_just_after_replacing_a_run_left_goes(
+    store: Path, runs: Path, tmp_path: Path
+) -> None:
+    (done,) = find_runs(runs)
+    for name in (done.name, f".{done.name}.replaced"):
+        shutil.copytree(done, tmp_path / name)
+    run_fit([store], tmp_path, ["face"], [0, 1], QUICK)  # seed 1 is still to be made
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
 @pytest.mark.parametrize(
     ("verb", "driver", "is_kept"),
     [
@@ -259,3 +290,13 @@ def test_just_the_verbs_that_keep_what_they_did_say_so(
     assert result.exit_code == (130 if isinstance(error, KeyboardInterrupt) else 1)
     assert ("kept" in result.output) == is_kept
     assert ("run the same again" in result.output) == is_kept
+
+
+def test_an_interrupted_verb_tells_so_in_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.extract.run_extract", stop)
+    result = CliRunner().invoke(cli, ["extract", "--store", "s", "--json"])
+    assert result.exit_code == 130
+    assert json.loads(result.stdout)["error"].startswith("interrupted; clips in finished")

@@ -1,6 +1,6 @@
-"""What a card decodes is what software decodes; what it cannot, software does, and it is said.
+"""What a GPU decodes is what software decodes; what it cannot, software does, and it is said.
 
-Where no card is, its decoder is played by software that hands over planes as a card does.
+Where no GPU is, its decoder is played by software that hands over planes as a GPU does.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from features.contracts import Clip, Faces
 from features.errors import ClipError
 from pipeline.decode import ChosenFrame, Software, iter_decoded
 from pipeline.hardware import NoHardwareError, Nvdec, check_frame, convert_planes
+from pipeline.inputs import InputFile
 from pipeline.messages import ClipEnd
 from pipeline.opening import open_container
 from pipeline.parts import iter_parts
@@ -30,12 +31,13 @@ from pipeline.see import SeenFrame
 from tests.videos import ONE_THREAD, keep_first, turn_display, write_video
 
 CPU = torch.device("cpu")
+FILE = InputFile(n_bytes=1, mtime_ns=1, sha256="0" * 64)
 PLANES_OF = {"yuv420p": "nv12", "yuv420p10le": "p010le"}
-"""How a card lays out what software lays out so."""
+"""How a GPU lays out what software lays out so."""
 
 
-class PlayedCard(Nvdec):
-    """Decodes in software; all after it is done as for a card."""
+class PlayedGpu(Nvdec):
+    """Decodes in software; all after it is done as for a GPU."""
 
     def __init__(self, n_frames: int = 1000) -> None:
         """n_frames: It breaks down after so many."""
@@ -49,18 +51,18 @@ class PlayedCard(Nvdec):
         if self.n_left == 0:
             raise NoHardwareError("it broke down")
         self.n_left -= 1
-        on_card = frame.reformat(format=PLANES_OF.get(frame.format.name))
-        check_frame(on_card, stream)
-        on_card.colorspace, on_card.color_range = frame.colorspace, frame.color_range
-        return convert_planes(on_card)
+        on_gpu = frame.reformat(format=PLANES_OF.get(frame.format.name))
+        check_frame(on_gpu, stream)
+        on_gpu.colorspace, on_gpu.color_range = frame.colorspace, frame.color_range
+        return convert_planes(on_gpu)
 
 
 def make_clip(path: Path, **part: float) -> Clip:
     return Clip(clip_id="a", path=path, label="", split="test", **part)  # type: ignore[arg-type]
 
 
-def choose(path: Path, card: Nvdec | None, n_phases: int = 1, **part: float) -> list[ChosenFrame]:
-    return list(iter_decoded(make_clip(path, **part), n_phases, card, Software(CPU)))
+def choose(path: Path, gpu: Nvdec | None, n_phases: int = 1, **part: float) -> list[ChosenFrame]:
+    return list(iter_decoded(make_clip(path, **part), n_phases, gpu, Software(CPU)))
 
 
 def noisy_frames(n_frames: int, height: int = 48, width: int = 64) -> list[NDArray[np.uint8]]:
@@ -92,34 +94,34 @@ DECODED: dict[str, tuple[str, dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("size", [(48, 64), (50, 66)], ids=["whole blocks", "blocks that are cut"])
 @pytest.mark.parametrize(("name", "how", "codec"), DECODED.values(), ids=DECODED)
-def test_frames_of_a_card_are_those_of_software(
+def test_frames_of_a_gpu_are_those_of_software(
     tmp_path: Path, name: str, how: dict[str, Any], codec: str, size: tuple[int, int]
 ) -> None:
     path = write_video(tmp_path / name, noisy_frames(12, *size), **how)
-    found = choose(path, PlayedCard(), 2)
+    found = choose(path, PlayedGpu(), 2)
     assert_same(found, choose(path, None, 2))
     assert {frame.decoder for frame in found} == {f"nvdec:{codec}"}
 
 
 @pytest.mark.parametrize("ratio", [(1, 1), (4, 3), (1, 2)])
 @pytest.mark.parametrize("matrix", [(0, 1, -1, 0), (-1, 0, 0, -1), (0, 1, 1, 0), (-1, 0, 0, 1)])
-def test_frames_of_a_card_are_shown_as_those_of_software(
+def test_frames_of_a_gpu_are_shown_as_those_of_software(
     tmp_path: Path, matrix: tuple[int, int, int, int], ratio: tuple[int, int]
 ) -> None:
     path = write_video(tmp_path / "a.mp4", noisy_frames(3), pixel_ratio=Fraction(*ratio))
     turn_display(path, matrix)
-    assert_same(choose(path, PlayedCard()), choose(path, None))
+    assert_same(choose(path, PlayedGpu()), choose(path, None))
 
 
 @pytest.mark.parametrize("part", [{"start_s": 0.5}, {"start_s": 0.9, "end_s": 1.5}])
-def test_parts_are_found_by_a_card(tmp_path: Path, part: dict[str, float]) -> None:
+def test_parts_are_found_by_a_gpu(tmp_path: Path, part: dict[str, float]) -> None:
     path = write_video(tmp_path / "a.mp4", noisy_frames(50))
-    assert_same(choose(path, PlayedCard(), **part), choose(path, None, **part))
+    assert_same(choose(path, PlayedGpu(), **part), choose(path, None, **part))
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], tuple[int, int], str]] = {
     "a codec whose frames may differ": ("a.mp4", {"codec": "mpeg4"}, (48, 64), "mpeg4"),
-    "a codec that no card has": ("a.gif", {"codec": "gif", "pix_fmt": "rgb8"}, (48, 64), "gif"),
+    "a codec that no GPU has": ("a.gif", {"codec": "gif", "pix_fmt": "rgb8"}, (48, 64), "gif"),
     "4:4:4": ("a.mp4", {"pix_fmt": "yuv444p"}, (48, 64), "h264"),
     "4:2:2": ("a.mp4", {"pix_fmt": "yuv422p"}, (48, 64), "h264"),
     "an odd side": ("a.webm", {"codec": "libvpx-vp9"}, (49, 64), "vp9"),
@@ -131,19 +133,19 @@ def test_software_decodes(
     tmp_path: Path, name: str, how: dict[str, Any], size: tuple[int, int], codec: str
 ) -> None:
     path = write_video(tmp_path / name, noisy_frames(12, *size), **how)
-    found = choose(path, PlayedCard())
+    found = choose(path, PlayedGpu())
     assert_same(found, choose(path, None))
     assert {frame.decoder for frame in found} == {f"software:{codec}"}
 
 
-def test_a_card_that_is_not_there_leaves_the_clip_to_software(tmp_path: Path) -> None:
+def test_a_gpu_that_is_not_there_leaves_the_clip_to_software(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", noisy_frames(6))
     found = choose(path, Nvdec(torch.device("cuda:99")))
     assert_same(found, choose(path, None))
     assert {frame.decoder for frame in found} == {"software:h264"}
 
 
-def test_a_frame_of_software_is_not_taken_for_one_of_the_card(tmp_path: Path) -> None:
+def test_a_frame_of_software_is_not_taken_for_one_of_the_gpu(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", noisy_frames(1))
     with av.open(str(path)) as container:
         frame = next(container.decode(video=0))
@@ -168,9 +170,9 @@ def test_a_frame_that_is_still_to_be_cut_is_not_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("n_frames", [0, 1, 4, 9])
 @pytest.mark.parametrize("fps", [2, 25])
-def test_software_goes_on_where_a_card_gives_up(tmp_path: Path, fps: float, n_frames: int) -> None:
+def test_software_goes_on_where_a_gpu_gives_up(tmp_path: Path, fps: float, n_frames: int) -> None:
     path = write_video(tmp_path / "a.mp4", noisy_frames(50 if fps == 25 else 10), fps=fps)
-    found = choose(path, PlayedCard(n_frames), 3)
+    found = choose(path, PlayedGpu(n_frames), 3)
     assert_same(found, choose(path, None, 3))
     assert [frame.decoder for frame in found[:n_frames]] == ["nvdec:h264"] * n_frames
     assert {frame.decoder for frame in found[n_frames:]} == {"software:h264"}
@@ -179,7 +181,7 @@ def test_software_goes_on_where_a_card_gives_up(tmp_path: Path, fps: float, n_fr
 def test_a_file_that_breaks_off_is_said_once_its_frames_are_out(tmp_path: Path) -> None:
     fast_start = {"container_options": {"movflags": "faststart"}}
     path = keep_first(write_video(tmp_path / "a.mp4", noisy_frames(50), **fast_start), 0.5)
-    frames = iter_decoded(make_clip(path), 1, PlayedCard(), Software(CPU))
+    frames = iter_decoded(make_clip(path), 1, PlayedGpu(), Software(CPU))
     found: list[float] = []
     with pytest.raises(ClipError, match="breaks off"):
         found.extend(frame.pts_s for frame in frames)
@@ -189,7 +191,7 @@ def test_a_file_that_breaks_off_is_said_once_its_frames_are_out(tmp_path: Path) 
 
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(ClipError, match="no such file"):
-        choose(tmp_path / "a.mp4", PlayedCard())
+        choose(tmp_path / "a.mp4", PlayedGpu())
 
 
 def make_seen(pts_s: float, decoder: str) -> SeenFrame:
@@ -216,9 +218,9 @@ def test_the_record_of_a_clip_names_all_who_decoded_it() -> None:
     items: list[Any] = [
         (first, make_seen(0.0, "nvdec:h264")),
         (first, make_seen(0.2, "software:h264")),
-        ClipEnd(clip=first),
+        ClipEnd(clip=first, file=FILE),
         (second, make_seen(0.0, "nvdec:vp9")),
-        ClipEnd(clip=second),
+        ClipEnd(clip=second, file=FILE),
     ]
     parts = [part for part in iter_parts(items, {"test": 1}) if not isinstance(part, ClipEnd)]
     assert [part.decoder for part in parts] == ["nvdec:h264, software:h264", "nvdec:vp9"]

@@ -13,12 +13,13 @@ import torch
 import pipeline.inputs
 import pipeline.work
 from features.contracts import Clip
+from features.disk import read_state
 from features.fingerprint import hash_file
 from features.store import open_store
 from pipeline.config import ExtractConfig
 from pipeline.decode import Frames
 from pipeline.extract import run_extract
-from pipeline.files import ChangedError, read_state
+from pipeline.files import ChangedError
 from pipeline.inputs import Inputs, ReadTwice
 from tests.videos import grey_frames, write_video
 

@@ -11,7 +11,6 @@ from typing import Any
 import click
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 
 from cli import cli
@@ -22,12 +21,7 @@ ROOT = Path(__file__).parent.parent
 CLIPS = "clip_id,path,label,split\n"
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -112,11 +106,12 @@ def test_manifest_check_tells_counts_and_classes(place: Path) -> None:
 
 
 def test_manifest_check_tells_problems_with_their_lines(place: Path) -> None:
-    (place / "m.csv").write_text(CLIPS + "a,m.csv,sad,train\na,nowhere,hapy,dev\n")
+    (place / "m.csv").write_text(CLIPS + "a,m.csv,Sad,train\na,nowhere,hapy,dev\n")
     told = run("manifest check m.csv", status=1)
     assert set(told) == read_page()["manifest check"]
-    assert [problem["line"] for problem in told["problems"]] == [3, 3, 3]
+    assert [problem["line"] for problem in told["problems"]] == [2, 3, 3, 3]
     assert "'hapy' is not one of" in json.dumps(told["problems"])
+    assert told["advice"].endswith("--map-label Sad=sad")
     assert told["n_clips"] is None
 
 

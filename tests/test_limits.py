@@ -28,7 +28,7 @@ def write_tree(root: Path, files: Mapping[str, str]) -> Path:
     return root
 
 
-def of_process(cgroup: str, mountinfo: str, free_mib: int = 64_000) -> dict[str, str]:
+def process_files(cgroup: str, mountinfo: str, free_mib: int = 64_000) -> dict[str, str]:
     return {
         "proc/self/cgroup": cgroup,
         "proc/self/mountinfo": f"23 1 0:5 / /proc rw - proc proc rw\n{mountinfo}",
@@ -62,35 +62,37 @@ def group_v1(
 MEMORY_TREES: dict[str, tuple[dict[str, str], int | None]] = {
     "no control groups": ({"proc/meminfo": "MemTotal: 9 kB\nMemAvailable: 3072 kB\n"}, 3),
     "a system that does not tell": ({}, None),
-    "no limit": (of_process("0::/user.slice\n", V2, 900) | group_v2("user.slice", None, 5), 900),
+    "no limit": (process_files("0::/user.slice\n", V2, 900) | group_v2("user.slice", None, 5), 900),
     "SLURM, version 2, limit of the job": (
-        of_process(f"0::/{SLURM}/step_0/user/task_0\n", V2)
+        process_files(f"0::/{SLURM}/step_0/user/task_0\n", V2)
         | group_v2(SLURM, 8000, 3000, cache_mib=1000)
         | group_v2(f"{SLURM}/step_0", None, 2500)
         | group_v2(f"{SLURM}/step_0/user/task_0", None, 2000),
         6000,
     ),
     "systemd, the fuller of two slices": (
-        of_process("0::/big.slice/big-a.slice/fit.service\n", V2)
+        process_files("0::/big.slice/big-a.slice/fit.service\n", V2)
         | group_v2("big.slice", 16_000, 15_500)
         | group_v2("big.slice/big-a.slice", None, 700)
         | group_v2("big.slice/big-a.slice/fit.service", 4000, 700),
         500,
     ),
     "more used than allowed": (
-        of_process("0::/a\n", V2) | group_v2("a", 1000, 1001),
+        process_files("0::/a\n", V2) | group_v2("a", 1000, 1001),
         0,
     ),
     "systemd, MemoryHigh": (
-        of_process("0::/a\n", V2) | group_v2("a", 4000, 500) | {"a/memory.high": f"{3000 * MIB}\n"},
+        process_files("0::/a\n", V2)
+        | group_v2("a", 4000, 500)
+        | {"a/memory.high": f"{3000 * MIB}\n"},
         2500,
     ),
     "the machine has less than the limit": (
-        of_process("0::/a\n", V2, 100) | group_v2("a", 4000, 500),
+        process_files("0::/a\n", V2, 100) | group_v2("a", 4000, 500),
         100,
     ),
     "SLURM, version 1": (
-        of_process("4:memory:/slurm/uid_1/job_7/step_0\n1:name=systemd:/a:b\n", MEMORY)
+        process_files("4:memory:/slurm/uid_1/job_7/step_0\n1:name=systemd:/a:b\n", MEMORY)
         | group_v1("memory", None, 50_000)
         | group_v1("memory/slurm", None, 20_000)
         | group_v1("memory/slurm/uid_1/job_7", 8000, 3000, cache_mib=500)
@@ -98,33 +100,34 @@ MEMORY_TREES: dict[str, tuple[dict[str, str], int | None]] = {
         5500,
     ),
     "versions 1 and 2, memory in 1": (
-        of_process("9:memory:/a\n0::/b\n", MEMORY + UNIFIED)
+        process_files("9:memory:/a\n0::/b\n", MEMORY + UNIFIED)
         | group_v1("memory/a", 3000, 1000)
         | {"unified/b/cgroup.procs": ""},
         2000,
     ),
     "versions 1 and 2, memory in 2": (
-        of_process("9:cpu,cpuacct:/\n0::/b\n", CPU + UNIFIED) | group_v2("unified/b", 3000, 1000),
+        process_files("9:cpu,cpuacct:/\n0::/b\n", CPU + UNIFIED)
+        | group_v2("unified/b", 3000, 1000),
         2000,
     ),
-    "container, version 2": (of_process("0::/\n", V2) | group_v2(".", 2000, 500), 1500),
+    "container, version 2": (process_files("0::/\n", V2) | group_v2(".", 2000, 500), 1500),
     "container, version 1, with the machine's path": (
-        of_process("4:memory:/docker/af\n", MEMORY.replace(" / ", " /docker/af ", 1))
+        process_files("4:memory:/docker/af\n", MEMORY.replace(" / ", " /docker/af ", 1))
         | group_v1("memory", 2000, 500),
         1500,
     ),
     "group within such a container": (
-        of_process("4:memory:/docker/af/job\n", MEMORY.replace(" / ", " /docker/af ", 1))
+        process_files("4:memory:/docker/af/job\n", MEMORY.replace(" / ", " /docker/af ", 1))
         | group_v1("memory", 2000, 500)
         | group_v1("memory/job", 1000, 100),
         900,
     ),
     "container, a path that is not to be seen": (
-        of_process("0::/../../elsewhere\n", V2) | group_v2(".", 2000, 500),
+        process_files("0::/../../elsewhere\n", V2) | group_v2(".", 2000, 500),
         1500,
     ),
     "container, version 1, another's path": (
-        of_process("4:memory:/kubepods/pod1\n", MEMORY.replace(" / ", " /docker/af ", 1))
+        process_files("4:memory:/kubepods/pod1\n", MEMORY.replace(" / ", " /docker/af ", 1))
         | group_v1("memory", 2000, 500),
         1500,
     ),
@@ -139,20 +142,20 @@ def test_free_memory_of(tmp_path: Path, files: dict[str, str], expected_mib: int
 
 CORE_TREES: dict[str, tuple[dict[str, str], int]] = {
     "no control groups": ({}, 16),
-    "version 2": (of_process("0::/a\n", V2) | {"a/cpu.max": "150000 100000\n"}, 2),
-    "version 2, no quota": (of_process("0::/a\n", V2) | {"a/cpu.max": "max 100000\n"}, 16),
+    "version 2": (process_files("0::/a\n", V2) | {"a/cpu.max": "150000 100000\n"}, 2),
+    "version 2, no quota": (process_files("0::/a\n", V2) | {"a/cpu.max": "max 100000\n"}, 16),
     "version 2, quota of an outer group": (
-        of_process(f"0::/{SLURM}/step_0\n", V2)
+        process_files(f"0::/{SLURM}/step_0\n", V2)
         | {f"{SLURM}/cpu.max": "400000 100000\n", f"{SLURM}/step_0/cpu.max": "max 100000\n"},
         4,
     ),
     "version 2, the least of two": (
-        of_process("0::/a/b\n", V2)
+        process_files("0::/a/b\n", V2)
         | {"a/cpu.max": "800000 100000\n", "a/b/cpu.max": "20000 100000\n"},
         1,
     ),
     "version 1": (
-        of_process("3:cpuset:/\n2:cpu,cpuacct:/slurm/job_7\n", CPU)
+        process_files("3:cpuset:/\n2:cpu,cpuacct:/slurm/job_7\n", CPU)
         | {
             "cpu,cpuacct/slurm/cpu.cfs_quota_us": "400000\n",
             "cpu,cpuacct/slurm/cpu.cfs_period_us": "100000\n",
@@ -161,9 +164,9 @@ CORE_TREES: dict[str, tuple[dict[str, str], int]] = {
         },
         4,
     ),
-    "container, version 2": (of_process("0::/\n", V2) | {"cpu.max": "300000 100000\n"}, 3),
+    "container, version 2": (process_files("0::/\n", V2) | {"cpu.max": "300000 100000\n"}, 3),
     "more than the cores it may run on": (
-        of_process("0::/a\n", V2) | {"a/cpu.max": "6400000 100000\n"},
+        process_files("0::/a\n", V2) | {"a/cpu.max": "6400000 100000\n"},
         16,
     ),
 }
@@ -188,14 +191,21 @@ def test_where_the_system_tells_no_cores_there_is_no_limit(
 def test_training_takes_no_more_cores_than_the_limit(
     monkeypatch: pytest.MonkeyPatch, limit: int | None, expected: int
 ) -> None:
-    monkeypatch.setattr("train.parallel.find_core_limit", lambda: limit)
+    monkeypatch.setattr("features.limits.find_core_limit", lambda: limit)
     monkeypatch.setattr("torch.get_num_threads", lambda: 16)
     assert count_workers("cpu") == expected
     assert count_workers("cuda") == 1
 
 
 def test_files_that_may_not_be_read_are_passed_over(tmp_path: Path) -> None:
-    write_tree(tmp_path, of_process("0::/a\n", V2, 7) | group_v2("a", 4, 0))
+    write_tree(tmp_path, process_files("0::/a\n", V2, 7) | group_v2("a", 4, 0))
     (tmp_path / "sys/fs/cgroup/a/memory.max").unlink()
     (tmp_path / "sys/fs/cgroup/a/memory.max").mkdir()
     assert find_free_bytes(tmp_path) == 7 * MIB
+
+
+def test_a_mount_point_of_any_bytes_hides_no_limit(tmp_path: Path) -> None:
+    write_tree(tmp_path, process_files("0::/a\n", V2, 7) | group_v2("a", 4, 0))
+    with (tmp_path / "proc/self/mountinfo").open("ab") as file:
+        file.write(b"50 23 0:9 / /mnt/caf\xe9 rw - ext4 /dev/sda rw\n")
+    assert find_free_bytes(tmp_path) == 4 * MIB

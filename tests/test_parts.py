@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from features.contracts import Clip, ClipFeatures, Faces
+from pipeline.inputs import InputFile
 from pipeline.messages import ClipEnd
 from pipeline.parts import iter_parts
 from pipeline.see import SeenFrame
 
 CLIP = Clip(clip_id="a", path=Path("a.mp4"), label="", split="train")
+FILE = InputFile(n_bytes=1, mtime_ns=1, sha256="0" * 64)
 
 
 def seen_frame(number: int, phases: tuple[int, ...], n_faces: int) -> SeenFrame:
@@ -38,7 +40,7 @@ def seen_frame(number: int, phases: tuple[int, ...], n_faces: int) -> SeenFrame:
 
 
 def make_parts(frames: Sequence[SeenFrame]) -> list[ClipFeatures]:
-    items = [*((CLIP, frame) for frame in frames), ClipEnd(clip=CLIP)]
+    items = [*((CLIP, frame) for frame in frames), ClipEnd(clip=CLIP, file=FILE)]
     *parts, end = iter_parts(items, {"train": 5})
     assert isinstance(end, ClipEnd)
     return [part for part in parts if isinstance(part, ClipFeatures)]
@@ -80,7 +82,7 @@ def test_a_frame_of_a_hundred_thousand_ticks_takes_the_memory_of_any() -> None:
     n_rows = 0
     tracemalloc.start()
     try:
-        for item in iter_parts([(CLIP, frame), ClipEnd(clip=CLIP)], {"train": 5}):
+        for item in iter_parts([(CLIP, frame), ClipEnd(clip=CLIP, file=FILE)], {"train": 5}):
             n_rows += item.n_frames if isinstance(item, ClipFeatures) else 0
         assert tracemalloc.get_traced_memory()[1] < 50e6  # all rows: 5,000e6
     finally:

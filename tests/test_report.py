@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -78,6 +80,7 @@ def write_fake_run(
             "settings": asdict(config),
             "device": "cpu",
             "store": store,
+            "members": [{"head": "face", "weight": 0.5}, {"head": "context", "weight": 0.5}],
             "versions": {"torch": "2.0"},
         },
         summary=summary,
@@ -244,6 +247,16 @@ def test_names_of_classes_and_sources_cannot_break_the_page(tmp_path: Path) -> N
     assert "<script>" not in page
 
 
+def test_an_ensemble_without_its_members_is_shown(tmp_path: Path) -> None:
+    """As where the members alone were scored on other clips since."""
+    write_fake_run(tmp_path / "runs", "ensemble", 0, 5, members="face,context")
+    run_report(tmp_path / "runs", tmp_path / "out")
+    page = (tmp_path / "out/report.md").read_text(encoding="utf-8")
+    assert "### Median runs on val and test" in page
+    assert "### Training" not in page
+    assert "|  |" not in page  # no table of nothing
+
+
 def test_a_folder_without_runs_says_how_to_make_some(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"no run folder here\. Train some with: cli\.py fit"):
         run_report(tmp_path, tmp_path / "out")
@@ -266,6 +279,10 @@ def make_strange(runs: Path) -> dict[str, str]:
     (runs / "study/sweep.json").write_text("[]")
     (runs / "crossval").mkdir()
     (runs / "crossval/pooled.json").write_bytes(b"\xff")
+    (runs / "deep").mkdir()
+    (runs / "deep/config.json").write_text("[" * 100_000)
+    (runs / "pipe").mkdir()
+    os.mkfifo(runs / "pipe/config.json")
     (runs / "notes.txt").write_text("mine")
     (runs / "sweep-face-0123").mkdir()
     half = write_fake_run(runs, "context", 0, 6)
@@ -277,6 +294,8 @@ def make_strange(runs: Path) -> dict[str, str]:
         "plots": other,
         "study": other,
         "crossval": other,
+        "deep": other,
+        "pipe": other,
         "notes.txt": "a file, not a run folder",
         "sweep-face-0123": "a sweep that is not finished: run the same sweep again",
         half.name: "a run without metrics.json, history.csv: copy it again",
@@ -308,6 +327,18 @@ def test_a_run_that_was_cut_off_in_copying_is_passed_over(
     assert read_table(tmp_path / "out", "table1")["Seeds"].tolist() == ["1"]
     assert f"passed over: {file}: not JSON" in caplog.text
     assert "elete" not in caplog.text
+
+
+def test_a_sweep_or_folds_that_were_cut_off_in_copying_are_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_fake_run(tmp_path / "runs", "face", 0, 6)
+    for file, kind in (("pooled.json", "caca-rnn-folds"), ("sweep.json", "caca-rnn-sweep")):
+        (tmp_path / "runs" / kind).mkdir()
+        told = json.dumps({"format": kind, "version": 1})
+        (tmp_path / "runs" / kind / file).write_text(told)
+    run_report(tmp_path / "runs", tmp_path / "out")
+    assert caplog.text.count("passed over: ") == 2
 
 
 def test_among_strange_things_alone_there_is_nothing_to_report(tmp_path: Path) -> None:

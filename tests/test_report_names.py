@@ -37,6 +37,7 @@ NAMES = {
     "nothing to see": ["\u200b", "\u2060"],
     "not a character": ["\ue000", "\uffff"],
     "long": ["a" * 400, "b"],
+    "as long as is drawn": ["a" * 24, "W" * 24],
     "alike": ["a b", "a  b"],
 }
 
@@ -121,6 +122,15 @@ def test_names_that_can_be_drawn_are(kind: str) -> None:
     assert lettering.legend == ()
 
 
+def test_names_from_right_to_left_leave_the_numbers_in_order(tmp_path: Path) -> None:
+    names = [*NAMES["Arabic"][:1], "a" * 400]
+    out = report_on(names, tmp_path)
+    for page in ("report.md", "report.html"):
+        told = (out / page).read_text()
+        assert f"Classes by number: 1 \u2068{names[0]}\u2069, 2 a" in told
+        assert f"Classes: \u2068{names[0]}\u2069, a" in told
+
+
 def test_scripts_that_need_shaping_wait_for_a_matplotlib_that_shapes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -191,3 +201,13 @@ def test_the_confusion_is_on_test_and_on_val_where_test_has_labels(tmp_path: Pat
 def read_size(png: Path) -> tuple[int, int]:
     width, height = np.frombuffer(png.read_bytes()[16:24], ">u4")
     return int(width), int(height)
+
+
+def test_a_source_of_any_name_that_is_missing_breaks_no_page(tmp_path: Path) -> None:
+    path = write_fake_run(tmp_path / "runs", "face", 0, 5)
+    config = json.loads((path / "config.json").read_text())
+    config["store"]["sources"] = {"b": 3, "film|`a": 2}
+    config["fold"] = {"protocol": "source", "number": 1, "n_folds": 2, "name": "b", "key": "k"}
+    (path / "config.json").write_text(json.dumps(config))
+    out = run_report(tmp_path / "runs", tmp_path / "out").parent
+    assert r"seed 0: fold film\|\`a" in (out / "report.md").read_text()

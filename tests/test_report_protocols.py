@@ -50,10 +50,10 @@ def test_folds_are_told_one_by_one_and_together(
     table = read_table(tmp_path / "out", "folds1")
     assert table["Fold"].tolist() == ["1of2", "2of2", "all together"]
     assert table["Clips"].astype(int).tolist() == [9, 9, 18]
-    of_seeds = {one.seed: one.test for one in folds.pooled}
+    test_by_seed = {one.seed: one.test for one in folds.pooled}
     seed, of, n_seeds = table["Seeds"].iloc[2].split()
     assert (of, n_seeds) == ("of", "3")
-    assert table["acc"].iloc[2].startswith(f"{100 * of_seeds[int(seed)]['acc']:.2f} [")
+    assert table["acc"].iloc[2].startswith(f"{100 * test_by_seed[int(seed)]['acc']:.2f} [")
     assert "Cross-validation: 2 folds by subject" in page
     assert "Results on store" not in page  # there is no plain run
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from features.contracts import ClipFeatures
+from features.store_index import Failure, write_failures
 from features.store_writer import write_store
 from tests.builders import clip_features
 from tests.sweeps import read_tables
@@ -112,13 +112,8 @@ def write(path: Path, clips: Sequence[ClipFeatures], classes: Sequence[str] = CL
     return write_store(path, clips, classes=classes, fingerprint="test")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums come in one order, whether runs are trained side by side or scored alone."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
+"""Sums come in one order, whether runs are trained side by side or scored alone."""
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +205,15 @@ def test_the_same_context_grid_by_another_word_is_the_same_run(tmp_path: Path) -
         config = replace(QUICK, context=context)
         run_fit([store], tmp_path / "runs", ["context"], [0], config)
     assert len(find_runs(tmp_path / "runs")) == 1
+
+
+def test_a_new_failure_is_told_by_the_runs_that_are_there(tmp_path: Path) -> None:
+    store, runs = write(tmp_path / "store", make_clips()), tmp_path / "runs"
+    fit(store, runs, "face")
+    write_failures(store, [Failure(clip_id="x", path="x.mp4", step="decode", reason="damaged")])
+    (summary,), states = fit(store, runs, "face")
+    assert states == {"scored"}
+    assert read_run(runs / summary.run).config["store"]["n_failed"] == 1
 
 
 def test_an_ensemble_follows_its_members(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import signal
 import subprocess
 import sys
@@ -161,6 +162,26 @@ def test_a_shard_finished_before_a_crash_but_not_listed_is_taken_in(tmp_path: Pa
     assert verify_store(path) == []
 
 
+def test_a_copy_beside_the_shards_is_passed_over(tmp_path: Path) -> None:
+    path = small_store(tmp_path / "s")
+    shutil.copy(path / "shards/0000.h5", path / "shards/0000 (copy).h5")
+    with StoreWriter(path, HEADER) as writer:
+        writer.add(clip_features("new"))
+    assert len(open_store(path)) == 7
+    assert verify_store(path) == []
+
+
+def test_a_damaged_shard_that_is_not_listed_is_named_once(tmp_path: Path) -> None:
+    path = small_store(tmp_path / "s")
+    (path / "store.json").unlink()
+    shard = path / "shards" / "0000.h5"
+    with h5py.File(shard, "r+") as file:
+        file["frame/phase"][...] = 99
+    with pytest.raises(ShardError) as raised, StoreWriter(path, HEADER):
+        pass
+    assert str(raised.value).count(str(shard)) == str(raised.value).count("run extract") == 1
+
+
 def test_an_unfinished_shard_of_a_crash_is_not_seen_and_goes(tmp_path: Path) -> None:
     path = small_store(tmp_path / "s")
     leftover = path / "shards" / ".0001.h5.partial"
@@ -225,6 +246,50 @@ def test_hdf5_survives_a_disk_that_takes_no_more(tmp_path: Path) -> None:
     assert len(open_store(path)) == 6
     assert verify_store(path) == []
     assert list((path / "shards").glob(".*")) == []
+
+
+ROOM_AT_THE_END = """
+import resource, sys
+from pathlib import Path
+from features.store_writer import StoreWriter
+from tests.builders import clip_features
+from tests.test_store import HEADER
+no_limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+try:
+    with StoreWriter(Path(sys.argv[1]), HEADER) as writer:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, no_limit[1]))
+        try:
+            for i in range(200):
+                writer.add(clip_features(f"new{i}", n_frames=40))
+        except OSError:
+            resource.setrlimit(resource.RLIMIT_FSIZE, no_limit)
+            raise
+except OSError as error:
+    sys.exit(f"{i} clips, then {error.strerror}")
+"""
+
+
+def test_clips_that_are_done_stay_where_a_full_disk_has_room_to_finish_them(
+    tmp_path: Path,
+) -> None:
+    command = [sys.executable, "-c", ROOM_AT_THE_END, str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    n_clips, _, reason = result.stderr.partition(" clips, then ")
+    assert reason == "File too large\n"
+    assert int(n_clips) > 2
+    clips = list(open_store(tmp_path).iter_clips(context_7x7=True))
+    assert len(clips) == int(n_clips)
+    for i, clip in enumerate(clips):
+        assert_same_clip(clip, clip_features(f"new{i}", n_frames=40))
+    assert verify_store(tmp_path) == []
+
+
+def test_room_to_finish_a_shard_is_set_aside_while_it_is_written(tmp_path: Path) -> None:
+    with StoreWriter(tmp_path, HEADER) as writer:
+        writer.add(clip_features("a"))
+        (reserve,) = (tmp_path / "shards").glob("*.reserve.partial")
+        assert reserve.stat().st_size == 8 << 20
+    assert [file.name for file in (tmp_path / "shards").iterdir()] == ["0000.h5"]
 
 
 def test_a_damaged_shard_is_not_relabelled(tmp_path: Path) -> None:
@@ -340,10 +405,10 @@ def test_clips_in_parts_and_side_by_side_are_the_clips_that_they_were(tmp_path: 
             for parts in zip(
                 *(split_rows(clip, 2 + i) for i, clip in enumerate(pair)), strict=True
             ):
-                for lane, part in enumerate(parts):
-                    writer.add_rows(part, lane)
-            for lane, clip in enumerate(pair):
-                writer.close_clip(clip, lane)
+                for worker, part in enumerate(parts):
+                    writer.add_rows(part, worker)
+            for worker, clip in enumerate(pair):
+                writer.close_clip(clip, worker)
         writer.add_rows(clip_features("never ends"), 0)
     store = open_store(tmp_path / "s")
     assert [shard.n_clips for shard in store.shards] == [2, 2]
@@ -383,3 +448,41 @@ def test_a_shard_without_notes_reads_and_can_be_relabelled(tmp_path: Path) -> No
     rewrite_clip_columns(shard, {"b": {"label": "sad"}})
     assert find_shard_problems(shard) == []
     assert list(read_shard_index(shard).columns["label"]) == ["happy", "sad"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_FSIZE stands for a full disk")
+def test_a_disk_that_is_full_at_any_moment_is_one_os_error(tmp_path: Path) -> None:
+    """HDF5 reads back what could not be written; a file left open ends the process by SIGSEGV."""
+    code = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from features.contracts import MEC_CLASSES
+from features.shards import ShardHeader
+from features.store import open_store, verify_store
+from features.store_writer import StoreWriter
+from tests.builders import clip_features
+
+header = ShardHeader(fingerprint="x", classes=MEC_CLASSES, config={}, weights={}, versions={})
+noise = np.random.default_rng(0).random((40, 512, 7, 7)).astype("f2")
+clips = [clip_features(str(i), n_frames=40, context_7x7=noise) for i in range(3)]
+for n_bytes in (0, 3_000, 100_000, 1_000_000, 2_000_000, 3_500_000, 5_000_000, 5_500_000):
+    store = Path(sys.argv[1]) / str(n_bytes)
+    try:
+        with StoreWriter(store, header) as writer:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, resource.RLIM_INFINITY))
+            for clip in clips:
+                writer.add(clip)
+        raise SystemExit(f"{n_bytes} bytes are enough")
+    except OSError as error:
+        assert ".0000.h5.partial" in str(error.filename), error
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+    assert verify_store(store) == []
+    done = [clip.clip_id for clip in open_store(store)]
+    assert done == ["0", "1", "2"][: len(done)] and len(done) < 3  # those that it had room for
+    assert not list(store.rglob("*.partial"))
+"""
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    ended = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")

@@ -112,6 +112,50 @@ def test_recordings_of_any_length_and_number_are_joined(tmp_path: Path) -> None:
     assert notes == {"clock_restarts": 3}
 
 
+SECOND_FILMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "MP4": (".mp4", {}),
+    "QuickTime": (".mov", {}),
+    "FLV": (".flv", {}),
+    "ASF": (".wmv", {"codec": "wmv2", "options": {"qmin": "1", "qmax": "1"}}),
+}
+
+
+@pytest.mark.parametrize(("ending", "how"), SECOND_FILMS.values(), ids=SECOND_FILMS)
+def test_a_second_film_that_ffmpeg_passes_over_is_said(
+    tmp_path: Path, ending: str, how: dict[str, Any]
+) -> None:
+    first, second = write_parts(tmp_path, ending, **how)
+    path = join(tmp_path / f"a{ending}", first, second)
+    with pytest.raises(ClipError, match=rf"second film .* from byte {first.stat().st_size} on"):
+        read(path)
+    frames, _ = read(path, end_s=0.8)  # the part that was asked for is there
+    assert numbers(frames) == list(range(20))
+
+
+def test_one_film_of_fragments_is_one(tmp_path: Path) -> None:
+    fragments = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
+    path = write_video(
+        tmp_path / "a.mp4", grey_frames(50), options=FEW_KEYS, container_options=fragments
+    )
+    assert numbers(read(path)[0]) == list(range(50))
+
+
+def test_a_second_recording_in_a_stream_of_its_own_is_said(tmp_path: Path) -> None:
+    first = write_video(tmp_path / "1.ts", grey_frames(25))
+    other = {"mpegts_start_pid": "700", "mpegts_pmt_start_pid": "600"}
+    second = write_video(tmp_path / "2.ts", grey_frames(25), container_options=other)
+    with pytest.raises(ClipError, match=r"ends after 1.00 s, at \d\d% of the file: a second reco"):
+        read(join(tmp_path / "a.ts", first, second))
+
+
+def test_sound_that_begins_late_in_a_broadcast_is_no_matter(tmp_path: Path) -> None:
+    """PyAV may end with an IndexError where a stream appears that was not there at first."""
+    first = write_video(tmp_path / "1.ts", [*grey_frames(25)] * 8, options=FEW_KEYS)
+    second = write_video(tmp_path / "2.ts", grey_frames(25), options=FEW_KEYS, audio_s=1)
+    frames, _ = read(join(tmp_path / "a.ts", first, second))
+    assert numbers(frames) == list(range(25)) * 9
+
+
 def delay(first: int, seconds: float) -> Callable[[Packets], Iterator[Packet[Any]]]:
     """The packets, all from one on later by this much."""
 
@@ -123,6 +167,15 @@ def delay(first: int, seconds: float) -> Callable[[Packets], Iterator[Packet[Any
             yield packet
 
     return edit
+
+
+def test_frames_before_the_first_known_time_count_in(tmp_path: Path) -> None:
+    """Times below 0 cannot be stored in Matroska: those packets tell none."""
+    source = write_video(tmp_path / "source.mkv", grey_frames(50), options=FEW_KEYS)
+    path = remux(source, tmp_path / "a.mkv", delay(0, -0.6), avoid_negative_ts="disabled")
+    frames, _ = read(path)
+    assert numbers(frames) == list(range(50))
+    assert numbers(read(path, start_s=0.4, end_s=1.0)[0]) == list(range(10, 25))
 
 
 def write_gap(folder: Path, ending: str, seconds: float) -> Path:

@@ -24,7 +24,7 @@ WORK = Work(config=ExtractConfig(), face_weights=Path(), inputs=Path(), device="
 
 @pytest.fixture(autouse=True)
 def no_container(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.worker_plan.find_core_limit", lambda: None)
+    monkeypatch.setattr("features.limits.find_core_limit", lambda: None)
 
 
 @pytest.mark.parametrize(

@@ -103,12 +103,35 @@ def test_a_broken_gpu_stops_the_run_and_marks_no_more(tmp_path: Path) -> None:
     assert len(FailureLog(tmp_path).worker_ids) == 3
 
 
-def test_workers_that_die_while_they_start_end_the_run(tmp_path: Path) -> None:
+def test_workers_that_die_while_they_start_end_the_run() -> None:
     with (
         WorkerPool("cpu", extractor="tests.poison:Unloadable") as pool,
         pytest.raises(WorkerError, match=r"3 workers in a row .* raised RuntimeError: no library"),
     ):
         list(pool.iter_items(WORK, make_clips("abc"), 1, ROOMY))
+
+
+def test_a_first_worker_that_tells_nothing_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver of a GPU that never answers."""
+    monkeypatch.setattr("pipeline.worker_pool._START_S", 1.0)
+    with (
+        WorkerPool("cpu", extractor="tests.poison:Silent") as pool,
+        pytest.raises(WorkerError, match="the first worker told nothing for 1 s"),
+    ):
+        pool.find_machine()
+
+
+def test_a_worker_that_stands_still_while_it_starts_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.budgets._LEAST_START_S", 1.0)
+    once = tmp_path / "once"
+    monkeypatch.setenv("STANDS_STILL_ONCE", str(once))
+    with WorkerPool("cpu", extractor="tests.poison:SlowStarter") as pool:
+        items = pool.iter_items(WORK, make_clips("ab"), 1, QUICK)
+        ended = [item.clip.clip_id for _, item in items if isinstance(item, ClipEnd)]
+    assert once.exists()
+    assert sorted(ended) == ["a", "b"]
 
 
 def test_an_error_that_a_person_can_mend_is_raised_here() -> None:

@@ -147,10 +147,16 @@ def _silence(pts: int) -> av.AudioFrame:
 
 
 def remux(
-    source: Path, target: Path, edit: Callable[[list[Packet[Any]]], Iterable[Packet[Any]]]
+    source: Path,
+    target: Path,
+    edit: Callable[[list[Packet[Any]]], Iterable[Packet[Any]]],
+    **options: str,
 ) -> Path:
-    """Copy a video's packets, as stored and without decoding, as ``edit`` gives them back."""
-    with av.open(str(source)) as read, av.open(str(target), "w") as write:
+    """Copy a video's packets, as stored and without decoding, as ``edit`` gives them back.
+
+    options: Of the muxer.
+    """
+    with av.open(str(source)) as read, av.open(str(target), "w", options=options) as write:
         stream = write.add_stream_from_template(read.streams.video[0])
         for packet in edit([packet for packet in read.demux(video=0) if packet.size]):
             packet.stream = stream

@@ -144,7 +144,7 @@ def fit_data(
         check_writable(runs)
     failed = jobs.make([head for head in left if head != ENSEMBLE])
     failed += jobs.make([head for head in left if head == ENSEMBLE])  # made of the runs before
-    found = [path for of_head in paths.values() for path in of_head.values() if is_run(path)]
+    found = [path for by_seed in paths.values() for path in by_seed.values() if is_run(path)]
     return FitResult(runs=tuple(map(read_summary, found)), failed=tuple(failed))
 
 

@@ -27,6 +27,8 @@ from train.stores import list_clips, read_tables
 from train.training import Epoch, Task, TrainedRun, plan_epochs, train_runs
 
 _WAIT_S = 2.0
+_TOLD = ("clips_sha256", "n_failed")
+"""What config.json tells of the clips, and so the report; the rest follows from it."""
 
 _log = logging.getLogger(__name__)
 
@@ -66,11 +68,11 @@ class FitData:
         return {"store": dict(self.described), **fold}
 
     def has_scored(self, run: Path) -> bool:
-        """Whether the scores of a complete run are those of these clips."""
+        """Whether the scores of a complete run, and what it tells of clips, are of these."""
         config = read_config(run)
         fold = self.fold.describe() if self.fold else None
-        clips = config["store"]["clips_sha256"]
-        return bool(clips == self.described["clips_sha256"] and config.get("fold") == fold)
+        told = [config["store"][name] for name in _TOLD]
+        return told == [self.described[name] for name in _TOLD] and config.get("fold") == fold
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -158,8 +160,8 @@ class FitJobs:
             memory_gb=self.memory_gb,
             scratch=self.folder,
         )
-        for head, of_head in outdated.items():
-            self._score_again(head, of_head, tables)
+        for head, outdated_seeds in outdated.items():
+            self._score_again(head, outdated_seeds, tables)
         return self._train(missing, tables)
 
     def _train(

@@ -15,7 +15,7 @@ from threading import Event
 
 import torch
 
-from features.limits import find_core_limit
+from features.limits import bound_cores
 from features.memory import keep_freed_memory, return_freed_memory
 
 MOST_WORKERS = 8
@@ -32,7 +32,9 @@ def count_workers(device: str) -> int:
     Cores are those that torch means to use: OMP_NUM_THREADS limits them, and so do containers and
     batch systems.
     """
-    return min(_count_cores(), MOST_WORKERS) if device.startswith("cpu") else 1
+    return (
+        min(bound_cores(torch.get_num_threads()), MOST_WORKERS) if device.startswith("cpu") else 1
+    )
 
 
 def split_seeds(seeds: Sequence[int], n_heads: int, n_workers: int) -> list[list[int]]:
@@ -51,7 +53,7 @@ def run_jobs(jobs: Sequence[Callable[[Event], None]], n_workers: int) -> None:
     keep_freed_memory(_KEPT_BYTES)
     stop = Event()
     n_workers = min(n_workers, len(jobs))
-    with _torch_threads(_count_cores() // n_workers):
+    with _torch_threads(bound_cores(torch.get_num_threads()) // n_workers):
         pool = ThreadPoolExecutor(n_workers)
         try:
             futures = [pool.submit(job, stop) for job in jobs]
@@ -62,11 +64,6 @@ def run_jobs(jobs: Sequence[Callable[[Event], None]], n_workers: int) -> None:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             return_freed_memory()
-
-
-def _count_cores() -> int:
-    limit = find_core_limit()
-    return torch.get_num_threads() if limit is None else min(torch.get_num_threads(), limit)
 
 
 @contextmanager

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,10 +23,12 @@ from features.disk import partial_path
 from features.errors import RunError
 from features.fingerprint import hash_json
 from train.metrics import summarise_metrics
-from train.runs import Run, is_marked, publish_folder, read_json, write_json
+from train.runs import DamagedRunError, Run, is_marked, publish_folder, read_json, write_json
 
 POOLED_FORMAT = "caca-rnn-folds"
 POOLED_VERSION = 1
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,11 +118,20 @@ def write_pooled(folder: Path, pooled: Pooled, predictions: pd.DataFrame) -> Non
 def find_pooled(runs: Path) -> list[Pooled]:
     """All that were put together in a folder of runs, by name; what is none is passed over.
 
+    One that cannot be read is logged and passed over.
+
     Raises:
-        RunError: One cannot be read, or newer code wrote it.
+        RunError: Newer code wrote one.
     """
     files = sorted(runs.glob("[!.]*/pooled.json"))
-    return [_read_pooled(file) for file in files if is_marked(file, POOLED_FORMAT)]
+    read = []
+    for file in files:
+        if is_marked(file, POOLED_FORMAT):
+            try:
+                read.append(_read_pooled(file))
+            except DamagedRunError as error:
+                _log.warning("passed over: %s", error)
+    return read
 
 
 def _read_pooled(file: Path) -> Pooled:
@@ -133,4 +145,4 @@ def _read_pooled(file: Path) -> Pooled:
     try:
         return Pooled(**{**told, "runs": tuple(told["runs"])})
     except (TypeError, KeyError) as error:
-        raise RunError(f"{file}: not as fit writes it ({error}). Run fit again.") from error
+        raise DamagedRunError(f"{file}: not as fit writes it ({error}). Run fit again.") from error

@@ -13,12 +13,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_KEPT = {
-    "skipped": "%s: %d complete runs are kept",
-    "scored": "%s: %d complete runs are kept, scored on the clips that there are now",
-}
-"""State of runs that were complete before -> what is said of them."""
-
 
 def count_runs(
     show: Show, heads: Sequence[str], n_seeds: int, *, folds: str | None = None
@@ -48,19 +42,20 @@ class _RunCounter:
         self._under_way: dict[tuple[str, int], float] = {}
         """(head, seed) -> share of its epochs."""
 
-    def show_fit(self, told: FitProgress) -> None:
+    def show_fit(self, event: FitProgress) -> None:
         """Take what ``fit`` tells. Runs that were complete before are no work: they leave the
         count."""
-        runs = [(told.head, seed) for seed in told.seeds]
-        if told.state in _KEPT:
-            _log.info(_KEPT[told.state], told.head, len(runs))
+        runs = [(event.head, seed) for seed in event.seeds]
+        if event.state in ("skipped", "scored"):
+            if event.state == "skipped":  # fit itself says which it scores
+                _log.info("%s: %d complete runs are kept", event.head, len(runs))
             if self._n_runs is not None:
                 self._n_runs = max(self._n_runs - len(runs), 0)
-        elif told.state == "training":
-            self._under_way |= dict.fromkeys(runs, told.epoch / told.n_epochs)
+        elif event.state == "training":
+            self._under_way |= dict.fromkeys(runs, event.epoch / event.n_epochs)
         else:
             self._n_done += len(runs)
-            self._n_failed += len(runs) * (told.state == "failed")
+            self._n_failed += len(runs) * (event.state == "failed")
             for run in runs:
                 self._under_way.pop(run, None)
         self._show(
@@ -68,7 +63,7 @@ class _RunCounter:
             self._n_runs,
             under_way=sum(self._under_way.values()),
             n_failed=self._n_failed,
-            note=f"{told.head}: epoch {told.epoch} of {told.n_epochs}" if told.epoch else "",
+            note=f"{event.head}: epoch {event.epoch} of {event.n_epochs}" if event.epoch else "",
         )
 
 
@@ -79,13 +74,13 @@ class TrialCounter:
         self._show, self._head, self._n_seeds = show, head, n_seeds
         self._n_trials = 0
 
-    def show_sweep(self, told: SweepProgress) -> None:
+    def show_sweep(self, event: SweepProgress) -> None:
         """Take what ``sweep`` tells of its trials."""
-        self._n_trials = told.n_trials
-        epoch = f"epoch {told.epoch}, " if told.epoch else ""
-        self._show(told.n_done, told.n_trials, note=f"{epoch}best {100 * told.best:.2f}")
+        self._n_trials = event.n_trials
+        epoch = f"epoch {event.epoch}, " if event.epoch else ""
+        self._show(event.n_done, event.n_trials, note=f"{epoch}best {100 * event.best:.2f}")
 
-    def show_fit(self, told: FitProgress) -> None:
+    def show_fit(self, event: FitProgress) -> None:
         """Take what ``fit`` tells of the last runs."""
-        note = f"{self._head}, best settings, {self._n_seeds} seeds: epoch {told.epoch}"
+        note = f"{self._head}, best settings, {self._n_seeds} seeds: epoch {event.epoch}"
         self._show(self._n_trials, self._n_trials, note=note)

@@ -16,14 +16,18 @@ from filelock import FileLock, Timeout
 
 from features.errors import RunError
 
+RUN_BYTES = 1 << 24
+"""What a run takes at most, with a large head of the paper: 3.5 million weights, predictions."""
+
 _log = logging.getLogger(__name__)
 
 
 def check_writable(runs: Path) -> None:
-    """Make the folder of runs. Raises RunError unless folders can be written in it."""
+    """Make the folder of runs. Raises RunError unless a folder as large as a run can be written."""
     try:
         runs.mkdir(parents=True, exist_ok=True)
-        TemporaryDirectory(dir=runs, prefix=".").cleanup()
+        with TemporaryDirectory(dir=runs, prefix=".") as folder:
+            (Path(folder) / "tried").write_bytes(bytes(RUN_BYTES))
     except OSError as error:
         raise RunError(
             f"{runs}: cannot be written ({error.strerror}), so nothing was trained. Name another "

@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 
 
 class DamagedRunError(RunError):
-    """A file of a run folder is missing or cannot be read."""
+    """A file of a run's, sweep's or folds' folder is missing or cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,21 +103,17 @@ def write_run(run: Run, weights: bytes) -> None:
         weights: Content of weights.safetensors.
 
     Raises:
-        OSError: The disk is full, or the folder cannot be written.
+        OSError: The disk is full, or the folder cannot be written; nothing is left.
     """
     partial = partial_path(run.path)
     shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
-    partial.mkdir(parents=True)
-    write_json(partial / "config.json", dict(run.config))
-    (partial / "weights.safetensors").write_bytes(weights)
-    write_json(partial / "metrics.json", asdict(run.summary))
-    run.history.to_csv(
-        partial / "history.csv", index=False, lineterminator="\n", float_format="%.9g"
-    )
-    run.predictions.to_csv(
-        partial / "predictions.csv", index=False, lineterminator="\n", float_format="%.9g"
-    )
-    publish_folder(partial, run.path)
+    try:
+        _write_files(partial, run, weights)
+        publish_folder(partial, run.path)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        error.filename = error.filename or str(run.path)  # a failed write does not tell
+        raise
 
 
 def publish_folder(partial: Path, path: Path) -> None:
@@ -132,9 +128,12 @@ def publish_folder(partial: Path, path: Path) -> None:
 
 
 def restore_folder(path: Path) -> None:
-    """Bring back a folder that was being replaced when the process was killed."""
-    if not path.exists() and _aside(path).exists():
-        _aside(path).rename(path)
+    """Bring back a folder that was being replaced when the process was killed; or, where the other
+    stands already, remove it."""
+    aside = _aside(path)
+    if not (path.is_symlink() or path.exists()) and aside.exists():
+        aside.rename(path)
+    _remove(aside)
 
 
 def is_run(path: Path) -> bool:
@@ -231,9 +230,9 @@ def read_summary(path: Path) -> RunSummary:
 
 
 def is_marked(file: Path, expected: str) -> bool:
-    """Whether a JSON file says that it is of one of our formats."""
+    """Whether a JSON file says that it is of one of our formats; what is no file is not opened."""
     try:
-        return read_json(file).get("format") == expected
+        return file.is_file() and read_json(file).get("format") == expected
     except (RunError, OSError):
         return False
 
@@ -247,11 +246,24 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedRunError(f"{path}: not JSON ({error}). {_REMEDY}") from error
     if not isinstance(value, dict):
         raise DamagedRunError(f"{path}: not a JSON object. {_REMEDY}")
     return value
+
+
+def _write_files(partial: Path, run: Run, weights: bytes) -> None:
+    partial.mkdir(parents=True)
+    write_json(partial / "config.json", dict(run.config))
+    (partial / "weights.safetensors").write_bytes(weights)
+    write_json(partial / "metrics.json", asdict(run.summary))
+    run.history.to_csv(
+        partial / "history.csv", index=False, lineterminator="\n", float_format="%.9g"
+    )
+    run.predictions.to_csv(
+        partial / "predictions.csv", index=False, lineterminator="\n", float_format="%.9g"
+    )
 
 
 def _aside(path: Path) -> Path:

@@ -257,8 +257,8 @@ def _warn_of_shared_files(clips: pd.DataFrame) -> None:
     known = clips[clips["sha256"] != ""]
     same = known.groupby(["sha256", "start_s", "end_s"], dropna=False)
     n_splits = same["split"].transform("nunique")
-    of_file = known.loc[n_splits > 1].sort_values(["sha256", "clip_id"], kind="stable")
-    shared = list(zip(of_file["clip_id"], of_file["split"], strict=True))
+    in_two_splits = known.loc[n_splits > 1].sort_values(["sha256", "clip_id"], kind="stable")
+    shared = list(zip(in_two_splits["clip_id"], in_two_splits["split"], strict=True))
     if shared:
         _log.warning(
             "%d clips are the same files as clips of another split, under other ids: %s%s. Scores "

@@ -21,7 +21,7 @@ import pandas as pd
 
 from features.disk import write_atomically
 from features.errors import RunError
-from train.runs import is_marked, read_json
+from train.runs import DamagedRunError, is_marked, read_json
 
 SWEEP_FORMAT = "caca-rnn-sweep"
 SWEEP_VERSION = 1
@@ -81,7 +81,9 @@ def read_record(folder: Path) -> SweepRecord:
     try:
         return SweepRecord(**{**told, "runs": tuple(told["runs"])})
     except (TypeError, KeyError) as error:
-        raise RunError(f"{file}: not as sweep writes it ({error}). Run sweep again.") from error
+        raise DamagedRunError(
+            f"{file}: not as sweep writes it ({error}). Run sweep again."
+        ) from error
 
 
 def read_tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -92,5 +94,9 @@ def read_tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
             for name in ("trials.csv", "importance.csv")
         )
     except FileNotFoundError as error:
-        raise RunError(f"{error.filename}: missing. Run the same sweep again.") from error
+        raise DamagedRunError(f"{error.filename}: missing. Run the same sweep again.") from error
+    except ValueError as error:
+        raise DamagedRunError(
+            f"{folder}: its tables cannot be read ({error}). Run the same sweep again."
+        ) from error
     return trials, importance

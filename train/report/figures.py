@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from train.config import ENSEMBLE
 from train.report.collect import HeadResult, StoreResults
 from train.report.lettering import FAMILY, Lettering
 from train.report.paper import TABLE_1
@@ -72,15 +73,17 @@ def draw_confusion(result: HeadResult, lettering: Lettering, path: Path) -> None
     """
     scores = result.median_scores
     splits = [split for split in ("test", "val") if split in scores]
-    n_classes = len(lettering.texts)
-    side = 0.5 * n_classes + 1.3
+    # Inches: the cells, what stands around them, and the names, which slant below.
+    cells, names = 0.5 * len(lettering.texts), 0.085 * lettering.n_columns
+    width, height = (cells + 0.7 + names) * len(splits), cells + 1.1 + 0.75 * names
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(side * len(splits), side), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(1, len(splits), squeeze=False)[0]
         for axis, split in zip(axes, splits, strict=True):
             _draw_counts(axis, np.array(scores[split]["confusion"]), lettering)
             axis.set_title(split)
-        figure.suptitle(result.title, fontsize=10, fontweight="bold")
+        title = textwrap.fill(result.title, int(10 * width))
+        figure.suptitle(title, fontsize=10, fontweight="bold")
         _save(figure, path)
 
 
@@ -104,12 +107,11 @@ def _draw_counts(axis: Axes, counts: NDArray[np.integer], lettering: Lettering) 
     axis.set_ylabel("true")
 
 
-def draw_histories(results: StoreResults, path: Path) -> None:
+def draw_histories(heads: Sequence[HeadResult], path: Path) -> None:
     """The median runs over epochs: train and val loss, and the epoch that was chosen.
 
-    Ensembles are left out: nothing of them is trained.
+    heads: One at least; no ensembles, of which nothing is trained.
     """
-    heads = [result for result in results.heads if result.head != ENSEMBLE]
     n_columns = min(4, len(heads))
     n_rows = -(-len(heads) // n_columns)
     with mpl.rc_context(_STYLE):

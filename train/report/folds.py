@@ -132,12 +132,12 @@ def collect_folds(runs: Sequence[Run], pooled: Sequence[Pooled]) -> list[FoldsPa
         if not all(name in by_name for name in one.runs):
             continue  # what is missing is told below
         clips = one.store["clips_sha256"]
-        of_these = [
+        current = [
             n for n in one.runs if by_name[n].config["fold"].get("clips_sha256", clips) == clips
         ]
-        for name in of_these:
+        for name in current:
             left.pop(name, None)
-        if len(of_these) < len(one.runs):
+        if len(current) < len(one.runs):
             _log.warning(
                 "%s: left out, as some of its runs were scored on other clips since. Run the same "
                 "fit again.",

@@ -26,6 +26,8 @@ _PREFERRED = (
 """Families that are tried first; others follow by name."""
 _MOST_COLUMNS = 24
 """Of a name; a Chinese character takes two."""
+_TURNING = ("R", "AL", "AN", "RLE", "RLO", "RLI")
+"""Bidirectional classes of letters and marks that turn the order of a line."""
 _SHAPING_VERSION = (3, 11)
 """The matplotlib that joins Arabic letters and places accents."""
 
@@ -40,6 +42,11 @@ class Lettering:
     legend: tuple[str, ...] = ()
     """Where the texts are numbers: each with its class."""
 
+    @property
+    def n_columns(self) -> int:
+        """Of the longest text."""
+        return max(map(_count_columns, self.texts), default=0)
+
 
 def choose_lettering(names: Sequence[str]) -> Lettering:
     """How to write the names of classes in a figure."""
@@ -50,8 +57,16 @@ def choose_lettering(names: Sequence[str]) -> Lettering:
     return Lettering(
         texts=tuple(str(number) for number in range(1, len(names) + 1)),
         families=(FAMILY,),
-        legend=tuple(f"{number} {text}" for number, text in enumerate(texts, 1)),
+        legend=tuple(f"{number} {isolate(text)}" for number, text in enumerate(texts, 1)),
     )
+
+
+def isolate(name: str) -> str:
+    """A name for running text. What is written from right to left turns round no more than itself:
+    else, of ``9 NAME, 10``, the 10 would stand beside the 9."""
+    if any(unicodedata.bidirectional(letter) in _TURNING for letter in name):
+        return f"\N{FIRST STRONG ISOLATE}{name}\N{POP DIRECTIONAL ISOLATE}"
+    return name
 
 
 def _find_families(letters: set[str]) -> tuple[str, ...]:
@@ -98,10 +113,13 @@ def _is_drawn(text: str) -> bool:
         unicodedata.bidirectional(letter) in ("R", "AL") or unicodedata.category(letter)[0] == "M"
         for letter in text
     )
-    n_columns = sum(1 + (unicodedata.east_asian_width(letter) in "WF") for letter in text)
     return (
-        n_columns <= _MOST_COLUMNS
+        _count_columns(text) <= _MOST_COLUMNS
         and any(kind[0] in "LNPS" for kind in kinds)
         and not any(kind[0] == "C" for kind in kinds)
         and (not shaped or tuple(mpl.__version_info__[:2]) >= _SHAPING_VERSION)
     )
+
+
+def _count_columns(text: str) -> int:
+    return sum(1 + (unicodedata.east_asian_width(letter) in "WF") for letter in text)

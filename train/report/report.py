@@ -15,13 +15,13 @@ import pandas as pd
 
 from features.disk import write_atomically
 from features.errors import RunError
-from train.config import PRESETS
+from train.config import ENSEMBLE, PRESETS
 from train.pooled import find_pooled
 from train.report.collect import HeadResult, StoreResults, collect_results
 from train.report.commands import join_command, list_changed, write_fit
 from train.report.figures import draw_confusion, draw_histories, draw_scores
 from train.report.folds import collect_folds, tabulate_folds
-from train.report.lettering import choose_lettering
+from train.report.lettering import choose_lettering, isolate
 from train.report.paper import PAPER_NOTE
 from train.report.per_class import tabulate_classes
 from train.report.sweeps import collect_sweeps
@@ -157,7 +157,12 @@ def _make_chapter(results: StoreResults, runs: Path, out: Path, prefix: str, not
 
     figures = out / "figures"
     draw_scores(results, figures / f"{prefix}scores")
-    draw_histories(results, figures / f"{prefix}histories")
+    pictures = {"scores": _read_picture(figures, f"{prefix}scores", "Val scores by head and seed")}
+    trained = [result for result in results.heads if result.head != ENSEMBLE]
+    if trained:  # else the members of an ensemble are gone, or scored on other clips since
+        name = f"{prefix}histories"
+        draw_histories(trained, figures / name)
+        pictures["histories"] = _read_picture(figures, name, "Loss of the median runs")
     lettering = choose_lettering(results.classes)
     for result in results.heads:
         draw_confusion(result, lettering, figures / f"{prefix}confusion-{result.name}")
@@ -170,10 +175,7 @@ def _make_chapter(results: StoreResults, runs: Path, out: Path, prefix: str, not
         commands=_list_commands(results, runs),
         versions=_list_versions(results),
         tables=tables,
-        pictures={
-            "scores": _read_picture(figures, f"{prefix}scores", "Val scores by head and seed"),
-            "histories": _read_picture(figures, f"{prefix}histories", "Loss of the median runs"),
-        },
+        pictures=pictures,
         confusions=tuple(
             _read_picture(figures, f"{prefix}confusion-{result.name}", result.title)
             for result in results.heads
@@ -252,6 +254,7 @@ def _render(template: str, values: dict[str, Any]) -> str:
     )
     environment.filters["pipes"] = _format_pipes
     environment.filters["plain"] = _escape_markdown
+    environment.filters["isolate"] = isolate
     text = (files("train.report") / template).read_text(encoding="utf-8")
     return environment.from_string(text).render(values)
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from train.report.collect import find_title
+from train.runs import DamagedRunError
 from train.sweep_folder import find_sweeps, read_record, read_tables
 
 MOST_TRIALS = 20
 """Trials that the page shows, the best ones; the CSV beside it has all."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,11 +40,19 @@ class SweepPart:
 
 
 def collect_sweeps(runs: Path) -> list[SweepPart]:
-    """Read the finished sweeps in a folder of runs. Raises RunError where one cannot be read."""
+    """Read the finished sweeps in a folder of runs; one that cannot be read is logged, passed over.
+
+    Raises:
+        RunError: Newer code wrote one.
+    """
     parts = []
     for folder in find_sweeps(runs):
-        record = read_record(folder)
-        trials, importance = read_tables(folder)
+        try:
+            record = read_record(folder)
+            trials, importance = read_tables(folder)
+        except DamagedRunError as error:
+            _log.warning("passed over: %s", error)
+            continue
         counts = trials["state"].value_counts()
         states = ", ".join(f"{counts[state]} {state}" for state in sorted(counts.index))
         settings = ", ".join(f"{k} = {v}" for k, v in record.best["settings"].items())
