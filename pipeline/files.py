@@ -15,11 +15,18 @@ _POINTERS = (
         b"version https://git-lfs.github.com/spec/v1",
         "a Git LFS pointer, not the film itself: fetch it with `git lfs pull`",
     ),
-    (b"#EXTM3U", "a playlist (HLS), not a film: name the film's own file"),
+    (
+        b"version https://hawser.github.com/spec/v1",
+        "a Git LFS pointer, not the film itself: fetch it with `git lfs pull`",
+    ),
+    (b"/annex/objects/", "a git-annex pointer, not the film itself: `git annex get` fetches it"),
+    (b"<!doctype html", "a web page, not a film: the download went wrong"),
+    (b"<html", "a web page, not a film: the download went wrong"),
+    (b"#extm3u", "a playlist (HLS), not a film: name the film's own file"),
     (b"ffconcat version", "a list of files (concat), not a film: name each film's own file"),
     (b"v=0", "the description of a stream (SDP), not a film: name a recording of it"),
 )
-"""What a file that stands for others begins with, and what is said of it."""
+"""What a file in a film's place begins with, in small letters, and what is said of it."""
 
 
 class MissingFileError(ClipError):
@@ -61,7 +68,7 @@ def open_file(path: Path) -> FileIO:
         _check_regular(found.st_mode)  # it may have been replaced
         if found.st_size == 0:
             raise ClipError("the file is empty (0 bytes)")
-        start = file.read(64)
+        start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
         file.seek(0)
         for pointer, reason in _POINTERS:
             if start.startswith(pointer):

@@ -94,6 +94,11 @@ NO_FILMS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a link to a folder": (link("."), "a folder, not a video file"),
     "a link that leads nowhere": (link("nowhere"), "no such file"),
     "a pointer of Git LFS": (lambda path: path.write_bytes(LFS_POINTER), "`git lfs pull`"),
+    "a pointer of git-annex": (
+        lambda path: path.write_bytes(b"/annex/objects/SHA256E-s283904--4d7a2146.mp4\n"),
+        "`git annex get`",
+    ),
+    "a page": (lambda path: path.write_bytes(b"\n<!DOCTYPE html>\n<html>"), "a web page"),
 }
 
 
