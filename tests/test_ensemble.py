@@ -82,16 +82,28 @@ def test_no_other_temperature_makes_the_labels_likelier() -> None:
 
     def loss(temperature: float) -> float:
         powers = told ** (1 / temperature)
-        return float(-np.log(powers[np.arange(30), label] / powers.sum(1)).sum())
+        log_p = np.log(powers / powers.sum(1, keepdims=True))
+        imaginary = PRIOR_CLIPS * (told * log_p).sum(1).mean()
+        return float(-log_p[np.arange(30), label].sum() - imaginary)
 
     grid = np.geomspace(*TEMPERATURES, 2000)
     best = min(grid, key=loss)
     assert find_temperature(told, label) == pytest.approx(best, rel=0.01)
 
 
-def test_a_member_that_has_all_clips_right_gets_the_least_temperature() -> None:
-    told = np.array([[0.5, 0.3, 0.2], [0.3, 0.4, 0.3]])
-    assert find_temperature(told, np.array([0, 1])) == pytest.approx(TEMPERATURES[0])
+@pytest.mark.parametrize("n_clips", [1, 2])
+def test_few_clips_that_are_all_right_make_no_member_sure(n_clips: int) -> None:
+    told = np.array([[0.5, 0.3, 0.2], [0.3, 0.4, 0.3]])[:n_clips]
+    temperature = find_temperature(told, np.arange(n_clips))
+    assert 0.2 < temperature < 1
+    assert scale_probabilities(told, temperature).max() < 0.9
+
+
+def test_many_clips_that_are_all_right_make_a_member_sure() -> None:
+    told = np.full((1000, 2), [0.6, 0.4])
+    temperature = find_temperature(told, np.zeros(1000, dtype=np.intp))
+    # Of 1,001 clips 1,000.6 are of the first class: T is log(0.6 / 0.4) / log(1,000.6 / 0.4).
+    assert temperature == pytest.approx(np.log(1.5) / np.log(1000.6 / 0.4), rel=1e-6)
 
 
 def test_a_member_of_faint_probabilities_that_ranks_well_is_heard() -> None:

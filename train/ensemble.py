@@ -25,10 +25,11 @@ from train.runs import Run, RunSummary
 from train.summaries import summarise_scores, tabulate_predictions
 
 PRIOR_CLIPS = 1.0
-"""Val clips that each member is taken to have found alone, beside the real ones."""
+"""Imaginary val clips beside the real ones: for its weight, each member is taken to have found them
+alone; for its temperature, to be as often right on them as it says."""
 
 TEMPERATURES = (0.01, 100.0)
-"""The least and the greatest: val clips that a member has all right would ask for 0."""
+"""The least and the greatest."""
 
 _MOST_ITERATIONS = 10_000
 _TOLERANCE = 1e-10
@@ -40,6 +41,8 @@ def find_temperature(probabilities: NDArray[np.floating], label: NDArray[np.intp
 
     The mean negative log-likelihood is convex in 1 / T; its derivative, the mean over clips of what
     the scaled member expects of log p minus log p of the true class, is halved towards its zero.
+    ``PRIOR_CLIPS`` are added whose classes are spread as the member says, which asks for T = 1: few
+    clips that are all right, or all wrong, move it little.
 
     Args:
         probabilities: [N, K] A member's.
@@ -47,7 +50,9 @@ def find_temperature(probabilities: NDArray[np.floating], label: NDArray[np.intp
     """
     log_p = np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))
     low, high = 1 / TEMPERATURES[1], 1 / TEMPERATURES[0]
-    true_class = np.take_along_axis(log_p, label[:, None], 1)[:, 0].mean()
+    true_class = np.take_along_axis(log_p, label[:, None], 1)[:, 0].sum()
+    true_class += PRIOR_CLIPS * (probabilities * log_p).sum(1).mean()
+    true_class /= len(label) + PRIOR_CLIPS
     for _ in range(_HALVINGS):
         middle = (low * high) ** 0.5
         expected = (scale_probabilities(probabilities, 1 / middle) * log_p).sum(1).mean()
