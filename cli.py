@@ -356,7 +356,7 @@ def store_info(folder: Path, as_json: bool) -> None:
     Example:
         cli.py store info store --json
     """
-    from features.store import open_store
+    from features.store.reader import open_store
 
     opened = open_store(folder, verify=False)
     table = opened.clips
@@ -395,7 +395,7 @@ def store_verify(folder: Path, as_json: bool) -> None:
     Example:
         cli.py store verify store
     """
-    from features.store import open_store, verify_store
+    from features.store.reader import open_store, verify_store
 
     with show_bytes("store verify") as show:
         problems = verify_store(folder, progress=show)
@@ -415,7 +415,7 @@ def store_failures(folder: Path, as_json: bool) -> None:
     Example:
         cli.py store failures store
     """
-    from features.store import open_store
+    from features.store.reader import open_store
 
     failures = open_store(folder, verify=False).failures
     if as_json:
@@ -433,7 +433,7 @@ def bundle() -> None:
 
     \b
     Example:
-        cli.py bundle pack store features.bundle
+        cli.py bundle pack store features.store.bundle
     """
 
 
@@ -446,9 +446,9 @@ def bundle_pack(store_folder: Path, file: Path, as_json: bool) -> None:
 
     \b
     Example:
-        cli.py bundle pack store features.bundle
+        cli.py bundle pack store features.store.bundle
     """
-    from features.bundle import pack_bundle
+    from features.store.bundle import pack_bundle
 
     with show_bytes("bundle pack") as show:
         info = pack_bundle(store_folder, file, progress=show)
@@ -475,9 +475,9 @@ def bundle_unpack(file: Path, folder: Path, as_json: bool) -> None:
 
     \b
     Example:
-        cli.py bundle unpack features.bundle store
+        cli.py bundle unpack features.store.bundle store
     """
-    from features.bundle import unpack_bundle
+    from features.store.bundle import unpack_bundle
 
     with show_bytes("bundle unpack") as show:
         info = unpack_bundle(file, folder, progress=show)
@@ -495,9 +495,9 @@ def bundle_verify(file: Path, as_json: bool) -> None:
 
     \b
     Example:
-        cli.py bundle verify features.bundle
+        cli.py bundle verify features.store.bundle
     """
-    from features.bundle import verify_bundle
+    from features.store.bundle import verify_bundle
 
     with show_bytes("bundle verify") as show:
         problems = verify_bundle(file, progress=show)
@@ -514,9 +514,9 @@ def bundle_info(file: Path, as_json: bool) -> None:
 
     \b
     Example:
-        cli.py bundle info features.bundle --json
+        cli.py bundle info features.store.bundle --json
     """
-    from features.bundle import read_bundle_info
+    from features.store.bundle import read_bundle_info
 
     _print_info({"bundle": str(file), **asdict(read_bundle_info(file))}, as_json)
 

@@ -39,7 +39,7 @@ from clips import as_array, make_config, read_clips, write_manifest
 from numpy.typing import NDArray
 
 from features.contracts import Clip
-from features.store import open_store
+from features.store.reader import open_store
 from pipeline.decode import iter_chosen_frames
 
 CHILD = Path(__file__).with_name("mtcnn_package.py")

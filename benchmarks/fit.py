@@ -40,8 +40,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.naive_heads import NaiveHead
 from features.contracts import MEC_CLASSES, ClipFeatures
 from features.engine import choose_precision
-from features.store import open_store
-from features.store_writer import write_store
+from features.store.reader import open_store
+from features.store.writer import write_store
 from train.config import PRESETS, TABLE_1_HEADS, FitConfig
 from train.dataset import Batch, draw_phases, gather_batch, order_batches
 from train.fit import run_fit

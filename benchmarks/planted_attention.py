@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from benchmarks.planted_store import PLANTED_STEP
-from features.store import open_store
+from features.store.reader import open_store
 from train.cascade import Cascade
 from train.heads import build_head
 

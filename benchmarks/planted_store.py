@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.contracts import CONTEXT_CHANNELS, FACE_MAP_SHAPE, ClipFeatures
-from features.store_writer import write_store
+from features.store.writer import write_store
 
 CLASSES = ("happy", "sad", "angry")
 N_STEPS = 6

@@ -20,7 +20,7 @@ from faces import PTS_TOLERANCE_S, SURE, Found, describe, print_differences
 from numpy.typing import NDArray
 
 from features.contracts import ClipFeatures
-from features.store import Store, open_store
+from features.store.reader import Store, open_store
 
 
 def cosines(a: NDArray[np.generic], b: NDArray[np.generic]) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from features.contracts import MEC_CLASSES, ClipFeatures
-from features.store_writer import write_store
+from features.store.writer import write_store
 from train.config import FitConfig
 from train.fit import run_fit
 from train.search import parse_grid

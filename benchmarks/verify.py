@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from features.store import open_store
+from features.store.reader import open_store
 
 N_REPEATS = 3
 

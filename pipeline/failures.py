@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from features.store_index import (
+from features.store.index import (
     FAILURE_COLUMNS,
     WORKER_STEP,
     Failure,

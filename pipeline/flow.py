@@ -23,7 +23,7 @@ from typing import TypeVar
 
 from features.contracts import Clip
 from features.errors import ClipError
-from features.store_index import Failure
+from features.store.index import Failure
 from pipeline.decode import ChosenFrame, Frames
 from pipeline.faults import is_fault
 from pipeline.inputs import InputFile

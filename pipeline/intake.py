@@ -8,7 +8,7 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 
 from features.contracts import ClipFeatures
-from features.store_writer import StoreWriter
+from features.store.writer import StoreWriter
 from pipeline.failures import FailureLog
 from pipeline.inputs import Inputs
 from pipeline.messages import ClipEnd, Item, Loaded, Lost, Timing

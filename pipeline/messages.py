@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from features.contracts import Clip, ClipFeatures
-from features.store_index import Failure
+from features.store.index import Failure
 from pipeline.config import ExtractConfig
 from pipeline.inputs import InputFile
 

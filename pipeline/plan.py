@@ -11,8 +11,8 @@ from typing import Any
 
 from features.contracts import Clip
 from features.errors import ClipError
-from features.store import Store
-from features.store_index import read_store_index
+from features.store.index import read_store_index
+from features.store.reader import Store
 from pipeline.config import ExtractConfig
 from pipeline.files import MissingFileError
 from pipeline.inputs import Inputs

@@ -21,7 +21,7 @@ from typing import Any
 
 from features.contracts import Clip, ClipFeatures
 from features.errors import WorkerError
-from features.store_index import WORKER_STEP, Failure
+from features.store.index import WORKER_STEP, Failure
 from pipeline.assignments import Assignments
 from pipeline.budgets import Budgets, ClipLimits
 from pipeline.messages import (

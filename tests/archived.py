@@ -15,9 +15,9 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from features.bundle import pack_bundle
 from features.contracts import MEC_CLASSES, ClipFeatures
-from features.store_writer import write_store
+from features.store.bundle import pack_bundle
+from features.store.writer import write_store
 from tests.builders import clip_features
 
 MAP_SHAPE = (512, 2, 1)

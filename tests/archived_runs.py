@@ -15,7 +15,7 @@ from contextlib import chdir
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from features.store_writer import write_store
+from features.store.writer import write_store
 from tests.builders import clip_features
 from train.config import FitConfig
 from train.fit import run_fit

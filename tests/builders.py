@@ -10,7 +10,7 @@ import numpy as np
 from skimage import data
 
 from features.contracts import MEC_CLASSES, ClipFeatures
-from features.store_writer import write_store
+from features.store.writer import write_store
 
 
 def clip_features(clip_id: str = "a", *, n_frames: int = 3, **changed: Any) -> ClipFeatures:

@@ -13,7 +13,7 @@ import torch
 
 import train.sweep_batches
 from features.contracts import ClipFeatures
-from features.store_writer import write_store
+from features.store.writer import write_store
 from tests.builders import clip_features
 from train.config import FitConfig
 from train.search import parse_grid, parse_space

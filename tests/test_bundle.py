@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from features.bundle import pack_bundle, read_bundle_info, unpack_bundle, verify_bundle
 from features.errors import ConfigError, ShardError
-from features.store import open_store, verify_store
-from features.store_index import Failure, write_failures
+from features.store.bundle import pack_bundle, read_bundle_info, unpack_bundle, verify_bundle
+from features.store.index import Failure, write_failures
+from features.store.reader import open_store, verify_store
 from tests.builders import small_store
 
 

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cli import cli
-from features.store import open_store
+from features.store.reader import open_store
 from tests.builders import small_store
 
 ROOT = Path(__file__).parent.parent

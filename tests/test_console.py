@@ -15,9 +15,9 @@ import pytest
 from click.testing import CliRunner
 
 from features import console
-from features.bundle import pack_bundle, unpack_bundle, verify_bundle
 from features.console import ProgressLines, describe_time, repeat_lines, show_progress
-from features.store import open_store, verify_store
+from features.store.bundle import pack_bundle, unpack_bundle, verify_bundle
+from features.store.reader import open_store, verify_store
 from pipeline.extract import ExtractProgress
 from pipeline.progress import count_clips
 from tests.builders import small_store

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from features.errors import ShardError
-from features.store import open_store
+from features.store.reader import open_store
 from tests.builders import small_store
 from train.config import FitConfig
 from train.fit import run_fit
@@ -129,8 +129,10 @@ def test_a_shard_is_hashed_once_for_all_views_of_a_store(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed: list[Path] = []
-    monkeypatch.setattr("features.store.hash_file", lambda file: hashed.append(file) or "")
-    monkeypatch.setattr("features.store.find_damage", lambda file, _: hashed.append(file) or "")
+    monkeypatch.setattr("features.store.reader.hash_file", lambda file: hashed.append(file) or "")
+    monkeypatch.setattr(
+        "features.store.reader.find_damage", lambda file, _: hashed.append(file) or ""
+    )
     opened = open_store(store)
     for fold in ("train", "test"):
         assert len(list(opened.with_splits(dict.fromkeys(opened.clips["clip_id"], fold)))) == 24
@@ -166,6 +168,6 @@ def test_a_shard_that_is_replaced_after_it_was_hashed_is_refused(
         shard.with_suffix(".new").replace(file)
         return ""
 
-    monkeypatch.setattr("features.store.find_damage", replace_hashed)
+    monkeypatch.setattr("features.store.reader.find_damage", replace_hashed)
     with pytest.raises(ShardError, match="changed while it was read"):
         _ = open_store(path).clips

@@ -92,6 +92,6 @@ def test_the_space_that_the_page_tells_is_the_one_that_is_drawn_from() -> None:
 
 
 def test_the_notes_of_the_format_are_those_that_are_taken() -> None:
-    text = (ROOT / "features/FORMAT.md").read_text()
+    text = (ROOT / "features/store/FORMAT.md").read_text()
     section = text.split("### Notes")[1].split("\n## ")[0]
     assert re.findall(r"^\| `(\w+)` \|", section, re.M) == list(NOTES)

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from features.errors import ConfigError, RunError
 from features.fingerprint import hash_file
-from features.store_writer import write_store
+from features.store.writer import write_store
 from tests.builders import clip_features
 from train.config import FitConfig
 from train.ensemble import (

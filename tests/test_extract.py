@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import features.shard_writer
-import features.store_writer
+import features.store.shard_writer
+import features.store.writer
 import pipeline.parts
 from features.contracts import Clip, ClipFeatures
 from features.errors import ConfigError, ManifestError
-from features.store import Store, open_store, verify_store
+from features.store.reader import Store, open_store, verify_store
 from features.weights import SHIPPED_FACE_WEIGHTS
 from pipeline.config import ExtractConfig
 from pipeline.extract import ExtractProgress, run_extract
@@ -302,7 +302,7 @@ def test_a_stopped_extract_resumes_to_the_same_store(
 def test_ctrl_c_keeps_the_clips_that_are_done(
     many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features.store_writer, "SHARD_FRAMES", 8)
+    monkeypatch.setattr(features.store.writer, "SHARD_FRAMES", 8)
 
     def interrupt_after_three(told: ExtractProgress) -> None:
         if told.n_done == 3:
@@ -320,18 +320,18 @@ def test_ctrl_c_keeps_the_clips_that_are_done(
 def test_a_full_disk_is_said_and_what_is_done_stays_where_there_is_room(
     many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features.store_writer, "SHARD_FRAMES", 8)
-    add_rows = features.shard_writer.ShardWriter.add_rows
+    monkeypatch.setattr(features.store.writer, "SHARD_FRAMES", 8)
+    add_rows = features.store.shard_writer.ShardWriter.add_rows
     n_added = 0
 
-    def add_until_full(self: features.shard_writer.ShardWriter, part: ClipFeatures) -> None:
+    def add_until_full(self: features.store.shard_writer.ShardWriter, part: ClipFeatures) -> None:
         nonlocal n_added
         n_added += 1
         if n_added > 5:
             raise OSError(errno.ENOSPC, "No space left on device")
         add_rows(self, part)
 
-    monkeypatch.setattr(features.shard_writer.ShardWriter, "add_rows", add_until_full)
+    monkeypatch.setattr(features.store.shard_writer.ShardWriter, "add_rows", add_until_full)
     with pytest.raises(OSError, match="No space left"):
         run_extract(many, tmp_path / "s", CONFIG)
     monkeypatch.undo()

@@ -13,8 +13,8 @@ import torch
 from safetensors.numpy import load_file
 
 from features.errors import ConfigError, RunError
-from features.store import open_store
-from features.store_writer import write_store
+from features.store.reader import open_store
+from features.store.writer import write_store
 from tests.builders import clip_features
 from tests.losses import spoil_losses
 from train.config import PRESETS, FitConfig, parse_settings

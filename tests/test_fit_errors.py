@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from features.errors import ShardError, UserError
-from features.store_writer import write_store
+from features.store.writer import write_store
 from tests.builders import clip_features
 from train.config import FitConfig
 from train.fit import run_fit

@@ -270,7 +270,7 @@ def test_what_a_kill_just_after_replacing_a_run_left_goes(
     [
         (["fit", "--store", "s", "--runs", "r"], "train.fit.run_fit", True),
         (["report", "--runs", "r", "--out", "o"], "train.report.report.run_report", False),
-        (["bundle", "verify", "b"], "features.bundle.verify_bundle", False),
+        (["bundle", "verify", "b"], "features.store.bundle.verify_bundle", False),
     ],
     ids=["fit", "report", "bundle"],
 )

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 
 from cli import cli
 from features.errors import ConfigError
-from features.store import open_store
-from features.store_writer import write_store
+from features.store.reader import open_store
+from features.store.writer import write_store
 from tests.builders import clip_features
 from train.config import FitConfig
 from train.fit import run_fit

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.errors import ConfigError
-from features.store import open_store
-from features.store_writer import write_store
+from features.store.reader import open_store
+from features.store.writer import write_store
 from tests.builders import clip_features, small_store
 from train.folds import divide_groups, make_folds, split_stores, split_test_stores
 from train.stores import check_stores

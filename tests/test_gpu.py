@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from features.contracts import Clip
-from features.store import open_store
+from features.store.reader import open_store
 from pipeline.config import ExtractConfig
 from pipeline.decode import ChosenFrame, iter_chosen_frames
 from pipeline.extract import run_extract

@@ -15,7 +15,7 @@ import pipeline.work
 from features.contracts import Clip
 from features.disk import read_state
 from features.fingerprint import hash_file
-from features.store import open_store
+from features.store.reader import open_store
 from pipeline.config import ExtractConfig
 from pipeline.decode import Frames
 from pipeline.extract import run_extract

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from cli import cli
-from features.store_index import Failure, write_failures
+from features.store.index import Failure, write_failures
 from tests.builders import small_store, write_face_video
 
 ROOT = Path(__file__).parent.parent

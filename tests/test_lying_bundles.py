@@ -13,11 +13,11 @@ from typing import Any
 import h5py
 import pytest
 
-from features.bundle import pack_bundle, read_bundle_info, unpack_bundle, verify_bundle
-from features.bundle_members import find_members, make_seal, write_member
 from features.errors import ShardError
 from features.fingerprint import hash_json
-from features.store import open_store, verify_store
+from features.store.bundle import pack_bundle, read_bundle_info, unpack_bundle, verify_bundle
+from features.store.bundle_members import find_members, make_seal, write_member
+from features.store.reader import open_store, verify_store
 from tests.builders import small_store
 
 Files = dict[str, bytes]

@@ -18,8 +18,8 @@ import pytest
 from features.contracts import MEC_CLASSES
 from features.errors import ShardError
 from features.fingerprint import hash_file, hash_json
-from features.store import open_store, verify_store
-from features.store_index import read_store_index, write_store_index
+from features.store.index import read_store_index, write_store_index
+from features.store.reader import open_store, verify_store
 from tests.builders import small_store
 
 ROOT = Path(__file__).parent.parent
@@ -279,7 +279,7 @@ READ = """
 import resource, sys
 from pathlib import Path
 from features.errors import ShardError
-from features.store import open_store
+from features.store.reader import open_store
 import h5py, pandas
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 300_000_000,) * 2)

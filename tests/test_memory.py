@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from features.errors import ConfigError
-from features.store import open_store
-from features.store_writer import write_store
+from features.store.reader import open_store
+from features.store.writer import write_store
 from tests.builders import clip_features
 from train.config import FitConfig
 from train.dataset import TableBuilder

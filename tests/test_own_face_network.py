@@ -19,7 +19,7 @@ import pipeline.see
 from cli import cli
 from features.contracts import Clip, ClipFeatures, Faces
 from features.errors import WeightsError
-from features.store import open_store
+from features.store.reader import open_store
 from features.weights import SHIPPED_FACE_WEIGHTS
 from pipeline.config import ExtractConfig
 from pipeline.crops import crop_faces, cut_faces

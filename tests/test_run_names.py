@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from features.contracts import ClipFeatures
-from features.store_index import Failure, write_failures
-from features.store_writer import write_store
+from features.store.index import Failure, write_failures
+from features.store.writer import write_store
 from tests.builders import clip_features
 from tests.sweeps import read_tables
 from train.config import FitConfig

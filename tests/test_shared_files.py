@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from features.store import open_store
+from features.store.reader import open_store
 from pipeline.config import ExtractConfig
 from pipeline.extract import run_extract
 from tests.builders import write_face_video

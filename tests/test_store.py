@@ -16,14 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import features.shard_writer
-import features.store_writer
+import features.store.shard_writer
+import features.store.writer
 from features.contracts import MEC_CLASSES, ClipFeatures
 from features.errors import ConfigError, ShardError
-from features.shard_writer import rewrite_clip_columns
-from features.shards import ShardHeader, find_shard_problems, read_shard_index
-from features.store import open_store, verify_store
-from features.store_writer import StoreWriter, write_store
+from features.store.reader import open_store, verify_store
+from features.store.shard_reader import ShardHeader, find_shard_problems, read_shard_index
+from features.store.shard_writer import rewrite_clip_columns
+from features.store.writer import StoreWriter, write_store
 from tests.builders import clip_features, small_store
 
 ROOT = Path(__file__).parent.parent
@@ -212,7 +212,7 @@ def test_a_full_disk_loses_the_shard_at_hand_and_no_other(
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(features.shard_writer, "_put", fail)
+    monkeypatch.setattr(features.store.shard_writer, "_put", fail)
     with pytest.raises(OSError, match="No space"), StoreWriter(path, HEADER) as writer:
         writer.add(clip_features("new"))
     assert len(open_store(path)) == 6
@@ -223,8 +223,8 @@ def test_a_full_disk_loses_the_shard_at_hand_and_no_other(
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from features.shards import ShardHeader
-from features.store_writer import StoreWriter
+from features.store.shard_reader import ShardHeader
+from features.store.writer import StoreWriter
 from features.contracts import MEC_CLASSES
 from tests.builders import clip_features
 header = ShardHeader(fingerprint="test", classes=MEC_CLASSES, config={}, weights={}, versions={})
@@ -251,7 +251,7 @@ def test_hdf5_survives_a_disk_that_takes_no_more(tmp_path: Path) -> None:
 ROOM_AT_THE_END = """
 import resource, sys
 from pathlib import Path
-from features.store_writer import StoreWriter
+from features.store.writer import StoreWriter
 from tests.builders import clip_features
 from tests.test_store import HEADER
 no_limit = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -331,7 +331,7 @@ def test_two_writers_at_once_are_refused(tmp_path: Path) -> None:
 def test_full_shards_are_finished_on_the_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features.store_writer, "SHARD_FRAMES", 4)
+    monkeypatch.setattr(features.store.writer, "SHARD_FRAMES", 4)
     store = open_store(small_store(tmp_path / "s", n_clips=5))
     assert [shard.n_clips for shard in store.shards] == [2, 2, 1]
     assert [c.clip_id for c in store] == ["c0", "c1", "c2", "c3", "c4"]
@@ -349,14 +349,14 @@ def test_face_maps_are_kept_where_asked_and_missed_where_not(tmp_path: Path) -> 
 def test_a_clip_that_fails_while_being_added_leaves_no_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put = features.shard_writer._put
+    put = features.store.shard_writer._put
 
     def fail_at_faces(dataset: h5py.Dataset, first: int, rows: np.ndarray) -> None:
         if dataset.name == "/face/vector" and first > 0:
             raise ValueError("broken")
         put(dataset, first, rows)
 
-    monkeypatch.setattr(features.shard_writer, "_put", fail_at_faces)
+    monkeypatch.setattr(features.store.shard_writer, "_put", fail_at_faces)
     with StoreWriter(tmp_path / "s", HEADER) as writer:
         writer.add(clip_features("a"))
         with pytest.raises(ValueError, match="broken"):
@@ -368,7 +368,7 @@ def test_a_clip_that_fails_while_being_added_leaves_no_rows(
 def test_a_signal_waits_until_the_clip_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put = features.shard_writer._put
+    put = features.store.shard_writer._put
 
     def signal_once(dataset: h5py.Dataset, first: int, rows: np.ndarray) -> None:
         if dataset.name == "/frame/phase":
@@ -379,7 +379,7 @@ def test_a_signal_waits_until_the_clip_is_written(
         with StoreWriter(tmp_path / "s", HEADER) as writer:
             writer.add(clip_features("a"))
 
-    monkeypatch.setattr(features.shard_writer, "_put", signal_once)
+    monkeypatch.setattr(features.store.shard_writer, "_put", signal_once)
     with pytest.raises(KeyboardInterrupt):
         add()
     assert open_store(tmp_path / "s").clips["clip_id"].tolist() == ["a"]
@@ -458,9 +458,9 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from features.contracts import MEC_CLASSES
-from features.shards import ShardHeader
-from features.store import open_store, verify_store
-from features.store_writer import StoreWriter
+from features.store.shard_reader import ShardHeader
+from features.store.reader import open_store, verify_store
+from features.store.writer import StoreWriter
 from tests.builders import clip_features
 
 header = ShardHeader(fingerprint="x", classes=MEC_CLASSES, config={}, weights={}, versions={})

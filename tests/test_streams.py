@@ -11,12 +11,12 @@ import h5py
 import numpy as np
 import pytest
 
-from features.bundle import pack_bundle, unpack_bundle
 from features.contracts import MEC_CLASSES, ClipFeatures
 from features.errors import ConfigError
-from features.shards import find_shard_problems
-from features.store import open_store, verify_store
-from features.store_writer import write_store
+from features.store.bundle import pack_bundle, unpack_bundle
+from features.store.reader import open_store, verify_store
+from features.store.shard_reader import find_shard_problems
+from features.store.writer import write_store
 from tests.archived import archived_clips
 from tests.builders import clip_features
 from train.config import FitConfig

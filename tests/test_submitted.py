@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from cli import cli
 from features.contracts import MEC_CLASSES
-from features.store_writer import write_store
+from features.store.writer import write_store
 from tests.builders import clip_features
 from train.runs import Run, read_run
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-import features.store
+import features.store.reader
 from cli import cli
 from features.contracts import ClipFeatures
 from features.errors import ConfigError, RunError, ShardError, UserError
@@ -97,13 +97,13 @@ def test_trials_read_no_test_clip(
     swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     splits: list[str] = []
-    read = features.store.iter_shard_clips
+    read = features.store.reader.iter_shard_clips
 
     def note(index: Any, rows: Any, **kwargs: Any) -> Any:
         splits.extend(index.columns["split"][row] for row in rows)
         return read(index, rows, **kwargs)
 
-    monkeypatch.setattr(features.store, "iter_shard_clips", note)
+    monkeypatch.setattr(features.store.reader, "iter_shard_clips", note)
     run_sweep([swept], tmp_path, draw(3), [])
     assert set(splits) == {"train", "val"}
     run_sweep([swept], tmp_path, draw(3), [0])

@@ -16,9 +16,9 @@ import pytest
 
 from features.contracts import MEC_CLASSES, Clip
 from features.errors import WeightsError, WorkerError
-from features.shards import ShardHeader
-from features.store import open_store, verify_store
-from features.store_writer import StoreWriter
+from features.store.reader import open_store, verify_store
+from features.store.shard_reader import ShardHeader
+from features.store.writer import StoreWriter
 from pipeline.budgets import Budgets
 from pipeline.config import ExtractConfig
 from pipeline.failures import FailureLog

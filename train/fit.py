@@ -8,7 +8,7 @@ from pathlib import Path
 
 from features.engine import choose_device, choose_precision
 from features.errors import RunError
-from features.store import open_store
+from features.store.reader import open_store
 from train.config import ENSEMBLE, FitConfig, check_heads, expand_heads
 from train.dataset import check_train_table, check_val_table
 from train.fit_jobs import FitData, FitJobs, FitProgress, Observe
@@ -49,7 +49,7 @@ def run_fit(
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         memory_gb: What features may take of the memory; the rest is read from a scratch file in
             ``runs``, to the same numbers. None: three quarters of what is free.
-        verify: As of ``features.store.open_store``: hash each shard before it is read.
+        verify: As of ``features.store.reader.open_store``: hash each shard before it is read.
         progress: Told of every epoch and of skipped and finished runs.
         observe: Told of a run's name and its epoch, after each.
 

@@ -11,7 +11,7 @@ from threading import Event, Lock
 from typing import Any, ParamSpec
 
 from features.errors import RunError
-from features.store import Store
+from features.store.reader import Store
 from train.config import ENSEMBLE, FitConfig, split_names
 from train.dataset import ClipTable
 from train.ensemble import make_ensemble

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from features.errors import RunError
-from features.store import open_store
+from features.store.reader import open_store
 from train.config import FitConfig
 from train.fit import check_results, fit_data
 from train.fit_jobs import FitData, FitProgress, Observe

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from features.errors import ConfigError
 from features.fingerprint import hash_json
-from features.store import Store
+from features.store.reader import Store
 
 VAL_PARTS = 5
 """Of the clips that a fold does not test, the part that chooses the epoch is one in this many."""

@@ -26,7 +26,7 @@ def hash_learned_clips(clips: pd.DataFrame, classes: Sequence[str]) -> str:
     """The hash of what training and the choice of its epoch see of some clips.
 
     Args:
-        clips: As ``features.store.Store.clips`` has them, in any order.
+        clips: As ``features.store.reader.Store.clips`` has them, in any order.
         classes: As the store declares them.
     """
     seen = clips["split"].isin(["train", "val"]) & (clips["label"] != "")

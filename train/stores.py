@@ -17,7 +17,7 @@ import torch
 from features.contracts import SPLITS
 from features.errors import ConfigError, ShardError
 from features.memory import return_freed_memory
-from features.store import Store
+from features.store.reader import Store
 from train.config import FitConfig
 from train.dataset import (
     FACE_MATRICES,

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from features.engine import choose_device
 from features.errors import ConfigError, RunError
 from features.fingerprint import hash_json
-from features.store import open_store
+from features.store.reader import open_store
 from train.config import ENSEMBLE, check_heads
 from train.fit import run_fit
 from train.fit_jobs import FitProgress

@@ -12,16 +12,16 @@ from filelock import FileLock, Timeout
 from features.contracts import SPLITS, ClipFeatures
 from features.disk import uninterrupted
 from features.errors import ConfigError, ShardError
-from features.shard_writer import ShardWriter, rewrite_clip_columns
-from features.shards import ShardHeader, find_shard_problems, read_shard_index
-from features.store import Store, find_damage
-from features.store_index import (
+from features.store.index import (
     ShardEntry,
     describe_shard,
     find_shard_files,
     read_store_index,
     write_store_index,
 )
+from features.store.reader import Store, find_damage
+from features.store.shard_reader import ShardHeader, find_shard_problems, read_shard_index
+from features.store.shard_writer import ShardWriter, rewrite_clip_columns
 
 SHARD_FRAMES = 4096
 """A shard is finished when it has this many frames: what a crash can cost each worker at most."""

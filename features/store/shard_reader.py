@@ -1,6 +1,6 @@
 """Reads shards: ragged clips as flat arrays with offsets (FORMAT.md); names what is in them.
 
-With ``features.shard_layout`` and ``features.shard_writer`` the only door to h5py.
+With ``features.store.shard_layout`` and ``features.store.shard_writer`` the only door to h5py.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from features.contracts import (
 from features.disk import FileState, read_state
 from features.errors import ShardError
 from features.json_text import check_texts, parse_object
-from features.shard_layout import (
+from features.store.shard_layout import (
     Columns,
     check_clip,
     check_offsets,

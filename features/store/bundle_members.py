@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from features.store_index import SHARD_NAME
+from features.store.index import SHARD_NAME
 
 SEAL = "bundle.sha256"
 ADMITTED = re.compile(rf"store\.json|failures\.csv|{SHARD_NAME.pattern}")

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from features.contracts import ClipFeatures
 from features.disk import partial_path, publish
-from features.shard_layout import check_phases
-from features.shards import (
+from features.store.shard_layout import check_phases
+from features.store.shard_reader import (
     FACE_COLUMNS,
     FORMAT_NAME,
     FORMAT_VERSION,

@@ -19,7 +19,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from features.bundle_members import (
+from features.disk import Progress, ignore_progress, partial_path, publish
+from features.errors import ConfigError, ShardError
+from features.fingerprint import hash_file
+from features.json_text import MOST_JSON_BYTES, check_object, check_texts, parse_object
+from features.store.bundle_members import (
     ADMITTED,
     SEAL,
     Member,
@@ -28,12 +32,8 @@ from features.bundle_members import (
     make_seal,
     write_member,
 )
-from features.disk import Progress, ignore_progress, partial_path, publish
-from features.errors import ConfigError, ShardError
-from features.fingerprint import hash_file
-from features.json_text import MOST_JSON_BYTES, check_object, check_texts, parse_object
-from features.store import open_store, verify_store
-from features.store_index import parse_store_index, read_failures
+from features.store.index import parse_store_index, read_failures
+from features.store.reader import open_store, verify_store
 
 BUNDLE_FORMAT = "caca-rnn-bundle"
 BUNDLE_VERSION = 1

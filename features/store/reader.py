@@ -22,14 +22,14 @@ from features.contracts import ClipFeatures
 from features.disk import Progress, ignore_progress, read_state
 from features.errors import ShardError
 from features.fingerprint import hash_file
-from features.shards import (
+from features.store.index import ShardEntry, find_shard_files, read_failures, read_store_index
+from features.store.shard_reader import (
     ShardHeader,
     ShardIndex,
     find_shard_problems,
     iter_shard_clips,
     read_shard_index,
 )
-from features.store_index import ShardEntry, find_shard_files, read_failures, read_store_index
 
 _REMEDY = "Delete the file and run extract: its clips are extracted again"
 _NO_VERIFY = "or copy it again from where it is whole (--no-verify reads it as it is)"

@@ -18,7 +18,7 @@ from features.disk import write_atomically
 from features.errors import ShardError
 from features.fingerprint import hash_file, hash_json
 from features.json_text import MOST_JSON_BYTES, check_object, parse_object
-from features.shards import FORMAT_VERSION, ShardHeader, read_shard_index
+from features.store.shard_reader import FORMAT_VERSION, ShardHeader, read_shard_index
 
 STORE_FORMAT = "caca-rnn-store"
 STORE_VERSION = 1
