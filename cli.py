@@ -307,7 +307,7 @@ def extract(
         cli.py extract data_manifest.csv --store store
         cli.py extract cheavd.csv --store store --device cuda --json
     """
-    from features.weights import SHIPPED_FACE_WEIGHTS
+    from features.networks.weights import SHIPPED_FACE_WEIGHTS
     from pipeline.budgets import make_budgets
     from pipeline.config import ExtractConfig
     from pipeline.extract import run_extract
@@ -823,7 +823,7 @@ def fit_face(
         cli.py fit-face ferplus_48.npz --evaluate shipped --json
         cli.py fit-face faces.csv --evaluate face_cnn.safetensors --split val
     """
-    from features.weights import SHIPPED_FACE_WEIGHTS
+    from features.networks.weights import SHIPPED_FACE_WEIGHTS
     from train.face_cnn_fit import run_fit_face
     from train.face_config import FaceFitConfig
     from train.face_scores import FaceChoice, evaluate_face_cnn
@@ -883,7 +883,7 @@ def weights(as_json: bool) -> None:
     Example:
         cli.py weights
     """
-    from features.weights_table import describe_weights
+    from features.networks.weights_table import describe_weights
 
     described = [asdict(described) for described in describe_weights()]
     if as_json:

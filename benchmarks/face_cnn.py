@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from features.face_cnn import SHIPPED_FACE_WEIGHTS
-from features.face_network import FaceNetwork, read_face_network
+from features.networks.face_cnn import SHIPPED_FACE_WEIGHTS
+from features.networks.face_network import FaceNetwork, read_face_network
 
 BATCH = 32
 REPEATS = 15

@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.naive_heads import NaiveHead
 from features.contracts import MEC_CLASSES, ClipFeatures
-from features.engine import choose_precision
+from features.networks.runtime import choose_precision
 from features.store.reader import open_store
 from features.store.writer import write_store
 from train.config import PRESETS, TABLE_1_HEADS, FitConfig

@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from torchvision.models import squeezenet1_1
 from torchvision.transforms.v2 import functional as transforms
 
-from features.context_cnn import read_squeezenet_state
 from features.contracts import TICK_RATE_HZ, Clip
+from features.networks.context_cnn import read_squeezenet_state
 
 CONTEXT_BATCH = 32
 

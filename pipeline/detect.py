@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from features.contracts import Faces
-from features.engine import Network, compile_network, run_padded
+from features.networks.runtime import Network, compile_network, run_padded
 from pipeline.boxes import Boxes, iou_min, iou_union, suppress
 from pipeline.mtcnn_networks import ONet, PNet, RNet
 from pipeline.patches import sample_patches

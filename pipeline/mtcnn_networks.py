@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from features.weights import read_mtcnn
+from features.networks.weights import read_mtcnn
 
 
 class PNet(nn.Module):

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from features.context_cnn import ContextCNN
 from features.contracts import CONTEXT_CROP_PX, FACE_VECTOR_SIZE, Faces
-from features.engine import choose_batch, compile_network, run_padded
-from features.face_network import FACE_BATCH, read_face_network
+from features.networks.context_cnn import ContextCNN
+from features.networks.face_network import FACE_BATCH, read_face_network
+from features.networks.runtime import choose_batch, compile_network, run_padded
 from pipeline.config import ExtractConfig
 from pipeline.crops import FaceCut, crop_context, crop_faces, cut_faces
 from pipeline.decode import ChosenFrame

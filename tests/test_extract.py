@@ -23,8 +23,8 @@ import features.store.writer
 import pipeline.parts
 from features.contracts import Clip, ClipFeatures
 from features.errors import ConfigError, ManifestError
+from features.networks.weights import SHIPPED_FACE_WEIGHTS
 from features.store.reader import Store, open_store, verify_store
-from features.weights import SHIPPED_FACE_WEIGHTS
 from pipeline.config import ExtractConfig
 from pipeline.extract import ExtractProgress, run_extract
 from pipeline.messages import Work

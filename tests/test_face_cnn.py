@@ -8,14 +8,14 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
 from features.errors import WeightsError
-from features.face_cnn import (
+from features.fingerprint import hash_file
+from features.networks.face_cnn import (
     SHIPPED_FACE_WEIGHTS,
     FaceCNN,
     read_face_cnn,
     read_face_training,
     write_face_cnn,
 )
-from features.fingerprint import hash_file
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ from click.testing import CliRunner
 from torchvision.models import squeezenet1_1
 
 from cli import cli
-from features.context_cnn import read_squeezenet_state
 from features.errors import ConfigError, ManifestError
-from features.face_cnn import (
+from features.networks.context_cnn import read_squeezenet_state
+from features.networks.face_cnn import (
     SHIPPED_FACE_WEIGHTS,
     FaceCNN,
     read_face_cnn,

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from features.errors import WeightsError
-from features.face_cnn import SHIPPED_FACE_WEIGHTS, read_face_cnn
-from features.face_network import read_face_network
+from features.networks.face_cnn import SHIPPED_FACE_WEIGHTS, read_face_cnn
+from features.networks.face_network import read_face_network
 from tests.test_face_cnn import some_faces
 
 PAGE = Path(__file__).parent.parent / "docs" / "face_network.md"

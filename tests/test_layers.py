@@ -59,7 +59,7 @@ def test_features_modules_import_upwards_only() -> None:
     [
         ("h5py", {f"features/{n}.py" for n in ("shards", "shard_layout", "shard_writer")}),
         ("av", {f"pipeline/{name}.py" for name in AV_DOORS}),
-        ("openvino", {"features/engine.py"}),
+        ("openvino", {"features/networks/runtime.py"}),
         ("rich", {"features/console.py"}),
         ("tensorflow", set()),
         ("mtcnn", set()),

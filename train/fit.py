@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from features.engine import choose_device, choose_precision
 from features.errors import RunError
+from features.networks.runtime import choose_device, choose_precision
 from features.store.reader import open_store
 from train.config import ENSEMBLE, FitConfig, check_heads, expand_heads
 from train.dataset import check_train_table, check_val_table

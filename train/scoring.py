@@ -35,7 +35,7 @@ def score_clips(
         streams: What the head reads, as ``train.heads.choose_streams`` gives it.
         n_runs: S.
         device: Where the head stands.
-        precision: What is multiplied in, one of ``features.engine.PRECISIONS``.
+        precision: What is multiplied in, one of ``features.networks.runtime.PRECISIONS``.
 
     Returns:
         [*runs, N, K] Probabilities, in the table's order; N is 0 for a table without clips.

@@ -12,9 +12,9 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from features.engine import choose_device
 from features.errors import ConfigError, RunError
 from features.fingerprint import hash_json
+from features.networks.runtime import choose_device
 from features.store.reader import open_store
 from train.config import ENSEMBLE, check_heads
 from train.fit import run_fit

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from features.engine import choose_precision
+from features.networks.runtime import choose_precision
 from features.store.reader import Store
 from train.config import FitConfig
 from train.dataset import ClipTable, check_train_table, check_val_table

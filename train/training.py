@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from features.engine import PRECISIONS
 from features.errors import ConfigError, RunError
 from features.memory import return_freed_memory
+from features.networks.runtime import PRECISIONS
 from train.config import FitConfig
 from train.dataset import Batch, ClipTable, draw_clips, draw_phases, gather_batch, order_batches
 from train.heads import Shapes, build_head, choose_streams

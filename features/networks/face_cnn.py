@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from features.contracts import FACE_CROP_PX, FACE_VECTOR_SIZE
 from features.disk import write_atomically
 from features.errors import WeightsError
-from features.weights import SHIPPED_FACE_WEIGHTS
+from features.networks.weights import SHIPPED_FACE_WEIGHTS
 
 FACE_WEIGHTS_FORMAT = "caca-rnn face CNN"
 FACE_WEIGHTS_VERSION = 1

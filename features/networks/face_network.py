@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
 from features.contracts import FACE_CROP_PX, FACE_MAP_SHAPE, FACE_VECTOR_SIZE
-from features.engine import choose_batch, compile_network, run_padded
 from features.errors import WeightsError
-from features.face_cnn import FaceCNN, FaceEmbedding, read_face_cnn
-from features.weights import SHIPPED_FACE_WEIGHTS
+from features.networks.face_cnn import FaceCNN, FaceEmbedding, read_face_cnn
+from features.networks.runtime import choose_batch, compile_network, run_padded
+from features.networks.weights import SHIPPED_FACE_WEIGHTS
 
 FACE_BATCH = 32
 """Faces that a network is given at once, at most: more take memory and gain no speed."""

@@ -1,0 +1,1 @@
+"""Frozen networks: their weights, and how they run on a CPU or a GPU."""
