@@ -73,7 +73,7 @@ def run_floor(clips: list[Clip]) -> Measured:
 def run_our_decoding(clips: list[Clip]) -> Measured:
     """In our process: decoding, choosing and converting the frames, and nothing else."""
     import cli  # noqa: F401
-    from pipeline.decode import iter_chosen_frames
+    from pipeline.decode.sampling import iter_chosen_frames
 
     started_s, cpu_s = time.perf_counter(), read_cpu_s()
     n_frames = sum(1 for clip in clips for _ in iter_chosen_frames(clip, 1))

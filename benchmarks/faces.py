@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 
 from features.contracts import Clip
 from features.store.reader import open_store
-from pipeline.decode import iter_chosen_frames
+from pipeline.decode.sampling import iter_chosen_frames
 
 CHILD = Path(__file__).with_name("mtcnn_package.py")
 SURE = 0.95

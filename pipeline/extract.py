@@ -22,7 +22,7 @@ from features.store.shard_reader import FORMAT_VERSION, ShardHeader
 from features.store.writer import StoreWriter
 from pipeline.budgets import DEFAULT_BUDGETS, Budgets
 from pipeline.config import ExtractConfig
-from pipeline.decoder_version import decoder_version
+from pipeline.decode.decoder_version import decoder_version
 from pipeline.failures import FailureLog
 from pipeline.inputs import Inputs
 from pipeline.intake import Intake

@@ -24,7 +24,7 @@ from typing import TypeVar
 from features.contracts import Clip
 from features.errors import ClipError
 from features.store.index import Failure
-from pipeline.decode import ChosenFrame, Frames
+from pipeline.decode.sampling import ChosenFrame, Frames
 from pipeline.faults import is_fault
 from pipeline.inputs import InputFile
 from pipeline.messages import ClipEnd

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 from features.contracts import ClipFeatures
 from features.store.writer import StoreWriter
+from pipeline.decode.notes import describe_notes
 from pipeline.failures import FailureLog
 from pipeline.inputs import Inputs
 from pipeline.messages import ClipEnd, Item, Loaded, Lost, Timing
-from pipeline.notes import describe_notes
 
 _log = logging.getLogger(__name__)
 

@@ -85,7 +85,7 @@ class ClipEnd:
     file: InputFile | None = None
     """The clip's file as it was read; None where the clip failed, and only there."""
     notes: Mapping[str, float] = field(default_factory=dict)
-    """What was unusual about its film (``pipeline.notes``)."""
+    """What was unusual about its film (``pipeline.decode.notes``)."""
     failure: Failure | None = None
     """Why the clip cannot be used: its frames are to be dropped."""
 

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from features.contracts import Clip
-from pipeline.decode import ChosenFrame, Frames
+from pipeline.decode.sampling import ChosenFrame, Frames
 
 _CLIPS_AHEAD_PER_THREAD = 2
 """How far threads run ahead where clips are short, broken or small: not over a whole manifest, as
@@ -146,7 +146,7 @@ class FramesAhead(Generic[Prepared]):
 
     @property
     def notes(self) -> Mapping[str, float]:
-        """What was unusual about the clip's film (``pipeline.notes``); known after its last frame.
+        """What was unusual about the clip's film (``pipeline.decode.notes``); known after its last frame.
 
         Waits for it. Raises what ended the clip.
         """

@@ -17,7 +17,7 @@ from features.networks.face_network import FACE_BATCH, read_face_network
 from features.networks.runtime import choose_batch, compile_network, run_padded
 from pipeline.config import ExtractConfig
 from pipeline.crops import FaceCut, crop_context, crop_faces, cut_faces
-from pipeline.decode import ChosenFrame
+from pipeline.decode.sampling import ChosenFrame
 from pipeline.detect import FaceDetector
 from pipeline.tracked import count_chunk_frames, find_faces_tracked
 

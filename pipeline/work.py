@@ -12,7 +12,7 @@ import torch
 from features.contracts import SPLITS, Clip, ClipFeatures
 from features.memory import keep_freed_memory
 from features.networks.runtime import choose_device, choose_precision
-from pipeline.decode import Frames, iter_chosen_frames
+from pipeline.decode.sampling import Frames, iter_chosen_frames
 from pipeline.flow import Flow, FlowSize
 from pipeline.inputs import InputFile, Inputs, ReadTwice
 from pipeline.messages import Begun, ClipEnd, Machine, Progressed, Timing, Work

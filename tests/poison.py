@@ -105,5 +105,5 @@ class Talkative(FakeExtractor):
     def _extract(
         self, clip: Clip, tell: Callable[[Begun | Progressed], None]
     ) -> Iterator[ClipFeatures | ClipEnd]:
-        logging.getLogger("pipeline.decode").warning("clip %s", clip.clip_id)
+        logging.getLogger("pipeline.decode.sampling").warning("clip %s", clip.clip_id)
         yield from super()._extract(clip, tell)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from features.contracts import Clip
-from pipeline.decode import Frames
+from pipeline.decode.sampling import Frames
 from pipeline.work import Extractor
 from tests.poison import poison
 

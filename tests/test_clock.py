@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.clock import EPSILON_S, Clock, PendingTimes, count_ticks
+from pipeline.decode.clock import EPSILON_S, Clock, PendingTimes, count_ticks
 
 JUMP = 250
 """Ten seconds of 25 frames a second, each lasting 1."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 from av.video.frame import VideoFrame
 
-from pipeline.colour import ColourTags, convert_to_rgb
+from pipeline.decode.yuv import ColourTags, convert_to_rgb
 
 MATRICES = {"BT.709": 1, "untagged": 2, "FCC": 4, "PAL": 5, "NTSC": 6, "240M": 7, "BT.2020": 9}
 RANGES = {"untagged": 0, "limited": 1, "full": 2}

@@ -15,12 +15,12 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-import pipeline.decode
+import pipeline.decode.sampling
 from features.contracts import Clip
 from features.errors import ClipError
-from pipeline.decode import ChosenFrame, Software, iter_chosen_frames
-from pipeline.decoder_version import decoder_version
-from pipeline.files import open_file
+from pipeline.decode.decoder_version import decoder_version
+from pipeline.decode.files import open_file
+from pipeline.decode.sampling import ChosenFrame, Software, iter_chosen_frames
 from tests.videos import (
     ONE_THREAD,
     frame_number,
@@ -392,7 +392,9 @@ def test_a_file_is_read_as_its_frames_are_asked_for(
     path = write_video(tmp_path / "a.mkv", noisy_frames(50) * 6, codec="mjpeg", pix_fmt="yuvj444p")
     opened = []
     monkeypatch.setattr(
-        pipeline.decode, "open_file", lambda path: opened.append(open_file(path)) or opened[-1]
+        pipeline.decode.sampling,
+        "open_file",
+        lambda path: opened.append(open_file(path)) or opened[-1],
     )
     frames = iter_chosen_frames(make_clip(path), 1)
     positions = [opened[0].tell() for _ in itertools.islice(frames, 60)]

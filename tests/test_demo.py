@@ -18,7 +18,7 @@ from cli import cli
 from features.contracts import MEC_CLASSES, SPLITS, Clip
 from features.errors import ConfigError
 from pipeline import demo, demo_scenes
-from pipeline.decode import iter_chosen_frames
+from pipeline.decode.sampling import iter_chosen_frames
 from pipeline.demo import DemoClip, demo_clips, manifest_csv, render_clip, render_demo_set
 from pipeline.demo_expressions import EXPRESSIONS
 from pipeline.demo_faces import FaceRig

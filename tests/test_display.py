@@ -16,11 +16,11 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
-import pipeline.opening
+import pipeline.decode.opening
 from features.contracts import Clip
 from features.errors import ClipError
-from pipeline.decode import ChosenFrame, iter_chosen_frames
-from pipeline.display import _stretch, choose_orientation, keep_first_field, read_orientation
+from pipeline.decode.display import _stretch, choose_orientation, keep_first_field, read_orientation
+from pipeline.decode.sampling import ChosenFrame, iter_chosen_frames
 from tests.videos import frame_number, grey_frames, turn_display, write_video
 
 Ratio = tuple[int, int]
@@ -162,7 +162,7 @@ def test_stretching_is_linear_interpolation(axis: int, size: int) -> None:
 def test_what_is_too_large_once_it_is_shown_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline.opening, "MAX_PIXELS", 100 * 48)
+    monkeypatch.setattr(pipeline.decode.opening, "MAX_PIXELS", 100 * 48)
     path = write_pixels(tmp_path / "a.mp4", (2, 1))
     with pytest.raises(ClipError, match="too large: 128 x 48"):
         choose(path)

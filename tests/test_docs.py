@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cli import cli
-from pipeline.notes import NOTES
+from pipeline.decode.notes import NOTES
 from tests.builders import small_store
 from train.config import FitConfig, parse_settings
 from train.fit import run_fit

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from features.contracts import Clip
 from features.errors import ClipError
-from pipeline.decode import ChosenFrame, Frames
+from pipeline.decode.sampling import ChosenFrame, Frames
 from pipeline.flow import Flow, FlowSize
 from pipeline.inputs import InputFile
 from pipeline.messages import ClipEnd

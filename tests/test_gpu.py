@@ -13,7 +13,7 @@ import pytest
 from features.contracts import Clip
 from features.store.reader import open_store
 from pipeline.config import ExtractConfig
-from pipeline.decode import ChosenFrame, iter_chosen_frames
+from pipeline.decode.sampling import ChosenFrame, iter_chosen_frames
 from pipeline.extract import run_extract
 from tests.builders import write_face_video
 from tests.test_hardware import DECODED, noisy_frames

@@ -17,9 +17,9 @@ from features.disk import read_state
 from features.fingerprint import hash_file
 from features.store.reader import open_store
 from pipeline.config import ExtractConfig
-from pipeline.decode import Frames
+from pipeline.decode.files import ChangedError
+from pipeline.decode.sampling import Frames
 from pipeline.extract import run_extract
-from pipeline.files import ChangedError
 from pipeline.inputs import Inputs, ReadTwice
 from tests.videos import grey_frames, write_video
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from features.errors import ClipError
-from pipeline.losses import Losses
-from pipeline.notes import Notes
+from pipeline.decode.losses import Losses
+from pipeline.decode.notes import Notes
 
 FRAME_S = 0.04
 

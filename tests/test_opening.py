@@ -11,13 +11,13 @@ from pathlib import Path
 import av.error
 import pytest
 
-import pipeline.files
-import pipeline.opening
+import pipeline.decode.files
+import pipeline.decode.opening
 from features.contracts import Clip
 from features.errors import ClipError
-from pipeline.decode import iter_chosen_frames
+from pipeline.decode.opening import open_container
+from pipeline.decode.sampling import iter_chosen_frames
 from pipeline.inputs import Inputs
-from pipeline.opening import open_container
 from tests.videos import frame_number, grey_frames, write_video
 
 
@@ -115,14 +115,14 @@ def test_a_pipe_that_takes_the_place_of_a_file_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_video(tmp_path / "a.mp4", grey_frames(2))
-    really_open = pipeline.files._open_at_once
+    really_open = pipeline.decode.files._open_at_once
 
     def replace_and_open(name: str, flags: int) -> int:
         path.unlink()
         os.mkfifo(path)
         return really_open(name, flags)
 
-    monkeypatch.setattr(pipeline.files, "_open_at_once", replace_and_open)
+    monkeypatch.setattr(pipeline.decode.files, "_open_at_once", replace_and_open)
     with pytest.raises(ClipError, match="a pipe"):
         chosen_numbers(path)
 
@@ -165,11 +165,11 @@ def test_nothing_else_is_opened_for(
             with pytest.raises(ClipError, match=reason):
                 chosen_numbers(path)
         else:
-            monkeypatch.setattr(pipeline.opening, "_REFUSED_FORMATS", frozenset())
-            pipeline.opening._list_formats.cache_clear()
+            monkeypatch.setattr(pipeline.decode.opening, "_REFUSED_FORMATS", frozenset())
+            pipeline.decode.opening._list_formats.cache_clear()
             with path.open("rb", buffering=0) as file, pytest.raises(av.error.FFmpegError):
                 open_container(file)
-            pipeline.opening._list_formats.cache_clear()
+            pipeline.decode.opening._list_formats.cache_clear()
         server.setblocking(False)
         with pytest.raises(BlockingIOError):
             server.accept()
@@ -202,7 +202,7 @@ def test_a_huge_picture_is_said_before_there_is_memory_for_it(tmp_path: Path) ->
 def test_pictures_over_the_limit_are_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, how: dict[str, str]
 ) -> None:
-    monkeypatch.setattr(pipeline.opening, "MAX_PIXELS", 64 * 48)
+    monkeypatch.setattr(pipeline.decode.opening, "MAX_PIXELS", 64 * 48)
     small = write_video(tmp_path / f"small-{name}", grey_frames(6), **how)  # type: ignore[arg-type]
     assert chosen_numbers(small) == [0, 5]
     large = write_video(tmp_path / name, grey_frames(6, 66, 48), **how)  # type: ignore[arg-type]
@@ -218,6 +218,6 @@ def test_pictures_that_grow_over_the_limit_are_said(
     path = tmp_path / "a.h264"
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
     assert chosen_numbers(path) == [0, 5, 0, 5]
-    monkeypatch.setattr(pipeline.opening, "MAX_PIXELS", 64 * 48)
+    monkeypatch.setattr(pipeline.decode.opening, "MAX_PIXELS", 64 * 48)
     with pytest.raises(ClipError, match="too large: 128 x 96"):
         chosen_numbers(path)

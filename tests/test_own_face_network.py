@@ -23,7 +23,7 @@ from features.networks.weights import SHIPPED_FACE_WEIGHTS
 from features.store.reader import open_store
 from pipeline.config import ExtractConfig
 from pipeline.crops import crop_faces, cut_faces
-from pipeline.decode import iter_chosen_frames
+from pipeline.decode.sampling import iter_chosen_frames
 from pipeline.extract import run_extract
 from tests.test_face_network import Tiny, export, seeded
 from tests.videos import write_video

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-import pipeline.timeline
+import pipeline.decode.timeline
 from features.contracts import Clip
-from pipeline.decode import ChosenFrame, iter_chosen_frames
-from pipeline.packets import NalSyntax, Needs, Role, Ticks, read_nal_syntax
-from pipeline.timeline import Timeline
+from pipeline.decode.sampling import ChosenFrame, iter_chosen_frames
+from pipeline.decode.skipping import NalSyntax, Needs, Role, Ticks, read_nal_syntax
+from pipeline.decode.timeline import Timeline
 from tests.videos import ONE_THREAD, write_video
 
 
@@ -50,7 +50,7 @@ def assert_same(
     with monkeypatch.context() as patch:
         patch.setattr(Timeline, "_timed", counted)
         found = choose()
-        patch.setattr(pipeline.timeline, "read_nal_syntax", lambda *_: None)
+        patch.setattr(pipeline.decode.timeline, "read_nal_syntax", lambda *_: None)
         expected = choose()
     assert [(f.pts_s, f.phases) for f in found] == [(f.pts_s, f.phases) for f in expected]
     assert all(torch.equal(a.rgb, b.rgb) for a, b in zip(found, expected, strict=True))

@@ -16,7 +16,7 @@ from av.video.frame import PictureType, VideoFrame
 
 from features.contracts import Clip
 from features.errors import ClipError
-from pipeline.decode import ChosenFrame, iter_chosen_frames
+from pipeline.decode.sampling import ChosenFrame, iter_chosen_frames
 from tests.videos import (
     frame_number,
     grey_frames,

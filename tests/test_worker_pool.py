@@ -158,7 +158,7 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost() -> None:
 def test_what_a_worker_logs_is_logged_here(caplog: pytest.LogCaptureFixture) -> None:
     with WorkerPool("cpu", extractor="tests.poison:Talkative") as pool:
         list(pool.iter_items(WORK, make_clips("a"), 1, ROOMY))
-    assert ("pipeline.decode", logging.WARNING, "clip a") in caplog.record_tuples
+    assert ("pipeline.decode.sampling", logging.WARNING, "clip a") in caplog.record_tuples
 
 
 def test_time_in_which_this_process_stood_still_counts_against_no_clip() -> None:

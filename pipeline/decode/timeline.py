@@ -18,11 +18,11 @@ from av.video.stream import VideoStream
 
 from features.contracts import Clip
 from features.errors import ClipError
-from pipeline.clock import EPSILON_S, LONGEST_STILL_S, PendingTimes
-from pipeline.demux import Demuxer, read_frame_s, time_base, to_seconds
-from pipeline.losses import Losses
-from pipeline.notes import Notes
-from pipeline.packets import Needs, Role, Ticks, read_nal_syntax
+from pipeline.decode.clock import EPSILON_S, LONGEST_STILL_S, PendingTimes
+from pipeline.decode.demux import Demuxer, read_frame_s, time_base, to_seconds
+from pipeline.decode.losses import Losses
+from pipeline.decode.notes import Notes
+from pipeline.decode.skipping import Needs, Role, Ticks, read_nal_syntax
 
 _N_AHEAD = 16
 """Packets read before the first of them is decoded: H.264 shows no frame later than this."""

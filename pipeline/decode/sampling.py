@@ -21,14 +21,14 @@ from torch import Tensor
 from features.contracts import TICK_RATE_HZ, Clip
 from features.disk import FileState, read_state
 from features.errors import ClipError
-from pipeline.clock import EPSILON_S, LONGEST_STILL_S, count_ticks
-from pipeline.demux import keeps_its_clock
-from pipeline.display import Display
-from pipeline.files import check_unchanged, open_file
-from pipeline.hardware import NoHardwareError, Nvdec
-from pipeline.notes import Notes
-from pipeline.opening import check_decoded_size, find_film, open_container
-from pipeline.timeline import SeekMissedError, Timeline
+from pipeline.decode.clock import EPSILON_S, LONGEST_STILL_S, count_ticks
+from pipeline.decode.demux import keeps_its_clock
+from pipeline.decode.display import Display
+from pipeline.decode.files import check_unchanged, open_file
+from pipeline.decode.notes import Notes
+from pipeline.decode.nvdec import NoHardwareError, Nvdec
+from pipeline.decode.opening import check_decoded_size, find_film, open_container
+from pipeline.decode.timeline import SeekMissedError, Timeline
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class ChosenFrame:
 
 
 Frames = Generator[ChosenFrame, None, Mapping[str, float] | None]
-"""The chosen frames of a clip; returns its notes (``pipeline.notes``) after the last of them."""
+"""The chosen frames of a clip; returns its notes (``pipeline.decode.notes``) after the last of them."""
 
 
 class Decoder(Protocol):
@@ -106,7 +106,7 @@ def iter_chosen_frames(
 
     Only frames that are yielded are converted to RGB, by the matrix and range that the stream
     names (BT.601, limited, where it names none), each chroma sample standing for all its pixels.
-    They are shown as players do: ``pipeline.display``. A frame that is not yielded is not even
+    They are shown as players do: ``pipeline.decode.display``. A frame that is not yielded is not even
     decoded where no other refers to it, so damage within such a frame is not noticed. One thread
     decodes: several clips at a time use the cores better (``pipeline.prefetch``).
 

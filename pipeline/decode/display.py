@@ -14,8 +14,8 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from torch import Tensor
 
-from pipeline.notes import Notes
-from pipeline.opening import check_size
+from pipeline.decode.notes import Notes
+from pipeline.decode.opening import check_size
 
 MAX_RATIO = 4
 """Pixels wider or higher than this are taken for a damaged header; 32:11 is the widest in use."""

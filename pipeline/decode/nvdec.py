@@ -18,8 +18,8 @@ from av.video.stream import VideoStream
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from pipeline.colour import ColourTags, convert_to_rgb
-from pipeline.opening import open_container
+from pipeline.decode.opening import open_container
+from pipeline.decode.yuv import ColourTags, convert_to_rgb
 
 _EXACT_CODECS = frozenset({"h264", "hevc", "vp8", "vp9"})
 """Their standards say every bit of a decoded frame; others' leave room for rounding, so that a
@@ -28,7 +28,7 @@ GPU's frames would not be those of software."""
 _PLANE_FORMATS = ("nv12", "p010le", "p016le")
 
 _SITED_LEFT = ("h264", "hevc")
-"""Codecs whose chroma lies where ``pipeline.colour`` takes it in more than 8 bits."""
+"""Codecs whose chroma lies where ``pipeline.decode.yuv`` takes it in more than 8 bits."""
 
 _CONTEXT_OPTIONS: dict[str, object] = {"primary_ctx": "0", "current_ctx": "1"}
 """FFmpeg takes the context that is current in the calling thread. It could retain the GPU's

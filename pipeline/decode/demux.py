@@ -17,9 +17,9 @@ from av.stream import Stream
 from av.video.stream import VideoStream
 
 from features.errors import ClipError
-from pipeline.clock import LONGEST_STILL_S, Clock
-from pipeline.ending import find_second_film, is_whole
-from pipeline.notes import Notes
+from pipeline.decode.clock import LONGEST_STILL_S, Clock
+from pipeline.decode.ending import find_second_film, is_whole
+from pipeline.decode.notes import Notes
 
 _THEORA_HEADER = 0x80
 """Of the first byte of a packet."""

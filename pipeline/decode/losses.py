@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from features.contracts import TICK_RATE_HZ
 from features.errors import ClipError
-from pipeline.clock import EPSILON_S
-from pipeline.notes import Notes
+from pipeline.decode.clock import EPSILON_S
+from pipeline.decode.notes import Notes
 
 LONGEST_LOSS_S = 1.0
 """Film in a row that may be lost: five ticks of the clock."""

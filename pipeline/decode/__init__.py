@@ -1,0 +1,1 @@
+"""From a file to the frames on screen at each tick of the sampling clock."""
