@@ -14,8 +14,8 @@ import numpy as np
 import skimage.data
 import torch
 
-from pipeline.boxes import iou_min, iou_union, suppress
-from pipeline.detect import FaceDetector
+from pipeline.detect.boxes import iou_min, iou_union, suppress
+from pipeline.detect.mtcnn import FaceDetector
 
 HEIGHT, WIDTH = 1080, 1920
 LEVEL_WINDOWS = (319, 571)

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.contracts import Clip, ClipFeatures
+from pipeline.detect.tracker import Tracker
 from pipeline.messages import ClipEnd
 from pipeline.see import SeenFrame
-from pipeline.track import Tracker
 
 PART_FRAMES = 256
 """Rows of a part, at most: about 14 MB, and as much again for maps of a face each."""

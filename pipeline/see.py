@@ -18,8 +18,8 @@ from features.networks.runtime import choose_batch, compile_network, run_padded
 from pipeline.config import ExtractConfig
 from pipeline.crops import FaceCut, crop_context, crop_faces, cut_faces
 from pipeline.decode.sampling import ChosenFrame
-from pipeline.detect import FaceDetector
-from pipeline.tracked import count_chunk_frames, find_faces_tracked
+from pipeline.detect.keyframes import count_chunk_frames, find_faces_tracked
+from pipeline.detect.mtcnn import FaceDetector
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

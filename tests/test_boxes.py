@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.boxes import Boxes, Overlap, iou_min, iou_union, suppress
+from pipeline.detect.boxes import Boxes, Overlap, iou_min, iou_union, suppress
 
 
 def overlap_of(a: list[float], b: list[float], *, of_smaller: bool) -> float:

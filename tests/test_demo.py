@@ -23,7 +23,7 @@ from pipeline.demo import DemoClip, demo_clips, manifest_csv, render_clip, rende
 from pipeline.demo_expressions import EXPRESSIONS
 from pipeline.demo_faces import FaceRig
 from pipeline.demo_scenes import ANYWHERE
-from pipeline.detect import FaceDetector
+from pipeline.detect.mtcnn import FaceDetector
 from train.config import PRESETS, TABLE_1_HEADS, Preset
 
 ROOT = Path(__file__).parents[1]

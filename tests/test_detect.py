@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from features.contracts import Faces
-from pipeline.boxes import iou_union
-from pipeline.detect import FaceDetector, _squared
-from pipeline.pyramid import pyramid_scales
+from pipeline.detect.boxes import iou_union
+from pipeline.detect.mtcnn import FaceDetector, _squared
+from pipeline.detect.pyramid import pyramid_scales
 
 ASTRONAUT_BOX = (182, 64, 265, 171)
 """By the ``mtcnn`` package 1.0.0, its own engine and default settings, on the whole picture."""

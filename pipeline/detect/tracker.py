@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.boxes import iou_union
+from pipeline.detect.boxes import iou_union
 
 _LEAST_IOU = 0.3
 _LONGEST_GAP_S = 1.0

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.mtcnn_networks import normalise
+from pipeline.detect.networks import normalise
 
 
 def sample_patches(rgb: Tensor, boxes: NDArray[np.float32], size: int) -> Tensor:

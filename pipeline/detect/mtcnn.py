@@ -2,8 +2,8 @@
 
 The ``mtcnn`` package's own engine is the reference: patches by plain bilinear sampling, and its
 suppression, in which a box falls to any better box that overlaps it, even to one that has itself
-fallen. Only the pyramid is made in another way (``pipeline.pyramid``), and on a CPU what shows no
-contrast is left out (``pipeline.strips``).
+fallen. Only the pyramid is made in another way (``pipeline.detect.pyramid``), and on a CPU what shows no
+contrast is left out (``pipeline.detect.packing``).
 
 Which boxes there are is decided in float32: of windows that nearly overlap the best one wins, so
 that a rounding of scores moves boxes by pixels. In bfloat16 P-Net only tells a CPU which windows
@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from features.contracts import Faces
 from features.networks.runtime import Network, compile_network, run_padded
-from pipeline.boxes import Boxes, iou_min, iou_union, suppress
-from pipeline.mtcnn_networks import ONet, PNet, RNet
-from pipeline.patches import sample_patches
-from pipeline.pyramid import WINDOW_PX, make_pyramid, pyramid_scales
-from pipeline.strips import STRIDE_PX, Windows, cut_windows, find_windows, pack_pyramids
+from pipeline.detect.boxes import Boxes, iou_min, iou_union, suppress
+from pipeline.detect.networks import ONet, PNet, RNet
+from pipeline.detect.packing import STRIDE_PX, Windows, cut_windows, find_windows, pack_pyramids
+from pipeline.detect.patches import sample_patches
+from pipeline.detect.pyramid import WINDOW_PX, make_pyramid, pyramid_scales
 
 _SCREEN_SLACK = 0.5
 """How far P-Net's margin in bfloat16 is trusted; measured, the two differ by at most 0.31."""

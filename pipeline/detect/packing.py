@@ -19,7 +19,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from pipeline.pyramid import WINDOW_PX
+from pipeline.detect.pyramid import WINDOW_PX
 
 Pictures = NDArray[np.uint8]
 """[F, h, w, 3] A level of the pyramids of some frames."""
