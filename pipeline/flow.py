@@ -25,11 +25,11 @@ from features.contracts import Clip
 from features.errors import ClipError
 from features.store.index import Failure
 from pipeline.decode.sampling import ChosenFrame, Frames
+from pipeline.embed.encoder import LookedFrame, SeenFrame, Seer
 from pipeline.faults import is_fault
 from pipeline.inputs import InputFile
 from pipeline.messages import ClipEnd
 from pipeline.prefetch import Prefetcher
-from pipeline.see import LookedFrame, SeenFrame, Seer
 
 _log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from features.contracts import Clip, ClipFeatures
 from pipeline.detect.tracker import Tracker
+from pipeline.embed.encoder import SeenFrame
 from pipeline.messages import ClipEnd
-from pipeline.see import SeenFrame
 
 PART_FRAMES = 256
 """Rows of a part, at most: about 14 MB, and as much again for maps of a face each."""

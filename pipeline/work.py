@@ -13,11 +13,11 @@ from features.contracts import SPLITS, Clip, ClipFeatures
 from features.memory import keep_freed_memory
 from features.networks.runtime import choose_device, choose_precision
 from pipeline.decode.sampling import Frames, iter_chosen_frames
+from pipeline.embed.encoder import SeenFrame, Seer
 from pipeline.flow import Flow, FlowSize
 from pipeline.inputs import InputFile, Inputs, ReadTwice
 from pipeline.messages import Begun, ClipEnd, Machine, Progressed, Timing, Work
 from pipeline.parts import iter_parts
-from pipeline.see import SeenFrame, Seer
 
 _CPU_DECODED_BYTES, _CUDA_DECODED_BYTES = 64 << 20, 1 << 30
 _CHUNK_BYTES = 48 << 20

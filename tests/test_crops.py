@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from features.contracts import Faces
-from pipeline import crops
-from pipeline.crops import crop_context, square_boxes
+from pipeline.embed import crops
+from pipeline.embed.crops import crop_context, square_boxes
 
 
 def make_faces(*box_px: tuple[float, float, float, float], frame: list[int] | None = None) -> Faces:

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from features.contracts import Clip
 from features.errors import ClipError
 from pipeline.decode.sampling import ChosenFrame, Frames
+from pipeline.embed.encoder import Seer
 from pipeline.flow import Flow, FlowSize
 from pipeline.inputs import InputFile
 from pipeline.messages import ClipEnd
-from pipeline.see import Seer
 
 BREAKS = ("not", "read", "decode", "detect", "embed")
 """The step at which a clip goes wrong."""

@@ -24,10 +24,10 @@ from features.errors import ClipError
 from pipeline.decode.nvdec import NoHardwareError, Nvdec, check_frame, convert_planes
 from pipeline.decode.opening import open_container
 from pipeline.decode.sampling import ChosenFrame, Software, iter_decoded
+from pipeline.embed.encoder import SeenFrame
 from pipeline.inputs import InputFile
 from pipeline.messages import ClipEnd
 from pipeline.parts import iter_parts
-from pipeline.see import SeenFrame
 from tests.videos import ONE_THREAD, keep_first, turn_display, write_video
 
 CPU = torch.device("cpu")

@@ -15,15 +15,15 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-import pipeline.see
+import pipeline.embed.encoder
 from cli import cli
 from features.contracts import Clip, ClipFeatures, Faces
 from features.errors import WeightsError
 from features.networks.weights import SHIPPED_FACE_WEIGHTS
 from features.store.reader import open_store
 from pipeline.config import ExtractConfig
-from pipeline.crops import crop_faces, cut_faces
 from pipeline.decode.sampling import iter_chosen_frames
+from pipeline.embed.crops import crop_faces, cut_faces
 from pipeline.extract import run_extract
 from tests.test_face_network import Tiny, export, seeded
 from tests.videos import write_video
@@ -108,7 +108,7 @@ def test_crops_of_a_crowd_are_made_a_batch_at_a_time(
         n_crops.append(len(cuts))
         return crop_faces(cuts)
 
-    monkeypatch.setattr(pipeline.see, "crop_faces", count_crops)
+    monkeypatch.setattr(pipeline.embed.encoder, "crop_faces", count_crops)
     own = weights == "own"
     path = export(seeded(Tiny()), tmp_path / "net.pt2") if own else SHIPPED_FACE_WEIGHTS
     run_extract(manifest, tmp_path / "s", CONFIG, face_weights=path)

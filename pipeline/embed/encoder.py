@@ -16,10 +16,10 @@ from features.networks.context_cnn import ContextCNN
 from features.networks.face_network import FACE_BATCH, read_face_network
 from features.networks.runtime import choose_batch, compile_network, run_padded
 from pipeline.config import ExtractConfig
-from pipeline.crops import FaceCut, crop_context, crop_faces, cut_faces
 from pipeline.decode.sampling import ChosenFrame
 from pipeline.detect.keyframes import count_chunk_frames, find_faces_tracked
 from pipeline.detect.mtcnn import FaceDetector
+from pipeline.embed.crops import FaceCut, crop_context, crop_faces, cut_faces
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

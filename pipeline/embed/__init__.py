@@ -1,0 +1,1 @@
+"""From frames and faces to features: crops and the two CNNs."""
