@@ -216,7 +216,7 @@ def manifest_check(
     Example:
         cli.py manifest check data_manifest.csv
     """
-    from pipeline.manifest_check import check_manifest
+    from pipeline.manifest.check import check_manifest
 
     checked = check_manifest(csv, _read_options(classes, allow_subject_overlap, map_label))
     if as_json:
@@ -911,7 +911,7 @@ def _in_percent(scores: Mapping[str, Any], metric: str) -> str:
 def _read_options(
     classes: str | None, allow_subject_overlap: bool, map_label: Sequence[str]
 ) -> ManifestOptions:
-    from pipeline.manifest_labels import parse_mapping
+    from pipeline.manifest.labels import parse_mapping
     from pipeline.plan import ManifestOptions
 
     return ManifestOptions(

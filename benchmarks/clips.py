@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from features.contracts import Clip
 from pipeline.config import ExtractConfig
-from pipeline.manifest import read_manifest
+from pipeline.manifest.reader import read_manifest
 
 
 def read_clips(manifests: Sequence[Path]) -> list[list[Clip]]:

@@ -16,7 +16,7 @@ from features.store.reader import Store
 from pipeline.config import ExtractConfig
 from pipeline.decode.files import MissingFileError
 from pipeline.inputs import Inputs
-from pipeline.manifest import Manifest, read_manifest
+from pipeline.manifest.reader import Manifest, read_manifest
 
 _log = logging.getLogger(__name__)
 

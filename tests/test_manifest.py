@@ -10,8 +10,8 @@ import pytest
 
 from features.contracts import MEC_CLASSES
 from features.errors import ConfigError, ManifestError
-from pipeline.manifest import Manifest, find_missing_files, read_manifest
-from pipeline.manifest_labels import parse_mapping
+from pipeline.manifest.labels import parse_mapping
+from pipeline.manifest.reader import Manifest, find_missing_files, read_manifest
 
 HEADER = "clip_id,path,label,split,subject,start_s,end_s"
 GOOD = "a,a.mp4,happy,train,anna,,"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from features.contracts import Clip
-from pipeline.manifest_csv import Problem
+from pipeline.manifest.csv_rows import Problem
 
 _log = logging.getLogger(__name__)
 

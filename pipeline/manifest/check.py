@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from features.contracts import SPLITS
-from pipeline.manifest import Manifest, read_manifest
-from pipeline.manifest_csv import InvalidManifestError, Problem
+from pipeline.manifest.csv_rows import InvalidManifestError, Problem
+from pipeline.manifest.reader import Manifest, read_manifest
 from pipeline.plan import ManifestOptions
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from features.contracts import CLIP_ID, MEC_CLASSES, SPLITS, Clip
 from features.errors import ConfigError
-from pipeline.manifest_csv import (
+from pipeline.manifest.csv_rows import (
     REQUIRED_COLUMNS,
     InvalidManifestError,
     Problem,
@@ -17,8 +17,8 @@ from pipeline.manifest_csv import (
     read_rows,
     show,
 )
-from pipeline.manifest_files import FileFinder, find_missing_files, find_shared_files
-from pipeline.manifest_labels import check_labels, map_labels, merge_spellings
+from pipeline.manifest.files import FileFinder, find_missing_files, find_shared_files
+from pipeline.manifest.labels import check_labels, map_labels, merge_spellings
 
 KNOWN_COLUMNS = (*REQUIRED_COLUMNS, "subject", "start_s", "end_s", "source")
 

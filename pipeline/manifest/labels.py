@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from features.errors import ConfigError
-from pipeline.manifest_csv import Problem, Row, iter_cells, join_lines, show
+from pipeline.manifest.csv_rows import Problem, Row, iter_cells, join_lines, show
 
 _SYNONYMS: tuple[frozenset[str], ...] = tuple(
     frozenset(names.split())
