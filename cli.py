@@ -308,10 +308,10 @@ def extract(
         cli.py extract cheavd.csv --store store --device cuda --json
     """
     from features.networks.weights import SHIPPED_FACE_WEIGHTS
-    from pipeline.budgets import make_budgets
     from pipeline.config import ExtractConfig
     from pipeline.extract import run_extract
     from pipeline.progress import count_clips
+    from pipeline.workers.budgets import make_budgets
 
     budgets = make_budgets(clip_timeout, worker_memory)
     given = {name: value for name, value in settings.items() if value is not None}

@@ -20,15 +20,15 @@ from features.networks.weights import MTCNN_FILES, SHIPPED_FACE_WEIGHTS, SQUEEZE
 from features.store.index import read_store_index
 from features.store.shard_reader import FORMAT_VERSION, ShardHeader
 from features.store.writer import StoreWriter
-from pipeline.budgets import DEFAULT_BUDGETS, Budgets
 from pipeline.config import ExtractConfig
 from pipeline.decode.decoder_version import decoder_version
 from pipeline.failures import FailureLog
 from pipeline.inputs import Inputs
 from pipeline.intake import Intake
-from pipeline.messages import Item, Work
 from pipeline.plan import DEFAULT_OPTIONS, ManifestOptions, plan_extract, read_manifest_for
-from pipeline.worker_pool import WorkerPool
+from pipeline.workers.budgets import DEFAULT_BUDGETS, Budgets
+from pipeline.workers.messages import Item, Work
+from pipeline.workers.pool import WorkerPool
 
 _log = logging.getLogger(__name__)
 

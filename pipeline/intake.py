@@ -12,7 +12,7 @@ from features.store.writer import StoreWriter
 from pipeline.decode.notes import describe_notes
 from pipeline.failures import FailureLog
 from pipeline.inputs import Inputs
-from pipeline.messages import ClipEnd, Item, Loaded, Lost, Timing
+from pipeline.workers.messages import ClipEnd, Item, Loaded, Lost, Timing
 
 _log = logging.getLogger(__name__)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
 
-import pipeline.work
+import pipeline.workers.extractor
 from features.contracts import Clip
-from pipeline.budgets import Budgets
 from pipeline.embed.encoder import Seer
-from pipeline.messages import Item, Loaded, Machine, Work
-from pipeline.worker_plan import plan_works
+from pipeline.workers.budgets import Budgets
+from pipeline.workers.messages import Item, Loaded, Machine, Work
+from pipeline.workers.plan import plan_works
 
 
 class LocalPool:
@@ -26,7 +26,7 @@ class LocalPool:
         pass
 
     def find_machine(self) -> Machine:
-        return pipeline.work.Extractor.look_at_machine(self._device)
+        return pipeline.workers.extractor.Extractor.look_at_machine(self._device)
 
     def iter_items(
         self,
@@ -37,11 +37,13 @@ class LocalPool:
         alone_ids: Collection[str] = (),
     ) -> Iterator[tuple[int, Item]]:
         machine = self.find_machine()
-        extractor = pipeline.work.Extractor(plan_works(work, len(clips), machine, 1)[0])
+        extractor = pipeline.workers.extractor.Extractor(
+            plan_works(work, len(clips), machine, 1)[0]
+        )
         yield 0, Loaded()
         for item in extractor.iter_items(clips):
             yield 0, item
 
 
 load_once = lru_cache(maxsize=1)(Seer)
-"""For ``pipeline.work.Seer``: compiling the networks takes most of the time of a small clip."""
+"""For ``pipeline.workers.extractor.Seer``: compiling the networks takes most of the time of a small clip."""

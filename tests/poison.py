@@ -14,7 +14,7 @@ from pathlib import Path
 from features.contracts import Clip, ClipFeatures
 from features.errors import WeightsError
 from pipeline.inputs import InputFile
-from pipeline.messages import Begun, ClipEnd, Machine, Progressed, Timing, Work
+from pipeline.workers.messages import Begun, ClipEnd, Machine, Progressed, Timing, Work
 from tests.builders import clip_features
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from features.contracts import Clip
 from pipeline.decode.sampling import Frames
-from pipeline.work import Extractor
+from pipeline.workers.extractor import Extractor
 from tests.poison import poison
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from features.contracts import Clip
 from features.errors import WorkerError
-from pipeline.assignments import Assignments
-from pipeline.messages import Death
+from pipeline.workers.assignments import Assignments
+from pipeline.workers.messages import Death
 
 CRASH = Death(kind="SIGSEGV", reason="crashed")
 

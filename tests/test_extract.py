@@ -20,17 +20,17 @@ import pytest
 
 import features.store.shard_writer
 import features.store.writer
-import pipeline.parts
+import pipeline.workers.rows
 from features.contracts import Clip, ClipFeatures
 from features.errors import ConfigError, ManifestError
 from features.networks.weights import SHIPPED_FACE_WEIGHTS
 from features.store.reader import Store, open_store, verify_store
 from pipeline.config import ExtractConfig
 from pipeline.extract import ExtractProgress, run_extract
-from pipeline.messages import Work
 from pipeline.plan import ManifestOptions
-from pipeline.work import Extractor
-from pipeline.worker_pool import WorkerPool
+from pipeline.workers.extractor import Extractor
+from pipeline.workers.messages import Work
+from pipeline.workers.pool import WorkerPool
 from tests.builders import write_face_video
 from tests.processes import list_children, read_parents
 
@@ -404,8 +404,8 @@ def test_a_long_clip_passes_through_in_parts(
     extractor = Extractor(work)
     clip = Clip(clip_id="a", path=path, label="sad", split="train")
     found = []
-    for rows in (pipeline.parts.PART_FRAMES, 7):
-        monkeypatch.setattr(pipeline.parts, "PART_FRAMES", rows)
+    for rows in (pipeline.workers.rows.PART_FRAMES, 7):
+        monkeypatch.setattr(pipeline.workers.rows, "PART_FRAMES", rows)
         parts = [p for p in extractor.iter_items([clip]) if isinstance(p, ClipFeatures)]
         found.append(parts)
     (whole,), parts = found

@@ -16,9 +16,9 @@ from features.contracts import Clip
 from features.errors import ClipError
 from pipeline.decode.sampling import ChosenFrame, Frames
 from pipeline.embed.encoder import Seer
-from pipeline.flow import Flow, FlowSize
 from pipeline.inputs import InputFile
-from pipeline.messages import ClipEnd
+from pipeline.workers.messages import ClipEnd
+from pipeline.workers.stages import Flow, FlowSize
 
 BREAKS = ("not", "read", "decode", "detect", "embed")
 """The step at which a clip goes wrong."""

@@ -26,8 +26,8 @@ from pipeline.decode.opening import open_container
 from pipeline.decode.sampling import ChosenFrame, Software, iter_decoded
 from pipeline.embed.encoder import SeenFrame
 from pipeline.inputs import InputFile
-from pipeline.messages import ClipEnd
-from pipeline.parts import iter_parts
+from pipeline.workers.messages import ClipEnd
+from pipeline.workers.rows import iter_parts
 from tests.videos import ONE_THREAD, keep_first, turn_display, write_video
 
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import pipeline.inputs
-import pipeline.work
+import pipeline.workers.extractor
 from features.contracts import Clip
 from features.disk import read_state
 from features.fingerprint import hash_file
@@ -66,7 +66,7 @@ def extract(film: Path) -> tuple[int, list[str]]:
 def test_a_file_that_changes_while_it_is_decoded_is_a_row(
     film: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], object], n_frames: int
 ) -> None:
-    decode = pipeline.work.iter_chosen_frames
+    decode = pipeline.workers.extractor.iter_chosen_frames
 
     def decode_and_change(clip: Clip, *how: Any, **more: Any) -> Frames:
         frames = decode(clip, *how, **more)
@@ -75,7 +75,7 @@ def test_a_file_that_changes_while_it_is_decoded_is_a_row(
         change(clip.path)
         return (yield from frames)
 
-    monkeypatch.setattr(pipeline.work, "iter_chosen_frames", decode_and_change)
+    monkeypatch.setattr(pipeline.workers.extractor, "iter_chosen_frames", decode_and_change)
     n_done, (reason,) = extract(film)
     assert n_done == 0
     missing = change is Path.unlink and n_frames == 0  # it is not there when it is to be opened
@@ -100,7 +100,9 @@ def test_a_file_that_changes_while_it_is_hashed_is_a_row(
 def test_the_next_run_takes_what_is_there_then(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(
-            pipeline.work, "iter_chosen_frames", lambda *_, **__: replace_it(film) or iter(())
+            pipeline.workers.extractor,
+            "iter_chosen_frames",
+            lambda *_, **__: replace_it(film) or iter(()),
         )
         assert extract(film)[0] == 0
     assert extract(film) == (1, [])

@@ -12,8 +12,8 @@ import pytest
 from features.contracts import Clip, ClipFeatures, Faces
 from pipeline.embed.encoder import SeenFrame
 from pipeline.inputs import InputFile
-from pipeline.messages import ClipEnd
-from pipeline.parts import iter_parts
+from pipeline.workers.messages import ClipEnd
+from pipeline.workers.rows import iter_parts
 
 CLIP = Clip(clip_id="a", path=Path("a.mp4"), label="", split="train")
 FILE = InputFile(n_bytes=1, mtime_ns=1, sha256="0" * 64)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from features.contracts import Clip
 from features.errors import ClipError
 from pipeline.decode.sampling import ChosenFrame
-from pipeline.prefetch import Prefetcher
+from pipeline.workers.prefetch import Prefetcher
 
 FRAME_BYTES = 12
 

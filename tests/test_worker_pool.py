@@ -19,13 +19,13 @@ from features.errors import WeightsError, WorkerError
 from features.store.reader import open_store, verify_store
 from features.store.shard_reader import ShardHeader
 from features.store.writer import StoreWriter
-from pipeline.budgets import Budgets
 from pipeline.config import ExtractConfig
 from pipeline.failures import FailureLog
 from pipeline.inputs import Inputs
 from pipeline.intake import Intake
-from pipeline.messages import ClipEnd, Work
-from pipeline.worker_pool import WorkerPool
+from pipeline.workers.budgets import Budgets
+from pipeline.workers.messages import ClipEnd, Work
+from pipeline.workers.pool import WorkerPool
 from tests.builders import clip_features
 from tests.processes import list_children, read_parents
 
@@ -113,7 +113,7 @@ def test_workers_that_die_while_they_start_end_the_run() -> None:
 
 def test_a_first_worker_that_tells_nothing_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """A driver of a GPU that never answers."""
-    monkeypatch.setattr("pipeline.worker_pool._START_S", 1.0)
+    monkeypatch.setattr("pipeline.workers.pool._START_S", 1.0)
     with (
         WorkerPool("cpu", extractor="tests.poison:Silent") as pool,
         pytest.raises(WorkerError, match="the first worker told nothing for 1 s"),
@@ -124,7 +124,7 @@ def test_a_first_worker_that_tells_nothing_ends_the_run(monkeypatch: pytest.Monk
 def test_a_worker_that_stands_still_while_it_starts_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.budgets._LEAST_START_S", 1.0)
+    monkeypatch.setattr("pipeline.workers.budgets._LEAST_START_S", 1.0)
     once = tmp_path / "once"
     monkeypatch.setenv("STANDS_STILL_ONCE", str(once))
     with WorkerPool("cpu", extractor="tests.poison:SlowStarter") as pool:
@@ -175,7 +175,7 @@ def test_workers_end_within_two_seconds_of_their_parent() -> None:
     code = """
 import sys
 from tests.test_worker_pool import ROOMY, WORK, make_clips
-from pipeline.worker_pool import WorkerPool
+from pipeline.workers.pool import WorkerPool
 with WorkerPool("cpu", extractor="tests.poison:FakeExtractor") as pool:
     for number, item in pool.iter_items(WORK, make_clips(["a", "stop", "spin", "b"]), 2, ROOMY):
         print(item, flush=True)

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from features.disk import ENDING
-from pipeline.channel import Channel
-from pipeline.messages import Death, Start
+from pipeline.workers.channel import Channel
+from pipeline.workers.messages import Death, Start
 
 _PACKAGES = ("features", "pipeline")
 """Whose log comes here."""
@@ -23,9 +23,9 @@ _END_S = 5.0
 _CODE = """
 import sys
 descriptor, parent, *sys.path = sys.argv[1:]
-from pipeline.parent import end_with_parent
+from pipeline.workers.parent import end_with_parent
 end_with_parent(int(parent))
-from pipeline.worker import main
+from pipeline.workers.worker import main
 main(int(descriptor))
 """
 _OWN_MEMORY = ("RssAnon:", "RssShmem:", "VmSwap:")

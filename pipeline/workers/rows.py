@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from features.contracts import Clip, ClipFeatures
 from pipeline.detect.tracker import Tracker
 from pipeline.embed.encoder import SeenFrame
-from pipeline.messages import ClipEnd
+from pipeline.workers.messages import ClipEnd
 
 PART_FRAMES = 256
 """Rows of a part, at most: about 14 MB, and as much again for maps of a face each."""

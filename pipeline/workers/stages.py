@@ -26,10 +26,10 @@ from features.errors import ClipError
 from features.store.index import Failure
 from pipeline.decode.sampling import ChosenFrame, Frames
 from pipeline.embed.encoder import LookedFrame, SeenFrame, Seer
-from pipeline.faults import is_fault
 from pipeline.inputs import InputFile
-from pipeline.messages import ClipEnd
-from pipeline.prefetch import Prefetcher
+from pipeline.workers.faults import is_fault
+from pipeline.workers.messages import ClipEnd
+from pipeline.workers.prefetch import Prefetcher
 
 _log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ class Flow:
         """Yield each clip's frames in order, then its end, clip after clip.
 
         A clip that goes wrong has an end with a failure; of what it raises nothing comes out here
-        but faults of the process (``pipeline.faults``). Closing the generator stops all threads.
+        but faults of the process (``pipeline.workers.faults``). Closing the generator stops all threads.
         """
         size = self._size
         with (

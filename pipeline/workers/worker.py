@@ -6,7 +6,7 @@
             <--NextClip--  --a clip, or None-->
             <--parts of clips, their ends, Begun, Progressed, what is logged--
 
-It ends when its parent does (see also ``pipeline.parent``).
+It ends when its parent does (see also ``pipeline.workers.parent``).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from features.contracts import Clip
 from features.errors import UserError
-from pipeline.channel import Channel
-from pipeline.faults import describe_fault
-from pipeline.messages import Loaded, NextClip, Start, Work
+from pipeline.workers.channel import Channel
+from pipeline.workers.faults import describe_fault
+from pipeline.workers.messages import Loaded, NextClip, Start, Work
 
 if TYPE_CHECKING:
-    from pipeline.work import Extractor
+    from pipeline.workers.extractor import Extractor
 
 _log = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from features.limits import bound_cores, find_free_bytes
-from pipeline.budgets import LEAST_WORKER_BYTES
-from pipeline.messages import Machine, Work
+from pipeline.workers.budgets import LEAST_WORKER_BYTES
+from pipeline.workers.messages import Machine, Work
 
 _WORKER_CLIPS = 8
 """A process needs some seconds to start: fewer clips are not worth one."""

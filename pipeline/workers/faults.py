@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pipeline.messages import Death
+from pipeline.workers.messages import Death
 
 _GPU = re.compile(r"CUDA|CUDNN|CUBLAS|NVRTC|device-side assert", re.IGNORECASE)
 """torch says such things in several kinds of RuntimeError, its libraries in plain ones."""

@@ -14,10 +14,10 @@ from features.memory import keep_freed_memory
 from features.networks.runtime import choose_device, choose_precision
 from pipeline.decode.sampling import Frames, iter_chosen_frames
 from pipeline.embed.encoder import SeenFrame, Seer
-from pipeline.flow import Flow, FlowSize
 from pipeline.inputs import InputFile, Inputs, ReadTwice
-from pipeline.messages import Begun, ClipEnd, Machine, Progressed, Timing, Work
-from pipeline.parts import iter_parts
+from pipeline.workers.messages import Begun, ClipEnd, Machine, Progressed, Timing, Work
+from pipeline.workers.rows import iter_parts
+from pipeline.workers.stages import Flow, FlowSize
 
 _CPU_DECODED_BYTES, _CUDA_DECODED_BYTES = 64 << 20, 1 << 30
 _CHUNK_BYTES = 48 << 20
@@ -68,7 +68,7 @@ class Extractor:
             tell: Told as it happens which clip is read, and that there is progress.
 
         Raises:
-            Exception: a fault of this process or its GPU (``pipeline.faults``).
+            Exception: a fault of this process or its GPU (``pipeline.workers.faults``).
         """
         config = self._work.config
         self._read_twice = ReadTwice()

@@ -22,9 +22,9 @@ from typing import Any
 from features.contracts import Clip, ClipFeatures
 from features.errors import WorkerError
 from features.store.index import WORKER_STEP, Failure
-from pipeline.assignments import Assignments
-from pipeline.budgets import Budgets, ClipLimits
-from pipeline.messages import (
+from pipeline.workers.assignments import Assignments
+from pipeline.workers.budgets import Budgets, ClipLimits
+from pipeline.workers.messages import (
     Begun,
     ClipEnd,
     Death,
@@ -37,8 +37,8 @@ from pipeline.messages import (
     Timing,
     Work,
 )
-from pipeline.worker_plan import count_workers, plan_works
-from pipeline.worker_process import WorkerProcess
+from pipeline.workers.plan import count_workers, plan_works
+from pipeline.workers.process import WorkerProcess
 
 _log = logging.getLogger(__name__)
 
@@ -73,7 +73,9 @@ class _Worker:
 class WorkerPool:
     """The workers of a run. Use as a context manager: on the way out all are ended."""
 
-    def __init__(self, device: str, extractor: str = "pipeline.work:Extractor") -> None:
+    def __init__(
+        self, device: str, extractor: str = "pipeline.workers.extractor:Extractor"
+    ) -> None:
         """No worker is started yet.
 
         Args:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from features.contracts import Clip
 from features.errors import WorkerError
-from pipeline.messages import Death
+from pipeline.workers.messages import Death
 
 _log = logging.getLogger(__name__)
 

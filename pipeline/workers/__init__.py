@@ -1,0 +1,1 @@
+"""Clips over threads and processes; knows no pixel."""
