@@ -137,7 +137,7 @@ def demo(folder: Path, seeds: int, as_json: bool) -> None:
         cli.py demo --seeds 5
     """
     from pipeline.config import ExtractConfig
-    from pipeline.demo import render_demo_set
+    from pipeline.demo.render import render_demo_set
     from pipeline.extract import run_extract
     from pipeline.progress import count_clips
     from train.config import PRESETS

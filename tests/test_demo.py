@@ -19,10 +19,10 @@ from features.contracts import MEC_CLASSES, SPLITS, Clip
 from features.errors import ConfigError
 from pipeline import demo, demo_scenes
 from pipeline.decode.sampling import iter_chosen_frames
-from pipeline.demo import DemoClip, demo_clips, manifest_csv, render_clip, render_demo_set
-from pipeline.demo_expressions import EXPRESSIONS
-from pipeline.demo_faces import FaceRig
-from pipeline.demo_scenes import ANYWHERE
+from pipeline.demo.expressions import EXPRESSIONS
+from pipeline.demo.faces import FaceRig
+from pipeline.demo.render import DemoClip, demo_clips, manifest_csv, render_clip, render_demo_set
+from pipeline.demo.scenes import ANYWHERE
 from pipeline.detect.mtcnn import FaceDetector
 from train.config import PRESETS, TABLE_1_HEADS, Preset
 

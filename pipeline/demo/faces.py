@@ -18,9 +18,9 @@ from skimage.filters import gaussian
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.demo_expressions import Expression
-from pipeline.demo_scenes import read_picture
-from pipeline.demo_warps import (
+from pipeline.demo.expressions import Expression
+from pipeline.demo.scenes import read_picture
+from pipeline.demo.warps import (
     Plane,
     move_brows_and_eyes,
     move_mouth,

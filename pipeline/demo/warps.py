@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.demo_expressions import Expression
+from pipeline.demo.expressions import Expression
 
 Plane = NDArray[np.floating]
 

@@ -24,10 +24,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from features.disk import partial_path, publish, write_atomically
-from pipeline.demo_expressions import Expression
-from pipeline.demo_faces import CANVAS_PX, FACE_CENTRE_PX, FaceRig
-from pipeline.demo_plan import FRAME_RATE_HZ, Actor, DemoClip, demo_clips
-from pipeline.demo_scenes import light_of, read_scene, view_scene
+from pipeline.demo.expressions import Expression
+from pipeline.demo.faces import CANVAS_PX, FACE_CENTRE_PX, FaceRig
+from pipeline.demo.plan import FRAME_RATE_HZ, Actor, DemoClip, demo_clips
+from pipeline.demo.scenes import light_of, read_scene, view_scene
 
 __all__ = ["DemoClip", "demo_clips", "manifest_csv", "render_clip", "render_demo_set"]
 

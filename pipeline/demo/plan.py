@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from features.contracts import MEC_CLASSES, SPLITS
-from pipeline.demo_expressions import EXPRESSIONS, Expression
-from pipeline.demo_scenes import ANYWHERE, SCENES, SceneView
+from pipeline.demo.expressions import EXPRESSIONS, Expression
+from pipeline.demo.scenes import ANYWHERE, SCENES, SceneView
 
 FRAME_RATE_HZ = 25
 

@@ -1,0 +1,1 @@
+"""The built-in demo set: films of one photographed face, rendered from a plan."""
