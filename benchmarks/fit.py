@@ -43,12 +43,12 @@ from features.networks.runtime import choose_precision
 from features.store.reader import open_store
 from features.store.writer import write_store
 from train.config import PRESETS, TABLE_1_HEADS, FitConfig
-from train.dataset import Batch, draw_phases, gather_batch, order_batches
+from train.data.clips import Batch, draw_phases, gather_batch, order_batches
+from train.data.stores import read_tables
 from train.fit import run_fit
 from train.fit_jobs import FitProgress
 from train.heads import choose_streams, find_matrices
 from train.parallel import count_workers
-from train.stores import read_tables
 
 N_CLIPS = {"train": 4917, "val": 707, "test": 64}
 """CHEAVD 2.0's counts; of test, whose labels are not public, a few to be scored."""

@@ -9,7 +9,7 @@ import torch
 from features.contracts import ClipFeatures
 from features.errors import ConfigError, ShardError
 from tests.builders import clip_features
-from train.dataset import (
+from train.data.clips import (
     UNLABELLED,
     ClipTable,
     TableBuilder,

@@ -18,12 +18,12 @@ from features.store.writer import write_store
 from tests.builders import clip_features
 from tests.losses import spoil_losses
 from train.config import PRESETS, FitConfig, parse_settings
+from train.data.stores import check_stores
 from train.fit import run_fit
 from train.fit_jobs import FitProgress
 from train.heads import HEADS, build_head, choose_streams, find_matrices
 from train.metrics import summarise_metrics
 from train.runs import RUN_FILES, find_runs, read_run
-from train.stores import check_stores
 
 CLASSES = ("happy", "sad", "angry")
 QUICK = FitConfig(epochs=3, min_steps=0, batch_size=4, precision="float32")

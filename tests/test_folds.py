@@ -14,8 +14,8 @@ from features.errors import ConfigError
 from features.store.reader import open_store
 from features.store.writer import write_store
 from tests.builders import clip_features, small_store
-from train.folds import divide_groups, make_folds, split_stores, split_test_stores
-from train.stores import check_stores
+from train.data.splits import divide_groups, make_folds, split_stores, split_test_stores
+from train.data.stores import check_stores
 
 CLASSES = ("happy", "sad", "angry")
 

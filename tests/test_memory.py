@@ -20,12 +20,12 @@ from features.store.reader import open_store
 from features.store.writer import write_store
 from tests.builders import clip_features
 from train.config import FitConfig
-from train.dataset import TableBuilder
+from train.data.clips import TableBuilder
+from train.data.matrices import DiskMatrix, read_ahead
+from train.data.memory import choose_limit, choose_on_disk
+from train.data.stores import read_tables
 from train.fit import run_fit
-from train.matrices import DiskMatrix, read_ahead
-from train.memory import choose_limit, choose_on_disk
 from train.search import parse_grid
-from train.stores import read_tables
 from train.sweep import run_sweep
 from train.sweep_batches import Sweep
 
@@ -157,10 +157,10 @@ def test_memory_takes_the_smallest_first() -> None:
 
 
 def test_features_take_three_quarters_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.memory.find_free_bytes", lambda: 4000)
+    monkeypatch.setattr("train.data.memory.find_free_bytes", lambda: 4000)
     assert choose_limit(None) == 3000
     assert choose_limit(0.001) == 1_000_000
-    monkeypatch.setattr("train.memory.find_free_bytes", lambda: None)
+    monkeypatch.setattr("train.data.memory.find_free_bytes", lambda: None)
     assert choose_limit(None) is None
 
 
@@ -182,8 +182,8 @@ def test_a_sweep_takes_its_scratch_from_the_folder_of_runs(
             folders.append(arguments[-1])
             super().__init__(*arguments)
 
-    monkeypatch.setattr("train.dataset.DiskMatrix", Noted)
-    monkeypatch.setattr("train.stores.choose_limit", lambda _: 0)
+    monkeypatch.setattr("train.data.clips.DiskMatrix", Noted)
+    monkeypatch.setattr("train.data.stores.choose_limit", lambda _: 0)
     sweep = Sweep(head="face", config=CONFIG, space=parse_grid(["lr=1e-4"], CONFIG))
     run_sweep([store], tmp_path / "runs", sweep, [0])
     assert set(folders) == {tmp_path / "runs"}

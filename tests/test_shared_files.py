@@ -13,7 +13,7 @@ from features.store.reader import open_store
 from pipeline.config import ExtractConfig
 from pipeline.extract import run_extract
 from tests.builders import write_face_video
-from train.stores import check_stores
+from train.data.stores import check_stores
 
 pytestmark = pytest.mark.usefixtures("local")
 

@@ -20,9 +20,9 @@ from features.store.writer import write_store
 from tests.archived import archived_clips
 from tests.builders import clip_features
 from train.config import FitConfig
+from train.data.stores import find_shapes
 from train.fit import run_fit
 from train.runs import read_run
-from train.stores import find_shapes
 
 ARCHIVES = Path(__file__).parent / "archives"
 CLASSES = ("happy", "sad")

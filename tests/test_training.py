@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from tests.builders import clip_features
 from tests.losses import spoil_losses
 from train.config import FitConfig
-from train.dataset import UNLABELLED, ClipTable, TableBuilder, draw_clips
+from train.data.clips import UNLABELLED, ClipTable, TableBuilder, draw_clips
 from train.heads import SHAPES
 from train.losses import make_losses, weigh_classes
 from train.metrics import score_predictions

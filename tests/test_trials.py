@@ -14,7 +14,7 @@ import train.sweep_batches
 from features.errors import ConfigError
 from features.store.reader import open_store
 from tests.sweeps import QUICK, SPACE, batches_of_three, draw, hard_store
-from train.folds import leave_out_test
+from train.data.splits import leave_out_test
 from train.sweep_training import TrialTrainer
 from train.trials import Trial, TrialStorage
 

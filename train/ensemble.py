@@ -19,7 +19,7 @@ from safetensors.numpy import save
 from features.errors import RunError, ShardError
 from features.fingerprint import hash_file
 from train.config import ENSEMBLE
-from train.dataset import ClipTable
+from train.data.clips import ClipTable
 from train.metrics import score_predictions
 from train.runs import Run, RunSummary
 from train.summaries import summarise_scores, tabulate_predictions

@@ -10,13 +10,13 @@ from features.errors import RunError
 from features.networks.runtime import choose_device, choose_precision
 from features.store.reader import open_store
 from train.config import ENSEMBLE, FitConfig, check_heads, expand_heads
-from train.dataset import check_train_table, check_val_table
+from train.data.clips import check_train_table, check_val_table
+from train.data.splits import split_test_stores
+from train.data.stores import check_stores, check_streams, describe_stores, find_shapes, list_clips
 from train.fit_jobs import FitData, FitJobs, FitProgress, Observe
-from train.folds import split_test_stores
 from train.naming import hash_runs
 from train.run_locks import check_writable
 from train.runs import RunSummary, is_run, name_run, read_summary
-from train.stores import check_stores, check_streams, describe_stores, find_shapes, list_clips
 
 
 def run_fit(

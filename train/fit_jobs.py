@@ -13,9 +13,10 @@ from typing import Any, ParamSpec
 from features.errors import RunError
 from features.store.reader import Store
 from train.config import ENSEMBLE, FitConfig, split_names
-from train.dataset import ClipTable
+from train.data.clips import ClipTable
+from train.data.splits import Fold, leave_out_train, leave_out_unlabelled
+from train.data.stores import list_clips, read_tables
 from train.ensemble import make_ensemble
-from train.folds import Fold, leave_out_train, leave_out_unlabelled
 from train.heads import Shapes, find_matrices
 from train.naming import describe_settings
 from train.parallel import count_workers, run_jobs, split_seeds
@@ -23,7 +24,6 @@ from train.run_locks import lock_free
 from train.run_results import finish_run, score_again
 from train.runs import is_run, read_config, read_run, restore_folder, write_run
 from train.specs import RunSpec
-from train.stores import list_clips, read_tables
 from train.training import Epoch, Task, TrainedRun, plan_epochs, train_runs
 
 _WAIT_S = 2.0
@@ -58,7 +58,7 @@ class FitData:
 
     stores: Sequence[Store]
     described: Mapping[str, Any]
-    """``train.stores.describe_stores`` of them."""
+    """``train.data.stores.describe_stores`` of them."""
     fold: Fold | None = None
     """Whose splits the stores have, if not the manifest's."""
 

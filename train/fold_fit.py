@@ -12,13 +12,13 @@ import pandas as pd
 from features.errors import RunError
 from features.store.reader import open_store
 from train.config import FitConfig
+from train.data.splits import join_splits, make_folds, split_stores
+from train.data.stores import check_stores, describe_stores
 from train.fit import check_results, fit_data
 from train.fit_jobs import FitData, FitProgress, Observe
-from train.folds import join_splits, make_folds, split_stores
 from train.pooled import Pooled, pool_runs, write_pooled
 from train.run_locks import lock_free
 from train.runs import RunSummary, read_run
-from train.stores import check_stores, describe_stores
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def run_fit_folds(
         heads: As of ``run_fit``.
         seeds: As of ``run_fit``.
         config: As of ``run_fit``.
-        folds: As of ``train.folds.make_folds``.
+        folds: As of ``train.data.splits.make_folds``.
         device: As of ``run_fit``.
         memory_gb: As of ``run_fit``.
         verify: As of ``run_fit``.

@@ -54,7 +54,7 @@ def hash_runs(
     Args:
         heads: An ensemble's members among them.
         config: ``precision`` resolved.
-        store: ``train.stores.describe_stores`` of the stores.
+        store: ``train.data.stores.describe_stores`` of the stores.
         shapes: Of their feature matrices.
     """
     keys = {}

@@ -46,7 +46,7 @@ class Pooled:
     context: str
     settings: Mapping[str, Any]
     store: Mapping[str, Any]
-    """As ``train.stores.describe_stores`` tells of it; with the manifest's splits."""
+    """As ``train.data.stores.describe_stores`` tells of it; with the manifest's splits."""
     runs: tuple[str, ...]
     """The runs' folders, by fold."""
     test: Mapping[str, Any]

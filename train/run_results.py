@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from train.dataset import ClipTable
+from train.data.clips import ClipTable
 from train.heads import choose_grid, count_parameters
 from train.naming import describe_settings
 from train.runs import RUN_FORMAT, RUN_VERSION, Run, RunSummary

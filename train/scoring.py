@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from train.dataset import ClipTable, gather_batch
+from train.data.clips import ClipTable, gather_batch
 from train.layers import Head
 
 SCORED_CLIPS = 32

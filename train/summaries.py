@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from train.dataset import UNLABELLED, ClipTable
+from train.data.clips import UNLABELLED, ClipTable
 from train.metrics import summarise_metrics
 
 

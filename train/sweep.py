@@ -17,14 +17,14 @@ from features.fingerprint import hash_json
 from features.networks.runtime import choose_device
 from features.store.reader import open_store
 from train.config import ENSEMBLE, check_heads
+from train.data.splits import leave_out_test, leave_out_unlabelled, split_test_stores
+from train.data.stores import check_stores, check_streams, describe_stores, find_shapes
 from train.fit import run_fit
 from train.fit_jobs import FitProgress
-from train.folds import leave_out_test, leave_out_unlabelled, split_test_stores
 from train.naming import describe_settings
 from train.run_locks import check_writable
 from train.runs import RunSummary
 from train.search import describe_space
-from train.stores import check_stores, check_streams, describe_stores, find_shapes
 from train.sweep_batches import Sweep, SweepProgress, run_trials
 from train.sweep_folder import SweepRecord, write_record, write_tables
 from train.sweep_tables import describe_best, find_best, tabulate_importance, tabulate_trials

@@ -20,11 +20,11 @@ from features.errors import ConfigError, RunError
 from features.memory import return_freed_memory
 from features.networks.runtime import PRECISIONS
 from train.config import FitConfig
-from train.dataset import Batch, ClipTable, draw_clips, draw_phases, gather_batch, order_batches
+from train.data.clips import Batch, ClipTable, draw_clips, draw_phases, gather_batch, order_batches
+from train.data.matrices import DiskMatrix, read_ahead
 from train.heads import Shapes, build_head, choose_streams
 from train.layers import Head, read_run_state, set_noise, stack_runs
 from train.losses import RunLosses, make_losses
-from train.matrices import DiskMatrix, read_ahead
 from train.metrics import Metrics, score_predictions
 from train.noise import Noise
 from train.optimizer import RunOptimizer
@@ -87,7 +87,7 @@ class Task:
     """What the runs share, ``precision`` resolved; of ``train.specs.OWN_SETTINGS`` each run has its
     own."""
     shapes: Shapes
-    """Of the store's feature matrices, as ``train.stores.find_shapes`` gives them."""
+    """Of the store's feature matrices, as ``train.data.stores.find_shapes`` gives them."""
     device: str = "cpu"
 
     def __post_init__(self) -> None:

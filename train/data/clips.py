@@ -19,7 +19,7 @@ from torch import Tensor
 
 from features.contracts import ClipFeatures
 from features.errors import ConfigError, ShardError
-from train.matrices import DiskMatrix, Matrix, gather_rows, write_rows
+from train.data.matrices import DiskMatrix, Matrix, gather_rows, write_rows
 from train.seeds import make_rng
 
 UNLABELLED = -1

@@ -19,7 +19,7 @@ from features.errors import ConfigError, ShardError
 from features.memory import return_freed_memory
 from features.store.reader import Store
 from train.config import FitConfig
-from train.dataset import (
+from train.data.clips import (
     FACE_MATRICES,
     ClipTable,
     TableBuilder,
@@ -27,8 +27,8 @@ from train.dataset import (
     number_label,
     read_matrix,
 )
+from train.data.memory import choose_limit, choose_on_disk
 from train.heads import SHAPES, Shapes, choose_streams
-from train.memory import choose_limit, choose_on_disk
 from train.naming import hash_clips, hash_learned_clips
 
 _BYTES_PER_VALUE = 2  # of float16 and bfloat16 alike

@@ -1,0 +1,1 @@
+"""Clips of stores as batches of sequences, in memory or from disk."""
