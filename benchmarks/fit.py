@@ -47,7 +47,7 @@ from train.data.clips import Batch, draw_phases, gather_batch, order_batches
 from train.data.stores import read_tables
 from train.fit import run_fit
 from train.fit_jobs import FitProgress
-from train.heads import choose_streams, find_matrices
+from train.heads.build import choose_streams, find_matrices
 from train.parallel import count_workers
 
 N_CLIPS = {"train": 4917, "val": 707, "test": 64}

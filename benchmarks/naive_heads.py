@@ -1,7 +1,7 @@
 """The heads of Table I as ordinary PyTorch code: what fit's speed is compared with.
 
 One run at a time, a loop of ``nn.LSTMCell`` over the steps, attention at each step, float32.
-Layers, sizes and numbers of parameters are those of ``train.heads``.
+Layers, sizes and numbers of parameters are those of ``train.heads.build``.
 """
 
 from __future__ import annotations

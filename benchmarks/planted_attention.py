@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from benchmarks.planted_store import PLANTED_STEP
 from features.store.reader import open_store
-from train.cascade import Cascade
-from train.heads import build_head
+from train.heads.build import build_head
+from train.heads.cascade import Cascade
 
 
 def read_attention(run: Path, store: Path) -> NDArray[np.float64]:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from train.cascade import Cascade, Link, match_layers
-from train.layers import Lstm, Memory, State, draw_weights, mask_steps, stack_runs
+from train.heads.cascade import Cascade, Link, match_layers
+from train.heads.layers import Lstm, Memory, State, draw_weights, mask_steps, stack_runs
 
 
 def make_cascade(*n_layers: int, size: int = 5, seed: int = 0) -> Cascade:

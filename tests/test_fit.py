@@ -21,7 +21,7 @@ from train.config import PRESETS, FitConfig, parse_settings
 from train.data.stores import check_stores
 from train.fit import run_fit
 from train.fit_jobs import FitProgress
-from train.heads import HEADS, build_head, choose_streams, find_matrices
+from train.heads.build import HEADS, build_head, choose_streams, find_matrices
 from train.metrics import summarise_metrics
 from train.runs import RUN_FILES, find_runs, read_run
 

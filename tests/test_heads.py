@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from train.cascade import Cascade
 from train.config import ENSEMBLE, HEAD_NAMES, TABLE_1_HEADS
-from train.heads import HEADS, build_head, count_parameters
-from train.layers import Conv, Linear, Lstm, draw_weights, read_run_state, stack_runs
+from train.heads.build import HEADS, build_head, count_parameters
+from train.heads.cascade import Cascade
+from train.heads.layers import Conv, Linear, Lstm, draw_weights, read_run_state, stack_runs
 
 N_CLASSES = 8
 TABLE_1_PARAMETERS = {

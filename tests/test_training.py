@@ -14,10 +14,10 @@ from tests.builders import clip_features
 from tests.losses import spoil_losses
 from train.config import FitConfig
 from train.data.clips import UNLABELLED, ClipTable, TableBuilder, draw_clips
-from train.heads import SHAPES
+from train.heads.build import SHAPES
+from train.heads.dropout import Noise
 from train.losses import make_losses, weigh_classes
 from train.metrics import score_predictions
-from train.noise import Noise
 from train.scoring import score_clips
 from train.specs import RunSpec, group_specs
 from train.training import Task, TrainedRun, train_runs

@@ -17,7 +17,7 @@ from train.data.clips import ClipTable
 from train.data.splits import Fold, leave_out_train, leave_out_unlabelled
 from train.data.stores import list_clips, read_tables
 from train.ensemble import make_ensemble
-from train.heads import Shapes, find_matrices
+from train.heads.build import Shapes, find_matrices
 from train.naming import describe_settings
 from train.parallel import count_workers, run_jobs, split_seeds
 from train.run_locks import lock_free

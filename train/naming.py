@@ -14,7 +14,7 @@ import pandas as pd
 
 from features.fingerprint import hash_json
 from train.config import ENSEMBLE, FitConfig, choose_settings, split_names
-from train.heads import Shapes, choose_grid, choose_streams
+from train.heads.build import Shapes, choose_grid, choose_streams
 
 _FEATURES = ("sha256", "start_s", "end_s", "n_phases", "decoder", "n_frames", "n_faces")
 """What decides a clip's features beside the fingerprint, and how many rows came of it."""

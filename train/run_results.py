@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from train.data.clips import ClipTable
-from train.heads import choose_grid, count_parameters
+from train.heads.build import choose_grid, count_parameters
 from train.naming import describe_settings
 from train.runs import RUN_FORMAT, RUN_VERSION, Run, RunSummary
 from train.scoring import score_clips

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from train.data.clips import ClipTable, gather_batch
-from train.layers import Head
+from train.heads.layers import Head
 
 SCORED_CLIPS = 32
 """Clips scored at a time, at most."""
@@ -32,7 +32,7 @@ def score_clips(
     Args:
         head: With ``n_runs`` runs side by side, or plain where that is 0.
         table: The clips.
-        streams: What the head reads, as ``train.heads.choose_streams`` gives it.
+        streams: What the head reads, as ``train.heads.build.choose_streams`` gives it.
         n_runs: S.
         device: Where the head stands.
         precision: What is multiplied in, one of ``features.networks.runtime.PRECISIONS``.

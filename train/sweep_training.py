@@ -15,7 +15,7 @@ from features.store.reader import Store
 from train.config import FitConfig
 from train.data.clips import ClipTable, check_train_table, check_val_table
 from train.data.stores import check_streams, find_shapes, read_tables
-from train.heads import find_matrices
+from train.heads.build import find_matrices
 from train.parallel import count_workers, run_jobs
 from train.specs import RunSpec, group_specs
 from train.training import Task, TrainedRun, train_runs

@@ -22,11 +22,11 @@ from features.networks.runtime import PRECISIONS
 from train.config import FitConfig
 from train.data.clips import Batch, ClipTable, draw_clips, draw_phases, gather_batch, order_batches
 from train.data.matrices import DiskMatrix, read_ahead
-from train.heads import Shapes, build_head, choose_streams
-from train.layers import Head, read_run_state, set_noise, stack_runs
+from train.heads.build import Shapes, build_head, choose_streams
+from train.heads.dropout import Noise
+from train.heads.layers import Head, read_run_state, set_noise, stack_runs
 from train.losses import RunLosses, make_losses
 from train.metrics import Metrics, score_predictions
-from train.noise import Noise
 from train.optimizer import RunOptimizer
 from train.scoring import score_clips
 from train.specs import RunSpec, may_train_together

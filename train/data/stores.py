@@ -28,7 +28,7 @@ from train.data.clips import (
     read_matrix,
 )
 from train.data.memory import choose_limit, choose_on_disk
-from train.heads import SHAPES, Shapes, choose_streams
+from train.heads.build import SHAPES, Shapes, choose_streams
 from train.naming import hash_clips, hash_learned_clips
 
 _BYTES_PER_VALUE = 2  # of float16 and bfloat16 alike

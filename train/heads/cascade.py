@@ -12,7 +12,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from train.layers import Head, Linear, Lstm, Memory, Read, State, mask_steps
+from train.heads.layers import Head, Linear, Lstm, Memory, Read, State, mask_steps
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from features.contracts import CONTEXT_CHANNELS, FACE_MAP_SHAPE, FACE_VECTOR_SIZE
-from train.cascade import Cascade, Link
 from train.config import FitConfig, split_names
-from train.conv2d3d import Conv2d3d
-from train.layers import Head, Linear, Lstm, draw_weights
+from train.heads.cascade import Cascade, Link
+from train.heads.conv2d3d import Conv2d3d
+from train.heads.layers import Head, Linear, Lstm, draw_weights
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Stream or feature matrix -> shape of its values at one step, for example (512, 7, 7)."""

@@ -15,8 +15,8 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from train.noise import Noise
-from train.recurrence import Steps, Weights, run_recurrence
+from train.heads.dropout import Noise
+from train.heads.lstm import Steps, Weights, run_recurrence
 from train.seeds import make_torch_seed
 
 M = TypeVar("M", bound=nn.Module)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.nn.functional import pad, relu
 
-from train.layers import Conv, Head, Linear, mask_steps
+from train.heads.layers import Conv, Head, Linear, mask_steps
 
 REDUCED = 32
 """Channels that a map's own are reduced to before time is looked at."""
