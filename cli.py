@@ -607,10 +607,10 @@ def fit(
         cli.py fit --store store --runs runs --preset submitted --memory 4
     """
     from train.config import PRESETS, expand_heads, parse_settings
-    from train.event_files import EventFiles
     from train.fit import run_fit
     from train.fold_fit import run_fit_folds
     from train.progress import count_runs
+    from train.training.tensorboard import EventFiles
 
     if folds and test_stores:
         raise click.UsageError("--folds tests every clip of --store; --test-store cannot join it")

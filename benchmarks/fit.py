@@ -48,7 +48,7 @@ from train.data.stores import read_tables
 from train.fit import run_fit
 from train.fit_jobs import FitProgress
 from train.heads.build import choose_streams, find_matrices
-from train.parallel import count_workers
+from train.training.parallel import count_workers
 
 N_CLIPS = {"train": 4917, "val": 707, "test": 64}
 """CHEAVD 2.0's counts; of test, whose labels are not public, a few to be scored."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from features.limits import find_core_limit, find_free_bytes
-from train.parallel import count_workers
+from train.training.parallel import count_workers
 
 MIB = 1 << 20
 V2 = "30 1 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n"

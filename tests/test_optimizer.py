@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from train.optimizer import RunOptimizer
+from train.training.adam import RunOptimizer
 
 
 def test_a_transposed_gradient_moves_the_weights_that_it_is_of() -> None:

@@ -16,11 +16,11 @@ from train.config import FitConfig
 from train.data.clips import UNLABELLED, ClipTable, TableBuilder, draw_clips
 from train.heads.build import SHAPES
 from train.heads.dropout import Noise
-from train.losses import make_losses, weigh_classes
 from train.metrics import score_predictions
-from train.scoring import score_clips
-from train.specs import RunSpec, group_specs
-from train.training import Task, TrainedRun, train_runs
+from train.training.loop import Task, TrainedRun, train_runs
+from train.training.loss import make_losses, weigh_classes
+from train.training.scoring import score_clips
+from train.training.specs import RunSpec, group_specs
 
 CLASSES = ("happy", "sad", "angry")
 CONFIG = FitConfig(

@@ -29,7 +29,7 @@ from train.sweep_batches import Sweep, SweepProgress, run_trials
 from train.sweep_folder import SweepRecord, write_record, write_tables
 from train.sweep_tables import describe_best, find_best, tabulate_importance, tabulate_trials
 from train.sweep_training import TrialTrainer
-from train.training import plan_epochs
+from train.training.loop import plan_epochs
 from train.trials import DEAD_AFTER_S, FAILED, STORAGE_ERRORS, Trial, TrialStorage
 
 

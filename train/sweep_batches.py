@@ -15,9 +15,9 @@ from typing import Any
 
 from train.config import FitConfig
 from train.search import Choices, Space, list_points, round_settings
-from train.specs import RunSpec, group_specs
 from train.sweep_tables import find_best
 from train.sweep_training import Judge, TrialTrainer
+from train.training.specs import RunSpec, group_specs
 from train.trials import DEAD_AFTER_S, Trial, TrialStorage, describe_distributions, make_history
 
 TRIALS_AT_ONCE = 8

@@ -16,9 +16,9 @@ from train.config import FitConfig
 from train.data.clips import ClipTable, check_train_table, check_val_table
 from train.data.stores import check_streams, find_shapes, read_tables
 from train.heads.build import find_matrices
-from train.parallel import count_workers, run_jobs
-from train.specs import RunSpec, group_specs
-from train.training import Task, TrainedRun, train_runs
+from train.training.loop import Task, TrainedRun, train_runs
+from train.training.parallel import count_workers, run_jobs
+from train.training.specs import RunSpec, group_specs
 from train.trials import COMPLETE, FAILED, PRUNED
 
 FIRST_SEED = 1000

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from train.training import Epoch
+from train.training.loop import Epoch
 
 VAL_METRICS = ("loss", "map_mec", "map_rank", "acc", "uar", "f1_macro")
 

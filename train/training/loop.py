@@ -25,11 +25,11 @@ from train.data.matrices import DiskMatrix, read_ahead
 from train.heads.build import Shapes, build_head, choose_streams
 from train.heads.dropout import Noise
 from train.heads.layers import Head, read_run_state, set_noise, stack_runs
-from train.losses import RunLosses, make_losses
 from train.metrics import Metrics, score_predictions
-from train.optimizer import RunOptimizer
-from train.scoring import score_clips
-from train.specs import RunSpec, may_train_together
+from train.training.adam import RunOptimizer
+from train.training.loss import RunLosses, make_losses
+from train.training.scoring import score_clips
+from train.training.specs import RunSpec, may_train_together
 
 OnEpoch = Callable[[int, Sequence["TrainedRun"]], Collection["TrainedRun"] | None]
 """Told of each epoch and the runs that trained in it; returns those that are to end now, if any."""
@@ -84,7 +84,7 @@ class Task:
     """Features in the type that training multiplies in, or any that casts to it."""
     val: ClipTable
     config: FitConfig
-    """What the runs share, ``precision`` resolved; of ``train.specs.OWN_SETTINGS`` each run has its
+    """What the runs share, ``precision`` resolved; of ``train.training.specs.OWN_SETTINGS`` each run has its
     own."""
     shapes: Shapes
     """Of the store's feature matrices, as ``train.data.stores.find_shapes`` gives them."""
@@ -137,7 +137,7 @@ def train_runs(
 
     Args:
         task: What to train on what.
-        specs: The runs; see ``train.specs.group_specs`` for which may be trained together.
+        specs: The runs; see ``train.training.specs.group_specs`` for which may be trained together.
         on_epoch: Called after each epoch with its number and the runs that trained in it, as far as
             they have come; the runs that it returns end there and keep what they have.
         stop: Training ends after the batch at hand once this is set.

@@ -1,0 +1,1 @@
+"""The training loop: batches to updates to scores."""
