@@ -26,8 +26,8 @@ from features.errors import ConfigError, UserError
 if TYPE_CHECKING:
     from pipeline.extract import ExtractSummary
     from pipeline.plan import ManifestOptions
-    from train.pooled import Pooled
-    from train.runs import RunSummary
+    from train.runs.folder import RunSummary
+    from train.runs.pooled import Pooled
 
 # Threads that wait must not spin: beside another busy process that makes torch ten times slower.
 # Read when torch is loaded, which no import above does.

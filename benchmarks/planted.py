@@ -20,7 +20,7 @@ from benchmarks.planted_attention import read_attention
 from benchmarks.planted_store import CLASSES, N_STEPS, PLANTED, write_planted_store
 from train.config import TABLE_1_HEADS, FitConfig
 from train.fit import run_fit
-from train.runs import RunSummary
+from train.runs.folder import RunSummary
 
 N_CLIPS = {"train": 400, "val": 100, "test": 300}
 SEEDS = range(3)

@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from train.runs import RunSummary, find_runs, read_summary
+from train.runs.folder import RunSummary, find_runs, read_summary
 
 SCORES = tuple((split, metric) for split in ("val", "test") for metric in ("map_mec", "acc"))
 

@@ -20,7 +20,7 @@ from tests.builders import clip_features
 from train.config import FitConfig
 from train.fit import run_fit
 from train.fold_fit import run_fit_folds
-from train.runs import find_runs
+from train.runs.folder import find_runs
 from train.search import parse_grid
 from train.sweep import run_sweep
 from train.sweep_batches import Sweep

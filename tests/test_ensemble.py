@@ -29,7 +29,7 @@ from train.fit import run_fit
 from train.fit_jobs import FitProgress
 from train.metrics import score_predictions
 from train.report.report import run_report
-from train.runs import RUN_FILES, find_runs, read_run
+from train.runs.folder import RUN_FILES, find_runs, read_run
 
 CLASSES = ("happy", "sad", "angry")
 QUICK = FitConfig(epochs=2, min_steps=0, batch_size=4, precision="float32", members="face,context")

@@ -14,7 +14,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from cli import cli
 from tests.test_fold_fit import people_store
-from train.runs import read_run
+from train.runs.folder import read_run
 
 
 def read_events(file: Path) -> Iterator[Event]:

@@ -23,7 +23,7 @@ from train.fit import run_fit
 from train.fit_jobs import FitProgress
 from train.heads.build import HEADS, build_head, choose_streams, find_matrices
 from train.metrics import summarise_metrics
-from train.runs import RUN_FILES, find_runs, read_run
+from train.runs.folder import RUN_FILES, find_runs, read_run
 
 CLASSES = ("happy", "sad", "angry")
 QUICK = FitConfig(epochs=3, min_steps=0, batch_size=4, precision="float32")

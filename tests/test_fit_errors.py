@@ -12,7 +12,7 @@ from features.store.writer import write_store
 from tests.builders import clip_features
 from train.config import FitConfig
 from train.fit import run_fit
-from train.runs import find_runs
+from train.runs.folder import find_runs
 
 CLASSES = ("happy", "sad")
 QUICK = FitConfig(epochs=1, min_steps=0)

@@ -25,9 +25,9 @@ from tests.test_run_names import QUICK, SCORED, make_clips, write
 from train.fit import run_fit
 from train.fit_jobs import FitProgress
 from train.fold_fit import run_fit_folds
-from train.pooled import find_pooled
-from train.run_locks import lock_free
-from train.runs import find_runs, read_run, write_run
+from train.runs.folder import find_runs, read_run, write_run
+from train.runs.locks import lock_free
+from train.runs.pooled import find_pooled
 from train.search import parse_grid
 from train.sweep import run_sweep
 from train.sweep_batches import Sweep
@@ -165,7 +165,7 @@ def test_two_fits_at_once_train_each_run_once(store: Path, tmp_path: Path) -> No
 
 def test_the_lock_of_a_killed_process_does_not_stay(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom train.run_locks import lock_free\n"
+        "import os, signal, sys\nfrom pathlib import Path\nfrom train.runs.locks import lock_free\n"
         "with lock_free(Path(sys.argv[1]), ['face-1']) as free:\n"
         "    print(free, flush=True)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -245,7 +245,7 @@ def test_a_run_that_was_being_replaced_when_killed_is_not_lost(
         raise KeyboardInterrupt  # the old run is aside, the new one not yet in its place
 
     with monkeypatch.context() as patch:
-        patch.setattr("train.runs.publish", die)
+        patch.setattr("train.runs.folder.publish", die)
         with pytest.raises(KeyboardInterrupt):
             run_fit([changed], tmp_path / "runs", ["face"], [0], QUICK)
     assert find_runs(tmp_path / "runs") == []

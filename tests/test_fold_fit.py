@@ -20,8 +20,8 @@ from train.config import FitConfig
 from train.fit import run_fit
 from train.fold_fit import FoldsSummary, run_fit_folds
 from train.metrics import score_predictions
-from train.pooled import find_pooled
-from train.runs import read_run
+from train.runs.folder import read_run
+from train.runs.pooled import find_pooled
 
 CLASSES = ("happy", "sad", "angry")
 QUICK = FitConfig(epochs=2, min_steps=0, batch_size=8, precision="float32")

@@ -21,7 +21,7 @@ from features.errors import RunError
 from train.config import FitConfig
 from train.metrics import summarise_metrics
 from train.report.report import run_report
-from train.runs import RUN_FORMAT, RUN_VERSION, Run, RunSummary, name_run, write_run
+from train.runs.folder import RUN_FORMAT, RUN_VERSION, Run, RunSummary, name_run, write_run
 
 CLASSES = ("happy", "sad")
 LABELS = np.array([0, 0, 0, 0, 1, 1])

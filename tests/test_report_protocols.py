@@ -18,7 +18,7 @@ from tests.test_fold_fit import QUICK, people_store
 from train.fit import run_fit
 from train.fold_fit import FoldsSummary, run_fit_folds
 from train.report.report import run_report
-from train.runs import find_runs
+from train.runs.folder import find_runs
 from train.search import parse_grid
 from train.sweep import run_sweep
 from train.sweep_batches import Sweep

@@ -19,9 +19,9 @@ from train.config import FitConfig
 from train.fit import run_fit
 from train.fit_jobs import FitProgress
 from train.fold_fit import run_fit_folds
-from train.pooled import find_pooled
 from train.report.report import run_report
-from train.runs import RunSummary, find_runs, read_run
+from train.runs.folder import RunSummary, find_runs, read_run
+from train.runs.pooled import find_pooled
 from train.search import parse_grid
 from train.sweep import run_sweep
 from train.sweep_batches import Sweep

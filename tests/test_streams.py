@@ -22,7 +22,7 @@ from tests.builders import clip_features
 from train.config import FitConfig
 from train.data.stores import find_shapes
 from train.fit import run_fit
-from train.runs import read_run
+from train.runs.folder import read_run
 
 ARCHIVES = Path(__file__).parent / "archives"
 CLASSES = ("happy", "sad")

@@ -14,7 +14,7 @@ from cli import cli
 from features.contracts import MEC_CLASSES
 from features.store.writer import write_store
 from tests.builders import clip_features
-from train.runs import Run, read_run
+from train.runs.folder import Run, read_run
 
 
 @pytest.fixture(scope="module")

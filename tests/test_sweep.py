@@ -28,7 +28,7 @@ from tests.sweeps import (
     read_tables,
 )
 from train.fit import run_fit
-from train.runs import find_runs, read_run
+from train.runs.folder import find_runs, read_run
 from train.search import parse_grid
 from train.sweep import SweepSummary, run_sweep
 from train.sweep_batches import Sweep

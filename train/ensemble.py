@@ -21,8 +21,8 @@ from features.fingerprint import hash_file
 from train.config import ENSEMBLE
 from train.data.clips import ClipTable
 from train.metrics import score_predictions
-from train.runs import Run, RunSummary
-from train.summaries import summarise_scores, tabulate_predictions
+from train.runs.folder import Run, RunSummary
+from train.runs.summary import summarise_scores, tabulate_predictions
 
 PRIOR_CLIPS = 1.0
 """Imaginary val clips beside the real ones: for its weight, each member is taken to have found them
@@ -110,7 +110,7 @@ def make_ensemble(
     clips: Mapping[str, ClipTable],
     settings: Mapping[str, Any],
 ) -> tuple[Run, bytes]:
-    """Find the weights of an ensemble and score it; ``train.runs.write_run`` takes the result.
+    """Find the weights of an ensemble and score it; ``train.runs.folder.write_run`` takes the result.
 
     Args:
         path: The run folder to be; its members stand beside it.

@@ -15,8 +15,8 @@ from train.data.splits import split_test_stores
 from train.data.stores import check_stores, check_streams, describe_stores, find_shapes, list_clips
 from train.fit_jobs import FitData, FitJobs, FitProgress, Observe
 from train.naming import hash_runs
-from train.run_locks import check_writable
-from train.runs import RunSummary, is_run, name_run, read_summary
+from train.runs.folder import RunSummary, is_run, name_run, read_summary
+from train.runs.locks import check_writable
 
 
 def run_fit(

@@ -19,9 +19,9 @@ from train.data.stores import list_clips, read_tables
 from train.ensemble import make_ensemble
 from train.heads.build import Shapes, find_matrices
 from train.naming import describe_settings
-from train.run_locks import lock_free
-from train.run_results import finish_run, score_again
-from train.runs import is_run, read_config, read_run, restore_folder, write_run
+from train.runs.folder import is_run, read_config, read_run, restore_folder, write_run
+from train.runs.locks import lock_free
+from train.runs.results import finish_run, score_again
 from train.training.loop import Epoch, Task, TrainedRun, plan_epochs, train_runs
 from train.training.parallel import count_workers, run_jobs, split_seeds
 from train.training.specs import RunSpec

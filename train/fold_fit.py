@@ -16,9 +16,9 @@ from train.data.splits import join_splits, make_folds, split_stores
 from train.data.stores import check_stores, describe_stores
 from train.fit import check_results, fit_data
 from train.fit_jobs import FitData, FitProgress, Observe
-from train.pooled import Pooled, pool_runs, write_pooled
-from train.run_locks import lock_free
-from train.runs import RunSummary, read_run
+from train.runs.folder import RunSummary, read_run
+from train.runs.locks import lock_free
+from train.runs.pooled import Pooled, pool_runs, write_pooled
 
 _log = logging.getLogger(__name__)
 

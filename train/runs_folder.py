@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from train.pooled import POOLED_FORMAT
-from train.runs import RUN_FORMAT, find_runs, is_marked, list_missing
+from train.runs.folder import RUN_FORMAT, find_runs, is_marked, list_missing
+from train.runs.pooled import POOLED_FORMAT
 from train.sweep_folder import find_sweeps
 
 MOST_NAMED = 20

@@ -22,8 +22,8 @@ from train.data.stores import check_stores, check_streams, describe_stores, find
 from train.fit import run_fit
 from train.fit_jobs import FitProgress
 from train.naming import describe_settings
-from train.run_locks import check_writable
-from train.runs import RunSummary
+from train.runs.folder import RunSummary
+from train.runs.locks import check_writable
 from train.search import describe_space
 from train.sweep_batches import Sweep, SweepProgress, run_trials
 from train.sweep_folder import SweepRecord, write_record, write_tables

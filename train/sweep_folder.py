@@ -21,7 +21,7 @@ import pandas as pd
 
 from features.disk import write_atomically
 from features.errors import RunError
-from train.runs import DamagedRunError, is_marked, read_json
+from train.runs.folder import DamagedRunError, is_marked, read_json
 
 SWEEP_FORMAT = "caca-rnn-sweep"
 SWEEP_VERSION = 1

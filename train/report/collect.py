@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from train.config import ENSEMBLE, HEAD_NAMES, split_names
 from train.report.paper import TITLES
-from train.runs import Run
+from train.runs.folder import Run
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 
 from train.config import HEAD_NAMES
-from train.pooled import Pooled
 from train.report.collect import find_title, key_store
 from train.report.commands import list_changed, write_fit
 from train.report.tables import format_interval, format_spread
-from train.runs import Run
+from train.runs.folder import Run
+from train.runs.pooled import Pooled
 
 METRICS = ("map_mec", "acc", "uar")
 

@@ -16,7 +16,6 @@ import pandas as pd
 from features.disk import write_atomically
 from features.errors import RunError
 from train.config import ENSEMBLE, PRESETS
-from train.pooled import find_pooled
 from train.report.collect import HeadResult, StoreResults, collect_results
 from train.report.commands import join_command, list_changed, write_fit
 from train.report.figures import draw_confusion, draw_histories, draw_scores
@@ -36,7 +35,8 @@ from train.report.tables import (
     tabulate_table_2,
     tabulate_test,
 )
-from train.runs import read_runs
+from train.runs.folder import read_runs
+from train.runs.pooled import find_pooled
 from train.runs_folder import warn_of_strange
 
 _log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from train.report.collect import find_title
-from train.runs import DamagedRunError
+from train.runs.folder import DamagedRunError
 from train.sweep_folder import find_sweeps, read_record, read_tables
 
 MOST_TRIALS = 20

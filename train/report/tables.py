@@ -17,7 +17,7 @@ from features.contracts import SPLITS
 from train.config import ENSEMBLE, PRESETS
 from train.report.collect import HeadResult, StoreResults
 from train.report.paper import TABLE_1, TABLE_2, PaperScore
-from train.runs import Run
+from train.runs.folder import Run
 
 NONE = "–"
 

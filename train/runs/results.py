@@ -18,8 +18,8 @@ from torch import Tensor
 from train.data.clips import ClipTable
 from train.heads.build import choose_grid, count_parameters
 from train.naming import describe_settings
-from train.runs import RUN_FORMAT, RUN_VERSION, Run, RunSummary
-from train.summaries import summarise_scores, tabulate_predictions
+from train.runs.folder import RUN_FORMAT, RUN_VERSION, Run, RunSummary
+from train.runs.summary import summarise_scores, tabulate_predictions
 from train.training.loop import Task, TrainedRun, plan_epochs
 from train.training.scoring import score_clips
 

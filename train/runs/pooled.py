@@ -23,7 +23,7 @@ from features.disk import partial_path
 from features.errors import RunError
 from features.fingerprint import hash_json
 from train.metrics import summarise_metrics
-from train.runs import DamagedRunError, Run, is_marked, publish_folder, read_json, write_json
+from train.runs.folder import DamagedRunError, Run, is_marked, publish_folder, read_json, write_json
 
 POOLED_FORMAT = "caca-rnn-folds"
 POOLED_VERSION = 1

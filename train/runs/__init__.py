@@ -1,0 +1,1 @@
+"""What fit leaves on disk: run folders, and what is in them."""
