@@ -715,9 +715,9 @@ def sweep(
     """
     from train.config import choose_preset, parse_settings
     from train.progress import TrialCounter
-    from train.search import DEFAULT_SPACE, Space, parse_grid, parse_space
-    from train.sweep import run_sweep
-    from train.sweep_batches import Sweep
+    from train.sweep.batches import Sweep
+    from train.sweep.space import DEFAULT_SPACE, Space, parse_grid, parse_space
+    from train.sweep.sweep import run_sweep
 
     if bool(grid) == bool(trials):
         raise click.UsageError("give either --grid KEY=A,B,C or --trials N")

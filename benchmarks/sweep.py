@@ -22,10 +22,10 @@ from features.contracts import MEC_CLASSES, ClipFeatures
 from features.store.writer import write_store
 from train.config import FitConfig
 from train.fit import run_fit
-from train.search import parse_grid
-from train.sweep import run_sweep
-from train.sweep_batches import Sweep
-from train.sweep_training import FIRST_SEED
+from train.sweep.batches import Sweep
+from train.sweep.space import parse_grid
+from train.sweep.sweep import run_sweep
+from train.sweep.trainer import FIRST_SEED
 
 N_TRAIN, N_VAL, N_STEPS = 768, 128, 16
 HEADS = ("caca-a", "parallel")

@@ -21,9 +21,9 @@ from train.config import FitConfig
 from train.fit import run_fit
 from train.fold_fit import run_fit_folds
 from train.runs.folder import find_runs
-from train.search import parse_grid
-from train.sweep import run_sweep
-from train.sweep_batches import Sweep
+from train.sweep.batches import Sweep
+from train.sweep.space import parse_grid
+from train.sweep.sweep import run_sweep
 
 CLASSES = ("happy", "sad")
 CONFIG = FitConfig(epochs=2, min_steps=0, batch_size=8, precision="float32", members="face,context")

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-import train.sweep_batches
+import train.sweep.batches
 from features.contracts import ClipFeatures
 from features.store.writer import write_store
 from tests.builders import clip_features
 from train.config import FitConfig
-from train.search import parse_grid, parse_space
-from train.sweep import SweepSummary
-from train.sweep_batches import Sweep
-from train.trials import TrialStorage
+from train.sweep.batches import Sweep
+from train.sweep.space import parse_grid, parse_space
+from train.sweep.storage import TrialStorage
+from train.sweep.sweep import SweepSummary
 
 CLASSES = ("happy", "sad", "angry")
 QUICK = FitConfig(epochs=3, min_steps=0, batch_size=8, precision="float32", patience=1.0)
@@ -64,7 +64,7 @@ def batches_of_three() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.sweep_batches, "TRIALS_AT_ONCE", 3)
+        patch.setattr(train.sweep.batches, "TRIALS_AT_ONCE", 3)
         yield
     torch.set_num_threads(before)
 

@@ -23,7 +23,7 @@ from pipeline.progress import count_clips
 from tests.builders import small_store
 from train.fit_jobs import FitProgress
 from train.progress import TrialCounter, count_runs
-from train.sweep_batches import SweepProgress
+from train.sweep.batches import SweepProgress
 
 ROOT = Path(__file__).parent.parent
 

@@ -16,9 +16,9 @@ from tests.builders import small_store
 from train.config import FitConfig
 from train.fit import run_fit
 from train.fold_fit import run_fit_folds
-from train.search import parse_grid
-from train.sweep import run_sweep
-from train.sweep_batches import Sweep
+from train.sweep.batches import Sweep
+from train.sweep.space import parse_grid
+from train.sweep.sweep import run_sweep
 
 QUICK = FitConfig(epochs=1, min_steps=0, precision="float32")
 

@@ -17,7 +17,7 @@ from pipeline.decode.notes import NOTES
 from tests.builders import small_store
 from train.config import FitConfig, parse_settings
 from train.fit import run_fit
-from train.search import DEFAULT_SPACE, Range, parse_grid, parse_space
+from train.sweep.space import DEFAULT_SPACE, Range, parse_grid, parse_space
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -28,9 +28,9 @@ from train.fold_fit import run_fit_folds
 from train.runs.folder import find_runs, read_run, write_run
 from train.runs.locks import lock_free
 from train.runs.pooled import find_pooled
-from train.search import parse_grid
-from train.sweep import run_sweep
-from train.sweep_batches import Sweep
+from train.sweep.batches import Sweep
+from train.sweep.space import parse_grid
+from train.sweep.sweep import run_sweep
 
 ROOT = Path(__file__).parent.parent
 SWEEP = Sweep(head="face", config=QUICK, space=parse_grid(["lr=1e-3"], QUICK))
@@ -52,7 +52,7 @@ def runs(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("train.fit_jobs.train_runs", None)
-    monkeypatch.setattr("train.sweep_training.train_runs", None)
+    monkeypatch.setattr("train.sweep.trainer.train_runs", None)
 
 
 @pytest.mark.usefixtures("no_training")

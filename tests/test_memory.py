@@ -25,9 +25,9 @@ from train.data.matrices import DiskMatrix, read_ahead
 from train.data.memory import choose_limit, choose_on_disk
 from train.data.stores import read_tables
 from train.fit import run_fit
-from train.search import parse_grid
-from train.sweep import run_sweep
-from train.sweep_batches import Sweep
+from train.sweep.batches import Sweep
+from train.sweep.space import parse_grid
+from train.sweep.sweep import run_sweep
 
 CLASSES = ("happy", "sad")
 CONFIG = FitConfig(epochs=2, min_steps=0, batch_size=4, patience=1.0, context="7x7")

@@ -19,9 +19,9 @@ from train.fit import run_fit
 from train.fold_fit import FoldsSummary, run_fit_folds
 from train.report.report import run_report
 from train.runs.folder import find_runs
-from train.search import parse_grid
-from train.sweep import run_sweep
-from train.sweep_batches import Sweep
+from train.sweep.batches import Sweep
+from train.sweep.space import parse_grid
+from train.sweep.sweep import run_sweep
 
 
 def read_table(out: Path, name: str) -> pd.DataFrame:

@@ -22,9 +22,9 @@ from train.fold_fit import run_fit_folds
 from train.report.report import run_report
 from train.runs.folder import RunSummary, find_runs, read_run
 from train.runs.pooled import find_pooled
-from train.search import parse_grid
-from train.sweep import run_sweep
-from train.sweep_batches import Sweep
+from train.sweep.batches import Sweep
+from train.sweep.space import parse_grid
+from train.sweep.sweep import run_sweep
 
 CLASSES = ("happy", "sad", "angry")
 QUICK = FitConfig(epochs=2, min_steps=0, batch_size=8, precision="float32", members="face,context")

@@ -6,7 +6,7 @@ import pytest
 
 from features.errors import ConfigError
 from tests.sweeps import QUICK
-from train.search import Choices, Range, parse_grid, parse_space
+from train.sweep.space import Choices, Range, parse_grid, parse_space
 
 
 def test_spaces_are_read_from_texts() -> None:

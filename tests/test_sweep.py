@@ -29,11 +29,11 @@ from tests.sweeps import (
 )
 from train.fit import run_fit
 from train.runs.folder import find_runs, read_run
-from train.search import parse_grid
-from train.sweep import SweepSummary, run_sweep
-from train.sweep_batches import Sweep
-from train.sweep_training import FIRST_SEED
-from train.trials import Trial, TrialStorage
+from train.sweep.batches import Sweep
+from train.sweep.space import parse_grid
+from train.sweep.storage import Trial, TrialStorage
+from train.sweep.sweep import SweepSummary, run_sweep
+from train.sweep.trainer import FIRST_SEED
 
 NAN = np.full((2, 512), np.nan, np.float16)
 

@@ -24,10 +24,10 @@ from tests.sweeps import (
     open_trials,
     read_tables,
 )
-from train.sweep import SweepSummary, run_sweep
-from train.sweep_batches import Sweep, SweepProgress
-from train.sweep_training import TrialTrainer
-from train.trials import TrialStorage
+from train.sweep.batches import Sweep, SweepProgress
+from train.sweep.storage import TrialStorage
+from train.sweep.sweep import SweepSummary, run_sweep
+from train.sweep.trainer import TrialTrainer
 
 ROOT = Path(__file__).parent.parent
 
@@ -44,9 +44,9 @@ def whole(swept: Path, tmp_path_factory: pytest.TempPathFactory) -> SweepSummary
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-import train.sweep
+import train.sweep.sweep
 from tests.sweeps import batches_of_three, draw
-from train.trials import TrialStorage
+from train.sweep.storage import TrialStorage
 
 store, runs, when = sys.argv[1:]
 written = 0
@@ -72,7 +72,7 @@ def write_and_die(self, trial_id, trial):
 
 TrialStorage.write = write_and_die
 with batches_of_three():
-    train.sweep.run_sweep(
+    train.sweep.sweep.run_sweep(
         [Path(store)], Path(runs), draw(), [0], progress=progress, fit_progress=fit_progress
     )
 """
@@ -175,7 +175,7 @@ def test_a_machine_with_nothing_to_take_waits_for_the_first_trial(
         waited.append(seconds)
         elsewhere.write(ids[2], done[2])
 
-    monkeypatch.setattr("train.sweep_batches.time.sleep", finish_one)
+    monkeypatch.setattr("train.sweep.batches.time.sleep", finish_one)
     here = run_sweep([swept], tmp_path / "here", draw(), [], storage=url)
     assert (len(waited), here.trials["trial"].tolist()) == (1, [2])
 

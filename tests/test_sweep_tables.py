@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from train.config import FitConfig
-from train.search import list_points, parse_grid, parse_space
-from train.sweep_tables import find_best, tabulate_importance, tabulate_trials
-from train.trials import Trial
+from train.sweep.space import list_points, parse_grid, parse_space
+from train.sweep.storage import Trial
+from train.sweep.tables import find_best, tabulate_importance, tabulate_trials
 
 
 def finished(slot: int, value: float, **changed: object) -> Trial:

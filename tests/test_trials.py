@@ -10,13 +10,13 @@ import optuna
 import pytest
 import torch
 
-import train.sweep_batches
+import train.sweep.batches
 from features.errors import ConfigError
 from features.store.reader import open_store
 from tests.sweeps import QUICK, SPACE, batches_of_three, draw, hard_store
 from train.data.splits import leave_out_test
-from train.sweep_training import TrialTrainer
-from train.trials import Trial, TrialStorage
+from train.sweep.storage import Trial, TrialStorage
+from train.sweep.trainer import TrialTrainer
 
 SETTINGS = {"lr": 1e-3, "class_weights": "none"}
 RESULT = {"acc": 0.5, "loss": 1.0, "best_epoch": 2, "n_epochs": 2}
@@ -135,7 +135,7 @@ def test_a_trial_below_the_median_of_earlier_ones_is_pruned() -> None:
     }
 
     def judge(slots: range, values: list[float]) -> list[bool]:
-        batch = train.sweep_batches._plan_batch(draw(), slots, [], done, n_epochs=8)
+        batch = train.sweep.batches._plan_batch(draw(), slots, [], done, n_epochs=8)
         return [batch.judge(0, epoch, value) for epoch, value in enumerate(values, 1)]
 
     # Nothing in the first quarter of the epochs; then the median of what each had by then.

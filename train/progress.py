@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from features.console import Show
     from train.fit_jobs import FitProgress
-    from train.sweep_batches import SweepProgress
+    from train.sweep.batches import SweepProgress
 
 _log = logging.getLogger(__name__)
 

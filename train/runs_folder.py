@@ -7,7 +7,7 @@ from pathlib import Path
 
 from train.runs.folder import RUN_FORMAT, find_runs, is_marked, list_missing
 from train.runs.pooled import POOLED_FORMAT
-from train.sweep_folder import find_sweeps
+from train.sweep.folder import find_sweeps
 
 MOST_NAMED = 20
 """Strange things that are named one by one."""

@@ -10,7 +10,7 @@ import pandas as pd
 
 from train.report.collect import find_title
 from train.runs.folder import DamagedRunError
-from train.sweep_folder import find_sweeps, read_record, read_tables
+from train.sweep.folder import find_sweeps, read_record, read_tables
 
 MOST_TRIALS = 20
 """Trials that the page shows, the best ones; the CSV beside it has all."""

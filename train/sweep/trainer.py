@@ -16,10 +16,10 @@ from train.config import FitConfig
 from train.data.clips import ClipTable, check_train_table, check_val_table
 from train.data.stores import check_streams, find_shapes, read_tables
 from train.heads.build import find_matrices
+from train.sweep.storage import COMPLETE, FAILED, PRUNED
 from train.training.loop import Task, TrainedRun, train_runs
 from train.training.parallel import count_workers, run_jobs
 from train.training.specs import RunSpec, group_specs
-from train.trials import COMPLETE, FAILED, PRUNED
 
 FIRST_SEED = 1000
 """Trials have seeds of their own: the runs that are reported are not those that were chosen by."""
@@ -55,7 +55,7 @@ class TrainedTrial:
 
     @property
     def result(self) -> Mapping[str, Any]:
-        """As ``train.trials.Trial`` has it."""
+        """As ``train.sweep.storage.Trial`` has it."""
         if self.error:
             return {"reason": self.error}
         median = self.median_run

@@ -14,11 +14,17 @@ from functools import partial
 from typing import Any
 
 from train.config import FitConfig
-from train.search import Choices, Space, list_points, round_settings
-from train.sweep_tables import find_best
-from train.sweep_training import Judge, TrialTrainer
+from train.sweep.space import Choices, Space, list_points, round_settings
+from train.sweep.storage import (
+    DEAD_AFTER_S,
+    Trial,
+    TrialStorage,
+    describe_distributions,
+    make_history,
+)
+from train.sweep.tables import find_best
+from train.sweep.trainer import Judge, TrialTrainer
 from train.training.specs import RunSpec, group_specs
-from train.trials import DEAD_AFTER_S, Trial, TrialStorage, describe_distributions, make_history
 
 TRIALS_AT_ONCE = 8
 """Trials of a batch; so many are drawn at random, and run to their end, before any is judged."""

@@ -10,8 +10,8 @@ import numpy as np
 import optuna
 import pandas as pd
 
-from train.search import Choices, Range, Space
-from train.trials import COMPLETE, PRUNED, Trial, make_history
+from train.sweep.space import Choices, Range, Space
+from train.sweep.storage import COMPLETE, PRUNED, Trial, make_history
 
 N_BANDS = 3
 """A range is told in so many parts of equal width."""

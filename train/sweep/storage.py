@@ -34,7 +34,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from features.errors import ConfigError
-from train.search import Choices, Space
+from train.sweep.space import Choices, Space
 
 _log = logging.getLogger(__name__)
 

@@ -24,13 +24,13 @@ from train.fit_jobs import FitProgress
 from train.naming import describe_settings
 from train.runs.folder import RunSummary
 from train.runs.locks import check_writable
-from train.search import describe_space
-from train.sweep_batches import Sweep, SweepProgress, run_trials
-from train.sweep_folder import SweepRecord, write_record, write_tables
-from train.sweep_tables import describe_best, find_best, tabulate_importance, tabulate_trials
-from train.sweep_training import TrialTrainer
+from train.sweep.batches import Sweep, SweepProgress, run_trials
+from train.sweep.folder import SweepRecord, write_record, write_tables
+from train.sweep.space import describe_space
+from train.sweep.storage import DEAD_AFTER_S, FAILED, STORAGE_ERRORS, Trial, TrialStorage
+from train.sweep.tables import describe_best, find_best, tabulate_importance, tabulate_trials
+from train.sweep.trainer import TrialTrainer
 from train.training.loop import plan_epochs
-from train.trials import DEAD_AFTER_S, FAILED, STORAGE_ERRORS, Trial, TrialStorage
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,0 +1,1 @@
+"""The search for settings: trials, their storage, and what they tell."""
