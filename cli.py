@@ -824,9 +824,9 @@ def fit_face(
         cli.py fit-face faces.csv --evaluate face_cnn.safetensors --split val
     """
     from features.networks.weights import SHIPPED_FACE_WEIGHTS
-    from train.face_cnn_fit import run_fit_face
-    from train.face_config import FaceFitConfig
-    from train.face_scores import FaceChoice, evaluate_face_cnn
+    from train.face_cnn.config import FaceFitConfig
+    from train.face_cnn.evaluate import FaceChoice, evaluate_face_cnn
+    from train.face_cnn.fit import run_fit_face
 
     if (out is None) == (evaluate is None):
         raise click.UsageError("give either --out FILE to train or --evaluate FILE to score")

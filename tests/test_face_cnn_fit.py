@@ -23,11 +23,11 @@ from features.networks.face_cnn import (
     read_face_training,
 )
 from tests.test_face_cnn import some_faces
-from train.face_augment import augment_faces, scale_faces
-from train.face_cnn_fit import run_fit_face
-from train.face_config import FaceAugmentation, FaceFitConfig
-from train.face_scores import FaceChoice, FaceScores, evaluate_face_cnn
-from train.face_training import FaceFitProgress, init_from_imagenet
+from train.face_cnn.augment import augment_faces, scale_faces
+from train.face_cnn.config import FaceAugmentation, FaceFitConfig
+from train.face_cnn.evaluate import FaceChoice, FaceScores, evaluate_face_cnn
+from train.face_cnn.fit import run_fit_face
+from train.face_cnn.training import FaceFitProgress, init_from_imagenet
 
 ROOT = Path(__file__).parent.parent
 TINY = FaceFitConfig(epochs=2, batch=8, warmup_steps=2, averaging=0.5, precision="float32")
@@ -94,7 +94,7 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 from tests.test_face_cnn_fit import TINY
-from train.face_cnn_fit import run_fit_face
+from train.face_cnn.fit import run_fit_face
 
 def kill_in_epoch_2(progress):
     if progress.epoch == 2 and progress.batch == 2:

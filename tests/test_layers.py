@@ -87,7 +87,7 @@ def test_a_store_is_read_without_torch(module: str) -> None:
     assert not loads(module, "torch")
 
 
-@pytest.mark.parametrize("module", ["train.fit", "train.sweep.sweep", "train.face_cnn_fit"])
+@pytest.mark.parametrize("module", ["train.fit", "train.sweep.sweep", "train.face_cnn.fit"])
 def test_training_loads_no_openvino(module: str) -> None:
     assert not loads(module, "openvino")
 

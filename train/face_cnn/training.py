@@ -20,10 +20,10 @@ from torch.nn import functional as F
 from features.disk import write_atomically
 from features.networks.context_cnn import read_squeezenet_state
 from features.networks.face_cnn import FaceCNN
-from train.face_augment import augment_faces
-from train.face_config import FaceFitConfig
-from train.face_images import FaceImages
-from train.face_scores import FaceScores, score_faces
+from train.face_cnn.augment import augment_faces
+from train.face_cnn.config import FaceFitConfig
+from train.face_cnn.evaluate import FaceScores, score_faces
+from train.face_cnn.images import FaceImages
 
 _log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from features.contracts import FACE_CROP_PX
-from train.face_config import FaceAugmentation
+from train.face_cnn.config import FaceAugmentation
 
 
 def augment_faces(pixels: Tensor, augmentation: FaceAugmentation, draw: Generator) -> Tensor:

@@ -1,0 +1,1 @@
+"""Training and scoring of the face CNN, behind ``fit-face``."""
