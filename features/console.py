@@ -1,4 +1,4 @@
-"""What the command line writes beside its results: how far a verb has come, errors as JSON.
+"""What all verbs share: options, how far a verb has come, logging, results and errors as JSON.
 
 At a terminal progress is a bar. Elsewhere, as in the file that a batch system keeps of stderr, it
 is a plain line each half minute and one at the end::
@@ -17,9 +17,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import click
+
+PATH = click.Path(path_type=Path)
+"""What a verb takes as a path."""
+
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
+)
 
 LINE_INTERVAL_S = 30.0
 """Between two lines where no terminal is."""
@@ -254,6 +262,11 @@ def add_json_option(command: Callable[..., Any]) -> Callable[..., Any]:
 def _note_json(ctx: click.Context, _: click.Parameter, as_json: bool) -> bool:
     ctx.meta[__name__] = as_json  # shared with the contexts above
     return as_json
+
+
+def split_names(names: str | None) -> list[str] | None:
+    """The names of a list with commas; None where none was given."""
+    return None if names is None else [name.strip() for name in names.split(",")]
 
 
 def print_json(result: object) -> None:

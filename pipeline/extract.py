@@ -25,7 +25,8 @@ from pipeline.decode.decoder_version import decoder_version
 from pipeline.failures import FailureLog
 from pipeline.inputs import Inputs
 from pipeline.intake import Intake
-from pipeline.plan import DEFAULT_OPTIONS, ManifestOptions, plan_extract, read_manifest_for
+from pipeline.manifest.reader import DEFAULT_OPTIONS, ManifestOptions
+from pipeline.plan import plan_extract, read_manifest_for
 from pipeline.workers.budgets import DEFAULT_BUDGETS, Budgets
 from pipeline.workers.messages import Item, Work
 from pipeline.workers.pool import WorkerPool

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +16,13 @@ from features.store.reader import Store
 from pipeline.config import ExtractConfig
 from pipeline.decode.files import MissingFileError
 from pipeline.inputs import Inputs
-from pipeline.manifest.reader import Manifest, read_manifest
+from pipeline.manifest.reader import Manifest, ManifestOptions, read_manifest
 
 _log = logging.getLogger(__name__)
 
 _LABEL_COLUMNS = ("label", "split", "subject", "source", "extra")
 """What a manifest may change about a clip without touching its features."""
 _NAMED = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class ManifestOptions:
-    """How a manifest is read; see ``read_manifest``."""
-
-    classes: Sequence[str] | None = None
-    allow_subject_overlap: bool = False
-    label_mapping: Mapping[str, str] = field(default_factory=dict)
-
-
-DEFAULT_OPTIONS = ManifestOptions()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -110,7 +110,7 @@ def make_ensemble(
     clips: Mapping[str, ClipTable],
     settings: Mapping[str, Any],
 ) -> tuple[Run, bytes]:
-    """Find the weights of an ensemble and score it; ``train.runs.folder.write_run`` takes the result.
+    """Find the weights of an ensemble and score it; ``train.runs.folder.write_run`` writes both.
 
     Args:
         path: The run folder to be; its members stand beside it.

@@ -9,7 +9,8 @@ def decoder_version() -> str:
     """Name and version of the decoder.
 
     The same wherever a clip is decoded: a GPU decodes only codecs whose standards say every bit of
-    a frame (``pipeline.decode.nvdec``), and ``pipeline.decode.yuv`` makes of it the RGB that software does.
+    a frame (``pipeline.decode.nvdec``), and ``pipeline.decode.yuv`` makes of it the RGB that
+    software does.
     """
     libavcodec = ".".join(str(part) for part in av.library_versions["libavcodec"])
     return f"PyAV {av.__version__}, libavcodec {libavcodec}"

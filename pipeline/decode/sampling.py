@@ -55,7 +55,7 @@ class ChosenFrame:
 
 
 Frames = Generator[ChosenFrame, None, Mapping[str, float] | None]
-"""The chosen frames of a clip; returns its notes (``pipeline.decode.notes``) after the last of them."""
+"""The chosen frames of a clip; returns its notes (``pipeline.decode.notes``) after the last."""
 
 
 class Decoder(Protocol):
@@ -106,9 +106,9 @@ def iter_chosen_frames(
 
     Only frames that are yielded are converted to RGB, by the matrix and range that the stream
     names (BT.601, limited, where it names none), each chroma sample standing for all its pixels.
-    They are shown as players do: ``pipeline.decode.display``. A frame that is not yielded is not even
-    decoded where no other refers to it, so damage within such a frame is not noticed. One thread
-    decodes: several clips at a time use the cores better (``pipeline.workers.prefetch``).
+    They are shown as players do: ``pipeline.decode.display``. A frame that is not yielded is not
+    even decoded where no other refers to it, so damage within such a frame is not noticed. One
+    thread decodes: several clips at a time use the cores better (``pipeline.workers.prefetch``).
 
     A CUDA device decodes itself what it can. What it cannot is decoded in software and brought to
     it, from the first frame on or from where the GPU gave up; ``decoder`` tells.

@@ -2,8 +2,8 @@
 
 The ``mtcnn`` package's own engine is the reference: patches by plain bilinear sampling, and its
 suppression, in which a box falls to any better box that overlaps it, even to one that has itself
-fallen. Only the pyramid is made in another way (``pipeline.detect.pyramid``), and on a CPU what shows no
-contrast is left out (``pipeline.detect.packing``).
+fallen. Only the pyramid is made in another way (``pipeline.detect.pyramid``), and on a CPU what
+shows no contrast is left out (``pipeline.detect.packing``).
 
 Which boxes there are is decided in float32: of windows that nearly overlap the best one wins, so
 that a rounding of scores moves boxes by pixels. In bfloat16 P-Net only tells a CPU which windows

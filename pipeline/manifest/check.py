@@ -8,8 +8,7 @@ from typing import Any
 
 from features.contracts import SPLITS
 from pipeline.manifest.csv_rows import InvalidManifestError, Problem
-from pipeline.manifest.reader import Manifest, read_manifest
-from pipeline.plan import ManifestOptions
+from pipeline.manifest.reader import Manifest, ManifestOptions, read_manifest
 
 
 @dataclass(frozen=True, kw_only=True)

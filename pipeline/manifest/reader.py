@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from features.contracts import CLIP_ID, MEC_CLASSES, SPLITS, Clip
@@ -34,6 +34,18 @@ class Manifest:
     """True where the classes were neither given nor MEC's, but the labels of the whole file."""
     warnings: tuple[Problem, ...] = ()
     """What is allowed and yet most likely wrong."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestOptions:
+    """How a manifest is read; see ``read_manifest``."""
+
+    classes: Sequence[str] | None = None
+    allow_subject_overlap: bool = False
+    label_mapping: Mapping[str, str] = field(default_factory=dict)
+
+
+DEFAULT_OPTIONS = ManifestOptions()
 
 
 def read_manifest(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from features.errors import ConfigError
-from features.limits import find_free_bytes
+from features.machine import find_free_bytes
 
 _MEGABYTE = 1_000_000
 _READ_BYTES_PER_S = 1_000_000

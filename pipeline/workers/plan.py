@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from features.limits import bound_cores, find_free_bytes
+from features.machine import bound_cores, find_free_bytes
 from pipeline.workers.budgets import LEAST_WORKER_BYTES
 from pipeline.workers.messages import Machine, Work
 

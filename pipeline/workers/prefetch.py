@@ -146,7 +146,7 @@ class FramesAhead(Generic[Prepared]):
 
     @property
     def notes(self) -> Mapping[str, float]:
-        """What was unusual about the clip's film (``pipeline.decode.notes``); known after its last frame.
+        """What was unusual about the clip's film (``pipeline.decode.notes``), after its last frame.
 
         Waits for it. Raises what ended the clip.
         """

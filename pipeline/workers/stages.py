@@ -108,7 +108,8 @@ class Flow:
         """Yield each clip's frames in order, then its end, clip after clip.
 
         A clip that goes wrong has an end with a failure; of what it raises nothing comes out here
-        but faults of the process (``pipeline.workers.faults``). Closing the generator stops all threads.
+        but faults of the process (``pipeline.workers.faults``). Closing the generator stops all
+        threads.
         """
         size = self._size
         with (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
-from features.limits import find_free_bytes
+from features.machine import find_free_bytes
 
 K = TypeVar("K")
 

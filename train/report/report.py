@@ -23,6 +23,7 @@ from train.report.folds import collect_folds, tabulate_folds
 from train.report.lettering import choose_lettering, isolate
 from train.report.paper import PAPER_NOTE
 from train.report.per_class import tabulate_classes
+from train.report.runs_folder import warn_of_strange
 from train.report.sweeps import collect_sweeps
 from train.report.tables import (
     compare_streams,
@@ -37,7 +38,6 @@ from train.report.tables import (
 )
 from train.runs.folder import read_runs
 from train.runs.pooled import find_pooled
-from train.runs_folder import warn_of_strange
 
 _log = logging.getLogger(__name__)
 

@@ -84,8 +84,8 @@ class Task:
     """Features in the type that training multiplies in, or any that casts to it."""
     val: ClipTable
     config: FitConfig
-    """What the runs share, ``precision`` resolved; of ``train.training.specs.OWN_SETTINGS`` each run has its
-    own."""
+    """What the runs share, ``precision`` resolved; of ``train.training.specs.OWN_SETTINGS`` each
+    run has its own."""
     shapes: Shapes
     """Of the store's feature matrices, as ``train.data.stores.find_shapes`` gives them."""
     device: str = "cpu"

@@ -15,7 +15,7 @@ from threading import Event
 
 import torch
 
-from features.limits import bound_cores
+from features.machine import bound_cores
 from features.memory import keep_freed_memory, return_freed_memory
 
 MOST_WORKERS = 8

