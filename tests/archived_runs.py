@@ -18,8 +18,8 @@ from tempfile import TemporaryDirectory
 from features.store.writer import write_store
 from tests.builders import clip_features
 from train.config import FitConfig
+from train.cross_validate import run_fit_folds
 from train.fit import run_fit
-from train.fold_fit import run_fit_folds
 from train.runs.folder import find_runs
 from train.sweep.batches import Sweep
 from train.sweep.space import parse_grid

@@ -40,7 +40,7 @@ def local(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Extract in this process, without a worker, whose start takes seconds."""
     import torch
 
-    from tests.local_pool import LocalPool, load_once
+    from tests.pipeline.workers.local_pool import LocalPool, load_once
 
     n_threads = torch.get_num_threads()
     monkeypatch.setattr("pipeline.extract.WorkerPool", LocalPool)
@@ -52,7 +52,7 @@ def local(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store that is hard to learn, for sweeps."""
-    from tests.sweeps import hard_store
+    from tests.train.sweep.sweeps import hard_store
 
     return hard_store(tmp_path_factory.mktemp("store"))
 
@@ -60,7 +60,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def small_batches() -> Iterator[None]:
     """Sweeps try three trials at once, on one thread."""
-    from tests.sweeps import batches_of_three
+    from tests.train.sweep.sweeps import batches_of_three
 
     with batches_of_three():
         yield

@@ -81,7 +81,7 @@ def test_the_report_reads_run_folders_only() -> None:
 
 
 @pytest.mark.parametrize("module", [
-    "features.store.reader", "features.store.bundle", "pipeline.decode.decoder_version", "train.metrics",
+    "features.store", "features.store.bundle", "pipeline.decode.decoder_version", "train.metrics",
 ])  # fmt: skip
 def test_a_store_is_read_without_torch(module: str) -> None:
     assert not loads(module, "torch")
