@@ -68,7 +68,7 @@ def iter_spread_frames(
     for clip, count in zip(clips, counts, strict=True):
         for i, frame in enumerate(iter_chosen_frames(clip, 1), start):
             if i in wanted:
-                yield clip, frame.pts_s, as_array(frame.rgb)
+                yield clip, frame.record.pts_s, as_array(frame.rgb)
         start += count
 
 

@@ -21,7 +21,7 @@ from features.store.index import read_store_index
 from features.store.shard_reader import FORMAT_VERSION, ShardHeader
 from features.store.writer import StoreWriter
 from pipeline.config import ExtractConfig
-from pipeline.decode.decoder_version import decoder_version
+from pipeline.decode.opening import decoder_version
 from pipeline.failures import FailureLog
 from pipeline.inputs import Inputs
 from pipeline.intake import Intake

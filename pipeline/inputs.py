@@ -10,7 +10,7 @@ from threading import Lock
 from typing import Any
 
 from features.disk import FileState, read_state, write_atomically
-from pipeline.decode.files import ChangedError, check_unchanged, open_file
+from pipeline.decode.opening import ChangedError, check_unchanged, open_file
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from features.errors import ClipError
 from features.store.index import read_store_index
 from features.store.reader import Store
 from pipeline.config import ExtractConfig
-from pipeline.decode.files import MissingFileError
+from pipeline.decode.opening import MissingFileError
 from pipeline.inputs import Inputs
 from pipeline.manifest.reader import Manifest, ManifestOptions, read_manifest
 

@@ -18,8 +18,8 @@ from av.video.stream import VideoStream
 
 from features.errors import ClipError
 from pipeline.decode.clock import LONGEST_STILL_S, Clock
-from pipeline.decode.ending import find_second_film, is_whole
 from pipeline.decode.notes import Notes
+from pipeline.decode.truncation import find_second_film, is_whole
 
 _THEORA_HEADER = 0x80
 """Of the first byte of a packet."""

@@ -1,9 +1,13 @@
-"""What was unusual about a clip's film: counted while it is decoded, then kept in the store."""
+"""What was unusual about a clip's film, and how much damage is too much: counted while decoding."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+
+from features.contracts import TICK_RATE_HZ
+from features.errors import ClipError
+from pipeline.decode.clock import EPSILON_S
 
 NOTES: Mapping[str, str] = {
     "clock_restarts": "times that its clock starts again: {:g}",
@@ -22,6 +26,14 @@ NOTES: Mapping[str, str] = {
     "still_s": "one frame stays on screen for very long, in all {:.2f} s",
 }
 """Name -> how it is said. FORMAT.md tells what each counts; ``_s`` is seconds."""
+
+
+LONGEST_LOSS_S = 1.0
+"""Film in a row that may be lost: five ticks of the clock."""
+LARGEST_SHARE = 0.01
+"""Of the packets, that may be damaged."""
+SMALL_LOSS_S = 1 / TICK_RATE_HZ
+"""Film that may be lost in all, whatever the share, as may one packet."""
 
 
 class Notes:
@@ -44,6 +56,59 @@ class Notes:
     def amounts(self) -> Mapping[str, float]:
         """Name -> count or seconds; empty where nothing was unusual."""
         return {name: self._amounts[name] for name in NOTES if name in self._amounts}
+
+
+class Losses:
+    """Counts the packets of a clip and those that cannot be decoded."""
+
+    def __init__(self, *, strict: bool) -> None:
+        """strict: Any damage is too much."""
+        self._strict = strict
+        self._n_packets = self._n_damaged = 0
+        self._lost_s = 0.0
+        self._run: tuple[float, float] | None = None
+        """From when to when nothing could be decoded, as far as is known."""
+
+    def read(self) -> None:
+        """A packet that is whole."""
+        self._n_packets += 1
+        self._run = None
+
+    def lose(self, start_s: float | None, duration_s: float, shown_s: float) -> None:
+        """A packet that is damaged. Raises ClipError where too much in a row is.
+
+        Args:
+            start_s: When its frame would appear, from the file's first; None if it is not said.
+            duration_s: For how long it would be on screen.
+            shown_s: When the last frame so far leaves the screen.
+        """
+        self._n_packets += 1
+        self._n_damaged += 1
+        self._lost_s += duration_s
+        if start_s is None:
+            start_s = shown_s if self._run is None else self._run[1]
+        first_s, last_s = self._run or (start_s, start_s)
+        first_s, last_s = min(first_s, start_s), max(last_s, start_s + duration_s)
+        self._run = first_s, last_s
+        if self._strict:
+            raise ClipError(f"damaged after {shown_s:.2f} s, and strict passes over no damage")
+        if last_s - first_s > LONGEST_LOSS_S + EPSILON_S:
+            raise ClipError(
+                f"breaks off or is damaged after {shown_s:.2f} s: more than {LONGEST_LOSS_S:g} s "
+                "in a row cannot be decoded"
+            )
+
+    def check(self, notes: Notes) -> None:
+        """Take a note of what was lost. Raises ClipError where it is too large a share."""
+        small = self._n_damaged <= 1 or self._lost_s < SMALL_LOSS_S + EPSILON_S
+        if not small and self._n_damaged > LARGEST_SHARE * self._n_packets:
+            raise ClipError(
+                f"damaged: {self._n_damaged} of {self._n_packets} packets ({self._lost_s:.2f} s) "
+                f"cannot be decoded, more than {LARGEST_SHARE:.0%}"
+            )
+        if self._n_damaged:
+            notes.add("damaged_packets", self._n_damaged)
+            notes.add("lost_s", self._lost_s)
 
 
 def describe_notes(amounts: Mapping[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""Which files are opened, and how: FFmpeg is handed the one named file and can open nothing itself.
+"""Which files are opened, how, and by which FFmpeg: it is handed the one named file and opens none.
 
 It reads through a Python file, so that the name of the file means nothing to it (no protocol, no
 pattern, no option), and no protocol is left to it to open another file or a connection.
@@ -7,6 +7,7 @@ pattern, no option), and no protocol is left to it to open another file or a con
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from functools import cache
 from io import FileIO
@@ -20,6 +21,7 @@ from av.format import ContainerFormat, formats_available
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
+from features.disk import FileState, read_state
 from features.errors import ClipError
 
 MAX_PIXELS = 64_000_000
@@ -33,6 +35,74 @@ _TEXT_CODECS = ("ansi", "bintext", "idf", "xbin")
 """FFmpeg plays a text file as the screen of a terminal."""
 
 _NO_FILM = Disposition.attached_pic | Disposition.timed_thumbnails
+
+_POINTERS = (
+    (
+        b"version https://git-lfs.github.com/spec/v1",
+        "a Git LFS pointer, not the film itself: fetch it with `git lfs pull`",
+    ),
+    (
+        b"version https://hawser.github.com/spec/v1",
+        "a Git LFS pointer, not the film itself: fetch it with `git lfs pull`",
+    ),
+    (b"/annex/objects/", "a git-annex pointer, not the film itself: `git annex get` fetches it"),
+    (b"<!doctype html", "a web page, not a film: the download went wrong"),
+    (b"<html", "a web page, not a film: the download went wrong"),
+    (b"#extm3u", "a playlist (HLS), not a film: name the film's own file"),
+    (b"ffconcat version", "a list of files (concat), not a film: name each film's own file"),
+    (b"v=0", "the description of a stream (SDP), not a film: name a recording of it"),
+)
+"""What a file in a film's place begins with, in small letters, and what is said of it."""
+
+
+class MissingFileError(ClipError):
+    """No file has this path."""
+
+
+class ChangedError(ClipError):
+    """A file was replaced or written to while it was read."""
+
+    def __init__(self) -> None:
+        super().__init__("changed while it was read; run again")
+
+
+def check_unchanged(path: Path, file: FileIO, before: FileState) -> None:
+    """Raise ChangedError unless an open file is as before, and still the one of its path."""
+    try:
+        now = {read_state(file.fileno()), read_state(path)}
+    except OSError:  # the path leads nowhere any more
+        raise ChangedError from None
+    if now != {before}:
+        raise ChangedError
+
+
+def open_file(path: Path) -> FileIO:
+    """Open a regular file that may hold a film; never waits for one that is none.
+
+    Raises:
+        ClipError: no such file, no regular file (a folder, a pipe, a device), empty, or one that
+            only stands for others.
+        OSError: it cannot be read.
+    """
+    try:
+        _check_regular(path.stat().st_mode)  # before opening: that wakes some devices
+        file = FileIO(path, opener=_open_at_once)
+    except FileNotFoundError:
+        raise MissingFileError("no such file") from None
+    try:
+        found = os.fstat(file.fileno())
+        _check_regular(found.st_mode)  # it may have been replaced
+        if found.st_size == 0:
+            raise ClipError("the file is empty (0 bytes)")
+        start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+        file.seek(0)
+        for pointer, reason in _POINTERS:
+            if start.startswith(pointer):
+                raise ClipError(reason)
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def open_container(file: FileIO, hwaccel: HWAccel | None = None) -> InputContainer:
@@ -98,6 +168,31 @@ def check_decoded_size(stream: VideoStream) -> None:
     if width * height == 0:
         limit = MAX_PIXELS // 10**6
         raise ClipError(f"its pictures are damaged, or have more than {limit} megapixels")
+
+
+def decoder_version() -> str:
+    """Name and version of the decoder, for the fingerprint.
+
+    The same wherever a clip is decoded: a GPU decodes only codecs whose standards say every bit of
+    a frame (``pipeline.decode.nvdec``), and ``pipeline.decode.yuv`` makes of it the RGB that
+    software does.
+    """
+    libavcodec = ".".join(str(part) for part in av.library_versions["libavcodec"])
+    return f"PyAV {av.__version__}, libavcodec {libavcodec}"
+
+
+def _check_regular(mode: int) -> None:
+    if stat.S_ISREG(mode):
+        return
+    if stat.S_ISDIR(mode):
+        raise ClipError("a folder, not a video file")
+    kinds = {stat.S_IFIFO: "a pipe (FIFO)", stat.S_IFSOCK: "a socket"}
+    raise ClipError(f"{kinds.get(stat.S_IFMT(mode), 'a device')}, not a video file")
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opening a pipe waits for who writes to it; the path may lead to one by now."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 class _Content:

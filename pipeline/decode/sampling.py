@@ -24,10 +24,15 @@ from features.errors import ClipError
 from pipeline.decode.clock import EPSILON_S, LONGEST_STILL_S, count_ticks
 from pipeline.decode.demux import keeps_its_clock
 from pipeline.decode.display import Display
-from pipeline.decode.files import check_unchanged, open_file
 from pipeline.decode.notes import Notes
 from pipeline.decode.nvdec import NoHardwareError, Nvdec
-from pipeline.decode.opening import check_decoded_size, find_film, open_container
+from pipeline.decode.opening import (
+    check_decoded_size,
+    check_unchanged,
+    find_film,
+    open_container,
+    open_file,
+)
 from pipeline.decode.timeline import SeekMissedError, Timeline
 
 _log = logging.getLogger(__name__)
@@ -37,24 +42,32 @@ _SEEK_MARGINS_S = (0.5, 15.0)
 lands beyond where it finds none. The second is the next try; after it, reading starts at 0."""
 
 _MOST_TICKS = 256
-"""Of one ChosenFrame: a frame with more is given out several times."""
+"""Of one DecodedFrame: a frame with more is given out several times."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ChosenFrame:
-    """A frame that is on screen at one tick or more."""
+@dataclass(frozen=True, kw_only=True)
+class FrameRecord:
+    """Which frame of which clip: goes with it from the decoder to its rows in the store."""
 
+    clip: Clip
     pts_s: float
     """Presentation time, seconds from the clip's start (below 0 if shown since before it)."""
     phases: tuple[int, ...]
     """The phase of each of its ticks, in the order of the ticks."""
-    rgb: Tensor
-    """[H, W, 3] uint8, upright, of square pixels, on the device that was asked for."""
     decoder: str
     """``software:`` or ``nvdec:`` and the codec."""
 
 
-Frames = Generator[ChosenFrame, None, Mapping[str, float] | None]
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DecodedFrame:
+    """A frame that is on screen at one tick or more."""
+
+    record: FrameRecord
+    rgb: Tensor
+    """[H, W, 3] uint8, upright, of square pixels, on the device that was asked for."""
+
+
+Frames = Generator[DecodedFrame, None, Mapping[str, float] | None]
 """The chosen frames of a clip; returns its notes (``pipeline.decode.notes``) after the last."""
 
 
@@ -94,6 +107,7 @@ def iter_chosen_frames(
     *,
     check_state: Callable[[FileState], object] = lambda _: None,
     strict: bool = False,
+    hardware: Decoder | None = None,
 ) -> Frames:
     """Decode a clip and yield the frames on screen at the ticks of the clock (IV-C).
 
@@ -102,13 +116,12 @@ def iter_chosen_frames(
 
         pts_s   0.00  0.15  0.30        0.70 (end 0.80)       n_phases = 1
         ticks   0.0      0.2      0.4      0.6
-        chosen  0.00     0.15     0.30     0.30               one ChosenFrame with two phases
+        chosen  0.00     0.15     0.30     0.30               one DecodedFrame with two phases
 
     Only frames that are yielded are converted to RGB, by the matrix and range that the stream
     names (BT.601, limited, where it names none), each chroma sample standing for all its pixels.
-    They are shown as players do: ``pipeline.decode.display``. A frame that is not yielded is not
-    even decoded where no other refers to it, so damage within such a frame is not noticed. One
-    thread decodes: several clips at a time use the cores better (``pipeline.workers.prefetch``).
+    They are shown as players do: ``pipeline.decode.display``. One thread decodes:
+    several clips at a time use the cores better (``pipeline.workers.prefetch``).
 
     A CUDA device decodes itself what it can. What it cannot is decoded in software and brought to
     it, from the first frame on or from where the GPU gave up; ``decoder`` tells.
@@ -120,34 +133,21 @@ def iter_chosen_frames(
         check_state: Gets the state of the file that the frames came from, after the last of them;
             what it raises ends the clip.
         strict: Whether the least damage ends the clip; else a little is passed over.
+        hardware: Who decodes as far as it can; by default the CUDA device, where one is named.
 
     Raises:
         ClipError: no file, no video in it, not one frame to be had, the file breaks off, or it
             changed meanwhile; the frames before have been yielded.
     """
     device = torch.device(device)
-    hardware = Nvdec(device) if device.type == "cuda" else None
-    return iter_decoded(
-        clip, n_phases, hardware, Software(device), check_state=check_state, strict=strict
-    )
-
-
-def iter_decoded(
-    clip: Clip,
-    n_phases: int,
-    hardware: Decoder | None,
-    software: Decoder,
-    *,
-    check_state: Callable[[FileState], object] = lambda _: None,
-    strict: bool = False,
-) -> Frames:
-    """``iter_chosen_frames`` by these decoders; every tick has one frame, whoever decoded it."""
+    if hardware is None and device.type == "cuda":
+        hardware = Nvdec(device)
     try:
         with open_file(clip.path) as file:
             before = read_state(file.fileno())
             try:
                 notes = yield from _iter_with_fallback(
-                    file, clip, n_phases, hardware, software, strict=strict
+                    file, clip, n_phases, hardware, Software(device), strict=strict
                 )
             except Exception:  # damage in a file that changes is that of no content
                 check_unchanged(clip.path, file, before)
@@ -168,6 +168,7 @@ def _iter_with_fallback(
     *,
     strict: bool,
 ) -> Frames:
+    """Every tick has one frame, whoever decoded it."""
     notes = Notes()
     n_ticks = 0
     reason = ""
@@ -176,7 +177,7 @@ def _iter_with_fallback(
             # What a GPU makes of damage is not what software does: it gives up at any.
             for frame in _iter_by(hardware, file, clip, n_phases, notes, strict=True):
                 yield frame
-                n_ticks += len(frame.phases)
+                n_ticks += len(frame.record.phases)
             return notes.amounts
         except (ClipError, NoHardwareError) as error:  # a damaged file fails in software, too
             reason = str(error)
@@ -184,16 +185,16 @@ def _iter_with_fallback(
         if reason:
             _log.debug("clip %s: decoded in software: %s", clip.clip_id, reason)
             reason = ""
-        phases = frame.phases[n_ticks:]
-        n_ticks = max(0, n_ticks - len(frame.phases))
+        phases = frame.record.phases[n_ticks:]
+        n_ticks = max(0, n_ticks - len(frame.record.phases))
         if phases:
-            yield replace(frame, phases=phases)
+            yield replace(frame, record=replace(frame.record, phases=phases))
     return notes.amounts
 
 
 def _iter_by(
     decoder: Decoder, file: FileIO, clip: Clip, n_phases: int, notes: Notes, *, strict: bool
-) -> Iterator[ChosenFrame]:
+) -> Iterator[DecodedFrame]:
     """Raises ClipError as above, and NoHardwareError as the decoder does."""
     try:
         margins_s = [margin_s for margin_s in _SEEK_MARGINS_S if margin_s < (clip.start_s or 0)]
@@ -209,7 +210,6 @@ def _iter_by(
                         clip,
                         container,
                         stream,
-                        TICK_RATE_HZ * n_phases,
                         notes,
                         seek_margin_s=margin_s,
                         strict=strict,
@@ -237,7 +237,7 @@ def _can_be_sought(path: Path, _: FileState) -> bool:
 
 def _choose(
     clip: Clip, n_phases: int, timeline: Timeline, decoder: Decoder, notes: Notes
-) -> Iterator[ChosenFrame]:
+) -> Iterator[DecodedFrame]:
     rate_hz = TICK_RATE_HZ * n_phases
     origin_s = clip.start_s or 0.0
     end_s = np.inf if clip.end_s is None else clip.end_s
@@ -246,7 +246,7 @@ def _choose(
     tick = 0
     shown: tuple[float, VideoFrame] | None = None
 
-    def leave_screen(at_s: float) -> Iterator[ChosenFrame]:
+    def leave_screen(at_s: float) -> Iterator[DecodedFrame]:
         nonlocal tick
         first, tick = tick, max(tick, count_ticks(at_s, origin_s, rate_hz))
         if tick == first or shown is None:
@@ -258,12 +258,13 @@ def _choose(
             last = max(first, count_ticks(from_s + 1 / TICK_RATE_HZ, origin_s, rate_hz))
         rgb = display.show(shown[1], decoder.read_rgb(shown[1], stream))
         for k in range(first, last, _MOST_TICKS):
-            yield ChosenFrame(
+            record = FrameRecord(
+                clip=clip,
                 pts_s=shown[0] - origin_s,
                 phases=tuple(i % n_phases for i in range(k, min(k + _MOST_TICKS, last))),
-                rgb=rgb,
                 decoder=f"{decoder.name}:{stream.codec_context.name}",
             )
+            yield DecodedFrame(record=record, rgb=rgb)
 
     for now_s, frame in timeline:
         if now_s >= end_s - EPSILON_S:

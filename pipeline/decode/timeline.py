@@ -20,12 +20,10 @@ from features.contracts import Clip
 from features.errors import ClipError
 from pipeline.decode.clock import EPSILON_S, LONGEST_STILL_S, PendingTimes
 from pipeline.decode.demux import Demuxer, read_frame_s, time_base, to_seconds
-from pipeline.decode.losses import Losses
-from pipeline.decode.notes import Notes
-from pipeline.decode.skipping import Needs, Role, Ticks, read_nal_syntax
+from pipeline.decode.notes import Losses, Notes
 
-_N_AHEAD = 16
-"""Packets read before the first of them is decoded: H.264 shows no frame later than this."""
+_N_EARLY = 16
+"""Packets before the first frame that it may be shown after: H.264 shows none later than this."""
 
 _DAMAGE = (
     av.error.InvalidDataError,
@@ -37,9 +35,6 @@ _DAMAGE = (
 
 _N_PROBED = 32
 """Packets decoded twice where their times may be in stored order."""
-
-_PROGRESSIVE = 1
-"""FFmpeg's number for it. In an interlaced stream a packet may be half a frame."""
 
 
 class SeekMissedError(Exception):
@@ -54,7 +49,6 @@ class Timeline:
         clip: Clip,
         container: InputContainer,
         stream: VideoStream,
-        rate_hz: float,
         notes: Notes,
         *,
         seek_margin_s: float | None,
@@ -66,7 +60,6 @@ class Timeline:
             clip: What part is wanted.
             container: Its file.
             stream: Of the container.
-            rate_hz: Of the ticks: frames on screen at none of them may be left out.
             notes: What is unusual is added to them.
             seek_margin_s: Start reading this much before ``start_s``; None: at the file's start.
             strict: No damaged packet is passed over.
@@ -74,27 +67,20 @@ class Timeline:
         self.path = clip.path
         self.container = container
         self.stream = stream
-        self.rate_hz = rate_hz
         self.stream.thread_count = 1
         self.start_s = clip.start_s or 0.0
-        self.stop_s = np.inf if clip.end_s is None else clip.end_s
         self.notes = notes
         self.strict = strict
         self.seek_margin_s = seek_margin_s
         self.origin_s = 0.0
         """When the file's first frame appears, by the stream's clock."""
+        self._knows_origin = False
         self.end_s = 0.0
         """When the last frame read so far leaves the screen."""
         self._is_avi = "avi" in container.format.name.split(",")
         self._frame_s = read_frame_s(stream)
-        self._ticks: Ticks | None = None
-        """Known once the first frame tells the origin."""
         self._in_stored_order = False
         """Whether presentation times are in the order in which frames are stored, not shown."""
-        context = stream.codec_context
-        self._syntax = read_nal_syntax(context.name, container.format.name, context.extradata)
-        if context.name == "h264" and context.field_order != _PROGRESSIVE:
-            self._syntax = None
         self._begin()
 
     def _begin(self) -> None:
@@ -102,7 +88,7 @@ class Timeline:
         self._demuxer = Demuxer(self.container, self.stream)
         self._losses = Losses(strict=self.strict)
         self._n_repeated = self._n_skipped = 0
-        self._early: deque[int] = deque(maxlen=_N_AHEAD)
+        self._early: deque[int] = deque(maxlen=_N_EARLY)
         """Times of the last packets before the first frame."""
         self._held_until_s = -np.inf
         """When the last packet that shows the frame before once more ends, by the clock."""
@@ -162,19 +148,14 @@ class Timeline:
         return itertools.chain(filter(None, [first]), frames)
 
     def _set_origin(self, origin_s: float) -> None:
-        """The clock is known from now on, and so which frames the ticks need."""
         self.origin_s = origin_s
-        self._ticks = Ticks(
-            start_s=origin_s + self.start_s,
-            rate_hz=self.rate_hz,
-            end_s=origin_s + self.stop_s,
-        )
+        self._knows_origin = True
 
     def _timed(self, frames: Iterator[VideoFrame]) -> Iterator[tuple[float, VideoFrame]]:
         last_s = -np.inf
         for frame in frames:
             clock_s = self._read_clock(frame)
-            if self._ticks is None and clock_s is not None:  # those before it told no times
+            if not self._knows_origin and clock_s is not None:  # those before it told no times
                 self._set_origin(clock_s - self.end_s)
             now_s = self.end_s if clock_s is None else clock_s - self.origin_s
             if now_s <= last_s:
@@ -228,7 +209,7 @@ class Timeline:
 
     def _decode(self, packets: Iterator[Packet[Stream]]) -> Iterator[VideoFrame]:
         has_key = has_frame = False
-        for packet in self._iter_needed(packets):
+        for packet in packets:
             has_key |= packet.is_keyframe
             if not packet.size:
                 self._n_repeated += 1
@@ -244,7 +225,7 @@ class Timeline:
                 continue
             self._losses.read()
             if not has_frame and packet.pts is not None and not packet.is_discard:
-                self._n_skipped += len(self._early) == _N_AHEAD
+                self._n_skipped += len(self._early) == _N_EARLY
                 self._early.append(packet.pts)
             self._pending.push(packet.pts)
             has_frame |= bool(frames)
@@ -278,40 +259,3 @@ class Timeline:
     def _read_duration_s(self, packet: Packet[Stream]) -> float:
         duration_s = to_seconds(self.stream, packet.duration or 0)
         return duration_s if 0 < duration_s <= LONGEST_STILL_S else self._frame_s
-
-    def _iter_needed(self, packets: Iterator[Packet[Stream]]) -> Iterator[Packet[Stream]]:
-        """The packets to decode. Some are read ahead: a frame lasts until the next one comes."""
-        coming: deque[Packet[Stream]] = deque()
-        roles: deque[tuple[float, Role]] = deque()
-        needs = Needs()
-        n_ahead = 0 if self._syntax is None else _N_AHEAD
-        packet = next(packets, None)
-        while packet is not None or coming:
-            if packet is not None:
-                coming.append(packet)
-                roles.append(self._read_role(packet))
-                packet = next(packets, None)
-            if packet is not None and len(coming) <= n_ahead:
-                continue
-            if self._is_needed(needs, roles):
-                yield coming[0]
-            else:
-                self._losses.pass_by()
-            coming.popleft()
-            pts_s, role = roles.popleft()
-            if role is not Role.UNKNOWN:
-                needs.pass_by(pts_s)
-
-    def _is_needed(self, needs: Needs, coming: Sequence[tuple[float, Role]]) -> bool:
-        if self._ticks is None or self._syntax is None:
-            return True
-        # Some files stamp frames in the order in which they are stored, not shown.
-        if self.stream.codec_context.has_b_frames and not needs.is_reordered(coming):
-            return True
-        return needs.is_needed(self._ticks, coming)
-
-    def _read_role(self, packet: Packet[Stream]) -> tuple[float, Role]:
-        """When the frame of a packet appears by the stream's clock, and what it is to others."""
-        if packet.pts is None or self._syntax is None or packet.is_corrupt or packet.is_discard:
-            return 0.0, Role.UNKNOWN
-        return to_seconds(self.stream, packet.pts), self._syntax.read_role(memoryview(packet))

@@ -1,4 +1,4 @@
-"""Frames through the networks of stage one: faces -> crops -> both CNNs."""
+"""The networks of stage one: decoded frames -> faces and crops -> the features of both CNNs."""
 
 from __future__ import annotations
 
@@ -16,19 +16,17 @@ from features.networks.context_cnn import ContextCNN
 from features.networks.face_network import FACE_BATCH, read_face_network
 from features.networks.runtime import choose_batch, compile_network, run_padded
 from pipeline.config import ExtractConfig
-from pipeline.decode.sampling import ChosenFrame
+from pipeline.decode.sampling import DecodedFrame, FrameRecord
 from pipeline.detect.keyframes import count_chunk_frames, find_faces_tracked
 from pipeline.detect.mtcnn import FaceDetector
 from pipeline.embed.crops import FaceCut, crop_context, crop_faces, cut_faces
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LookedFrame:
-    """A frame after detection, with what the CNNs are to look at."""
+class DetectedFrame:
+    """A frame after detection, with the crops that are the CNNs' input."""
 
-    pts_s: float
-    phases: tuple[int, ...]
-    decoder: str
+    record: FrameRecord
     faces: Faces
     """A faces, all of this frame, largest first."""
     context_crop: Tensor
@@ -38,12 +36,10 @@ class LookedFrame:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class SeenFrame:
+class EmbeddedFrame:
     """A frame's features."""
 
-    pts_s: float
-    phases: tuple[int, ...]
-    decoder: str
+    record: FrameRecord
     faces: Faces
     context_7x7: NDArray[np.float16]
     """[512, 7, 7]"""
@@ -55,7 +51,7 @@ class SeenFrame:
     """[A, 512, h, w], where the config asks for it."""
 
 
-class Seer:
+class FrameEncoder:
     """Holds the networks of stage one on one device; several threads may use it at once."""
 
     def __init__(
@@ -83,14 +79,14 @@ class Seer:
         )
 
     def chunk_frames(self, split: str) -> int:
-        """Frames of a clip of this split to give to ``look`` at once, at most."""
+        """Frames of a clip of this split to give to ``detect`` at once, at most."""
         if self.config.detect == "tracked":
             return count_chunk_frames(self.config.n_phases(split))
         return 32 if self.device.type == "cuda" else 4
 
     @torch.inference_mode()
-    def look(self, frames: Sequence[ChosenFrame]) -> list[LookedFrame]:
-        """Find the faces of a chunk of a clip and cut out what the CNNs look at.
+    def detect(self, frames: Sequence[DecodedFrame]) -> list[DetectedFrame]:
+        """Find the faces of a chunk of a clip and cut out the crops for the CNNs.
 
         Args:
             frames: Of one size, in time order. What is found is a function of the chunk alone.
@@ -102,37 +98,31 @@ class Seer:
         else:
             faces = self.detector.find_faces(rgb, min_face_px)
         context_crops, cuts = crop_context(rgb), cut_faces(rgb, faces)
-        looked = []
-        for i, frame in enumerate(frames):
-            rows = np.flatnonzero(faces.frame == i)
-            looked.append(
-                LookedFrame(
-                    pts_s=frame.pts_s,
-                    phases=frame.phases,
-                    decoder=frame.decoder,
-                    faces=faces.choose(rows),
-                    context_crop=context_crops[i],
-                    face_cuts=[cuts[row] for row in rows],
-                )
+        rows = [np.flatnonzero(faces.frame == i) for i in range(len(frames))]
+        return [
+            DetectedFrame(
+                record=frame.record,
+                faces=faces.choose(rows[i]),
+                context_crop=context_crops[i],
+                face_cuts=[cuts[row] for row in rows[i]],
             )
-        return looked
+            for i, frame in enumerate(frames)
+        ]
 
     @torch.inference_mode()
-    def embed(self, frames: Sequence[LookedFrame]) -> list[SeenFrame]:
+    def embed(self, frames: Sequence[DetectedFrame]) -> list[EmbeddedFrame]:
         """Run both CNNs; the frames may be of several clips, at least one."""
         context_crops = torch.stack([frame.context_crop for frame in frames])
         pooled = run_padded(self.context_cnn, context_crops, batch=self.batch, multiple=self.batch)
         pooled_7x7, pooled_2x2 = map(_half, pooled)
         vector, face_map = self._embed_faces([cut for frame in frames for cut in frame.face_cuts])
-        seen, first = [], 0
+        embedded, first = [], 0
         for i, frame in enumerate(frames):
             rows = slice(first, first + len(frame.face_cuts))
             first = rows.stop
-            seen.append(
-                SeenFrame(
-                    pts_s=frame.pts_s,
-                    phases=frame.phases,
-                    decoder=frame.decoder,
+            embedded.append(
+                EmbeddedFrame(
+                    record=frame.record,
                     faces=frame.faces,
                     context_7x7=pooled_7x7[i],
                     context_2x2=pooled_2x2[i],
@@ -140,7 +130,7 @@ class Seer:
                     face_map=None if face_map is None else face_map[rows],
                 )
             )
-        return seen
+        return embedded
 
     def _embed_faces(
         self, cuts: Sequence[FaceCut | Tensor]

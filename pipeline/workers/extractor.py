@@ -1,4 +1,7 @@
-"""Runs clips through stage one up to the store's door, in one process."""
+"""Holds what one worker process needs to turn clips into features, and runs clips through it.
+
+The work is that of ``pipeline.workers.stages``; here its results become the parts of each clip.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,11 @@ from features.contracts import SPLITS, Clip, ClipFeatures
 from features.memory import keep_freed_memory
 from features.networks.runtime import choose_device, choose_precision
 from pipeline.decode.sampling import Frames, iter_chosen_frames
-from pipeline.embed.encoder import SeenFrame, Seer
+from pipeline.embed.encoder import EmbeddedFrame, FrameEncoder
 from pipeline.inputs import InputFile, Inputs, ReadTwice
 from pipeline.workers.messages import Begun, ClipEnd, Machine, Progressed, Timing, Work
 from pipeline.workers.rows import iter_parts
-from pipeline.workers.stages import Flow, FlowSize
+from pipeline.workers.stages import StageLimits, Stages
 
 _CPU_DECODED_BYTES, _CUDA_DECODED_BYTES = 64 << 20, 1 << 30
 _CHUNK_BYTES = 48 << 20
@@ -55,8 +58,8 @@ class Extractor:
         if self._device.type == "cuda":  # TF32 is not the float32 that the fingerprint speaks of
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cuda.matmul.allow_tf32 = False
-        torch.set_num_threads(1)  # each thread of the flow keeps a core busy
-        self._seer = Seer(work.config, work.face_weights, self._device, work.n_threads)
+        torch.set_num_threads(1)  # each thread of the stages keeps a core busy
+        self._encoder = FrameEncoder(work.config, work.face_weights, self._device, work.n_threads)
 
     def iter_items(
         self, clips: Iterable[Clip], tell: Callable[[Begun | Progressed], None] = lambda _: None
@@ -72,17 +75,17 @@ class Extractor:
         """
         config = self._work.config
         self._read_twice = ReadTwice()
-        flow = Flow(
-            self._seer,
+        stages = Stages(
+            self._encoder,
             self.iter_frames,
             self._prepare,
-            choose_size(self._work),
+            choose_limits(self._work),
             begin=lambda clip: tell(Begun(clip_id=clip.clip_id)),
         )
         phases = {split: config.n_phases(split) for split in SPLITS}
-        with contextlib.closing(flow.iter_features(clips)) as features:
+        with contextlib.closing(stages.iter_features(clips)) as features:
             yield from iter_parts(_tell_progress(features, tell), phases)
-        yield Timing(step_s=flow.step_s)
+        yield Timing(step_s=stages.step_s)
 
     def iter_frames(self, clip: Clip) -> Frames:
         """Decode a clip."""
@@ -101,10 +104,10 @@ class Extractor:
         return found
 
 
-def choose_size(work: Work) -> FlowSize:
+def choose_limits(work: Work) -> StageLimits:
     """How much to have under way on a device."""
     on_gpu = torch.device(work.device).type == "cuda"
-    return FlowSize(
+    return StageLimits(
         n_threads=work.n_threads,
         n_decoders=work.n_decoders,
         decoded_bytes=_CUDA_DECODED_BYTES if on_gpu else _CPU_DECODED_BYTES,
@@ -114,8 +117,8 @@ def choose_size(work: Work) -> FlowSize:
 
 
 def _tell_progress(
-    features: Iterable[tuple[Clip, SeenFrame] | ClipEnd], tell: Callable[[Progressed], None]
-) -> Iterator[tuple[Clip, SeenFrame] | ClipEnd]:
+    features: Iterable[EmbeddedFrame | ClipEnd], tell: Callable[[Progressed], None]
+) -> Iterator[EmbeddedFrame | ClipEnd]:
     told_s = time.monotonic()
     for item in features:
         if time.monotonic() - told_s > _PROGRESS_S:

@@ -1,4 +1,7 @@
-"""Decodes the next clips in background threads while the networks look at this one."""
+"""Decodes the next clips in background threads while this one goes through the networks.
+
+A thread decodes a clip at a time, frame by frame; nothing is batched here, and no network runs.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from features.contracts import Clip
-from pipeline.decode.sampling import ChosenFrame, Frames
+from pipeline.decode.sampling import DecodedFrame, Frames
 
 _CLIPS_AHEAD_PER_THREAD = 2
 """How far threads run ahead where clips are short, broken or small: not over a whole manifest, as
@@ -155,7 +158,7 @@ class FramesAhead(Generic[Prepared]):
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> ChosenFrame:
+    def __next__(self) -> DecodedFrame:
         """Raises ValueError once the next clip is read or the Prefetcher is closed."""
         frame = self._buffer.take(self.number, self._decoding)
         if frame is None:
@@ -170,7 +173,7 @@ class _Buffer:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._changed = threading.Condition()
-        self._frames: dict[int, deque[ChosenFrame]] = defaultdict(deque)
+        self._frames: dict[int, deque[DecodedFrame]] = defaultdict(deque)
         self._n_bytes: dict[int, int] = defaultdict(int)
         """Of the frames that wait, by clip."""
         self._reading = 0
@@ -181,7 +184,7 @@ class _Buffer:
         """Whether anybody may still read this clip."""
         return not self._closed and number >= self._reading
 
-    def put(self, number: int, frame: ChosenFrame) -> bool:
+    def put(self, number: int, frame: DecodedFrame) -> bool:
         """Adds a frame once there is room. Returns False if nobody will read it."""
         n_bytes = frame.rgb.nbytes
         with self._changed:
@@ -193,7 +196,7 @@ class _Buffer:
             self._changed.notify_all()
             return True
 
-    def take(self, number: int, decoding: Future[Mapping[str, float]]) -> ChosenFrame | None:
+    def take(self, number: int, decoding: Future[Mapping[str, float]]) -> DecodedFrame | None:
         """The clip's next frame; None if there is none left and its decoder has ended."""
         with self._changed:
             if not self._closed and number == self._reading:

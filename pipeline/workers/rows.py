@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from features.contracts import Clip, ClipFeatures
 from pipeline.detect.tracker import Tracker
-from pipeline.embed.encoder import SeenFrame
+from pipeline.embed.encoder import EmbeddedFrame
 from pipeline.workers.messages import ClipEnd
 
 PART_FRAMES = 256
@@ -19,7 +19,7 @@ PART_FACES = 1024
 
 
 def iter_parts(
-    items: Iterable[tuple[Clip, SeenFrame] | ClipEnd], n_phases: dict[str, int]
+    items: Iterable[EmbeddedFrame | ClipEnd], n_phases: dict[str, int]
 ) -> Iterator[ClipFeatures | ClipEnd]:
     """Turn frames into rows: one for each tick of a frame, and so its faces.
 
@@ -39,10 +39,10 @@ def iter_parts(
             rows = _Rows()
             yield item
             continue
-        clip, seen = item
-        track = rows.follow(seen)
-        for phase in seen.phases:
-            rows.add(seen, phase, track)
+        clip = item.record.clip
+        track = rows.follow(item)
+        for phase in item.record.phases:
+            rows.add(item, phase, track)
             if rows.n_frames >= PART_FRAMES or rows.n_faces >= PART_FACES:
                 yield rows.gather(clip, n_phases[clip.split])
 
@@ -52,7 +52,7 @@ class _Rows:
 
     def __init__(self) -> None:
         self._tracker = Tracker()
-        self._seen: list[tuple[SeenFrame, int, NDArray[np.int32]]] = []
+        self._rows: list[tuple[EmbeddedFrame, int, NDArray[np.int32]]] = []
         """A row: the frame, its phase, the tracks of its faces."""
         self.n_faces = 0
         """Of these rows."""
@@ -61,22 +61,23 @@ class _Rows:
 
     @property
     def n_frames(self) -> int:
-        return len(self._seen)
+        return len(self._rows)
 
-    def follow(self, seen: SeenFrame) -> NDArray[np.int32]:
+    def follow(self, frame: EmbeddedFrame) -> NDArray[np.int32]:
         """The tracks of a frame's faces; call it once for each frame of the clip, in order."""
-        return self._tracker.follow(seen.faces.box_px, seen.pts_s)
+        return self._tracker.follow(frame.faces.box_px, frame.record.pts_s)
 
-    def add(self, seen: SeenFrame, phase: int, track: NDArray[np.int32]) -> None:
+    def add(self, frame: EmbeddedFrame, phase: int, track: NDArray[np.int32]) -> None:
         """Add the row of one tick of a frame."""
-        self._decoders[seen.decoder] = None
-        self._seen.append((seen, phase, track))
+        self._decoders[frame.record.decoder] = None
+        self._rows.append((frame, phase, track))
         self.n_faces += len(track)
 
     def gather(self, clip: Clip, n_phases: int) -> ClipFeatures:
         """The rows as a part of the clip; they are forgotten, the people are not."""
-        frames = [seen for seen, _, _ in self._seen]
-        faces = [seen.faces for seen in frames]
+        frames = [frame for frame, _, _ in self._rows]
+        faces = [frame.faces for frame in frames]
+        maps = [frame.face_map for frame in frames if frame.face_map is not None]
         part = ClipFeatures(
             clip_id=clip.clip_id,
             label=clip.label,
@@ -88,24 +89,19 @@ class _Rows:
             end_s=clip.end_s,
             n_phases=n_phases,
             extra=clip.extra,
-            pts_s=np.array([seen.pts_s for seen in frames]),
-            phase=np.array([phase for _, phase, _ in self._seen], dtype=np.int16),
-            context_7x7=np.stack([seen.context_7x7 for seen in frames]),
-            context_2x2=np.stack([seen.context_2x2 for seen in frames]),
+            pts_s=np.array([frame.record.pts_s for frame in frames]),
+            phase=np.array([phase for _, phase, _ in self._rows], dtype=np.int16),
+            context_7x7=np.stack([frame.context_7x7 for frame in frames]),
+            context_2x2=np.stack([frame.context_2x2 for frame in frames]),
             face_frame=np.repeat(np.arange(len(frames)), [len(f.score) for f in faces]).astype(
                 np.int32
             ),
             box_px=np.concatenate([f.box_px for f in faces]),
             score=np.concatenate([f.score for f in faces]),
             landmarks_px=np.concatenate([f.landmarks_px for f in faces]),
-            track=np.concatenate([track for _, _, track in self._seen]),
-            face_vector=np.concatenate([seen.face_vector for seen in frames]),
-            face_map=_join_maps(frames),
+            track=np.concatenate([track for _, _, track in self._rows]),
+            face_vector=np.concatenate([frame.face_vector for frame in frames]),
+            face_map=np.concatenate(maps) if maps else None,
         )
-        self._seen, self.n_faces = [], 0
+        self._rows, self.n_faces = [], 0
         return part
-
-
-def _join_maps(frames: list[SeenFrame]) -> NDArray[np.float16] | None:
-    maps = [seen.face_map for seen in frames if seen.face_map is not None]
-    return np.concatenate(maps) if maps else None

@@ -1,11 +1,13 @@
-"""Clips to features while decoding, detection and the CNNs overlap; order never depends on timing.
+"""Runs clips through decoding, detection and the CNNs at once; order never depends on timing.
 
 ::
 
-    decoders --chunks of a clip--> look --frames of many clips--> embed --> in the clips' order
+    decoders --chunks of a clip--> detect --batches of many clips--> embed --> in the clips' order
 
-A chunk is of one clip, so what is found in it is a function of that clip alone. The CNNs get their
-batches across clips; what a row gives does not depend on its batch.
+Work is done in threads: those of the decoders (``pipeline.workers.prefetch``), and those of the
+networks, which call ``FrameEncoder``. The caller's thread makes the chunks and the batches. A chunk
+is of one clip, so what is found in it is a function of that clip alone. The CNNs get their batches
+across clips; what a row gives does not depend on its batch.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ from typing import TypeVar
 from features.contracts import Clip
 from features.errors import ClipError
 from features.store.index import Failure
-from pipeline.decode.sampling import ChosenFrame, Frames
-from pipeline.embed.encoder import LookedFrame, SeenFrame, Seer
+from pipeline.decode.sampling import DecodedFrame, Frames
+from pipeline.embed.encoder import DetectedFrame, EmbeddedFrame, FrameEncoder
 from pipeline.inputs import InputFile
 from pipeline.workers.faults import is_fault
 from pipeline.workers.messages import ClipEnd
@@ -39,19 +41,14 @@ _BATCH_FACES = 256
 T = TypeVar("T")
 U = TypeVar("U")
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Chunk:
-    clip: Clip
-    frames: list[ChosenFrame]
-
-
-Looked = tuple[Clip, LookedFrame] | Failure | ClipEnd
-Seen = tuple[Clip, SeenFrame] | Failure | ClipEnd
+_Chunk = list[DecodedFrame]
+"""Frames of one clip and one size, at least one."""
+_Detected = DetectedFrame | Failure | ClipEnd
+_Embedded = EmbeddedFrame | Failure | ClipEnd
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlowSize:
+class StageLimits:
     """How much is under way at once: what bounds the memory, whatever the clips are."""
 
     n_threads: int
@@ -71,30 +68,30 @@ class FlowSize:
         return self.n_threads + 2
 
 
-class Flow:
+class Stages:
     """Runs clips through all stages up to the store; keeps how long each stage took."""
 
     def __init__(
         self,
-        seer: Seer,
+        encoder: FrameEncoder,
         decode: Callable[[Clip], Frames],
         prepare: Callable[[Clip], InputFile],
-        size: FlowSize,
+        limits: StageLimits,
         begin: Callable[[Clip], None] = lambda _: None,
     ) -> None:
         """Nothing runs yet.
 
         Args:
-            seer: The networks.
+            encoder: The networks.
             decode: A clip's frames; runs in a thread, as does the next.
             prepare: Reads the hash of a clip's file.
-            size: How much is under way at once.
+            limits: How much is under way at once.
             begin: Called when the frames of a clip are about to be taken, one clip after another.
         """
-        self._seer = seer
+        self._encoder = encoder
         self._decode = decode
         self._prepare = prepare
-        self._size = size
+        self._limits = limits
         self._begin = begin
         self._lock = Lock()
         self._step_s: dict[str, float] = defaultdict(float)
@@ -104,29 +101,29 @@ class Flow:
         """Step -> seconds spent in it by all threads together."""
         return dict(self._step_s)
 
-    def iter_features(self, clips: Iterable[Clip]) -> Generator[tuple[Clip, SeenFrame] | ClipEnd]:
+    def iter_features(self, clips: Iterable[Clip]) -> Generator[EmbeddedFrame | ClipEnd]:
         """Yield each clip's frames in order, then its end, clip after clip.
 
         A clip that goes wrong has an end with a failure; of what it raises nothing comes out here
         but faults of the process (``pipeline.workers.faults``). Closing the generator stops all
         threads.
         """
-        size = self._size
+        limits = self._limits
         with (
             Prefetcher(
                 clips,
                 self._prepare,
                 self._timed_decode,
-                n_threads=size.n_decoders,
-                max_bytes=size.decoded_bytes,
+                n_threads=limits.n_decoders,
+                max_bytes=limits.decoded_bytes,
             ) as ahead,
-            _pool(size.n_threads) as pool,
+            _pool(limits.n_threads) as pool,
         ):
             chunks = self._iter_chunks(ahead)
-            looked = _map_in_order(pool, self._look, chunks, size.n_ahead)
-            batches = _iter_batches(looked, size.batch_frames)
+            detected = _map_in_order(pool, self._detect, chunks, limits.n_ahead)
+            batches = _iter_batches(detected, limits.batch_frames)
             failed: dict[str, Failure] = {}
-            for items in _map_in_order(pool, self._embed, batches, size.n_ahead):
+            for items in _map_in_order(pool, self._embed, batches, limits.n_ahead):
                 for item in items:
                     if isinstance(item, Failure):
                         failed[item.clip_id] = item
@@ -134,7 +131,7 @@ class Flow:
                         failure = item.failure or failed.get(item.clip.clip_id)
                         failed.pop(item.clip.clip_id, None)
                         yield ClipEnd(clip=item.clip, failure=failure) if failure else item
-                    elif item[0].clip_id not in failed:
+                    elif item.record.clip.clip_id not in failed:
                         yield item
 
     def _timed_decode(self, clip: Clip) -> Frames:
@@ -154,49 +151,48 @@ class Flow:
             if isinstance(file, Failure):
                 yield ClipEnd(clip=clip, failure=file)
                 continue
-            limit, chunk = self._seer.chunk_frames(clip.split), list[ChosenFrame]()
+            limit, chunk = self._encoder.chunk_frames(clip.split), _Chunk()
             while True:
                 frame = _attempt(clip, "decode", partial(next, frames, None))
                 if isinstance(frame, Failure):
                     yield ClipEnd(clip=clip, failure=frame)
                     break
                 if chunk and not (frame and self._fits(chunk, frame, limit)):
-                    yield _Chunk(clip=clip, frames=chunk)
+                    yield chunk
                     chunk = []
                 if frame is None:
                     yield ClipEnd(clip=clip, file=file, notes=frames.notes)
                     break
                 chunk.append(frame)
 
-    def _fits(self, chunk: Sequence[ChosenFrame], frame: ChosenFrame, limit: int) -> bool:
+    def _fits(self, chunk: _Chunk, frame: DecodedFrame, limit: int) -> bool:
         n_bytes = (len(chunk) + 1) * frame.rgb.nbytes
         same_size = chunk[0].rgb.shape == frame.rgb.shape
-        return same_size and len(chunk) < limit and n_bytes <= self._size.chunk_bytes
+        return same_size and len(chunk) < limit and n_bytes <= self._limits.chunk_bytes
 
-    def _look(self, chunk: _Chunk | ClipEnd) -> list[Looked]:
+    def _detect(self, chunk: _Chunk | ClipEnd) -> Sequence[_Detected]:
         if isinstance(chunk, ClipEnd):
             return [chunk]
         with self._timed("detect"):
-            looked = _attempt(chunk.clip, "detect", lambda: self._seer.look(chunk.frames))
-        if isinstance(looked, Failure):
-            return [looked]
-        return [(chunk.clip, frame) for frame in looked]
+            clip = chunk[0].record.clip
+            detected = _attempt(clip, "detect", partial(self._encoder.detect, chunk))
+        return [detected] if isinstance(detected, Failure) else detected
 
-    def _embed(self, items: list[Looked]) -> list[Seen]:
-        frames = [item for item in items if isinstance(item, tuple)]
+    def _embed(self, items: list[_Detected]) -> list[_Embedded]:
+        frames = [item for item in items if not isinstance(item, Failure | ClipEnd)]
+        others = [item for item in items if isinstance(item, Failure | ClipEnd)]
         if not frames:
-            return [item for item in items if not isinstance(item, tuple)]
+            return [*others]
         with self._timed("embed"):
-            seen = _attempt(
-                frames[0][0], "embed", lambda: self._seer.embed([frame for _, frame in frames])
-            )
-        if isinstance(seen, Failure):
-            clip_ids = {clip.clip_id: clip for clip, _ in frames}
-            if len(clip_ids) > 1:  # one clip must not spoil the others
+            clip = frames[0].record.clip
+            embedded = _attempt(clip, "embed", partial(self._encoder.embed, frames))
+        if isinstance(embedded, Failure):
+            if len({frame.record.clip.clip_id for frame in frames}) > 1:
+                # one clip must not spoil the others
                 return [out for part in _split_by_clip(items) for out in self._embed(part)]
-            return [seen, *(item for item in items if not isinstance(item, tuple))]
-        rows = iter(seen)
-        return [(item[0], next(rows)) if isinstance(item, tuple) else item for item in items]
+            return [embedded, *others]
+        rows = iter(embedded)
+        return [item if isinstance(item, Failure | ClipEnd) else next(rows) for item in items]
 
     @contextlib.contextmanager
     def _timed(self, step: str) -> Iterator[None]:
@@ -225,16 +221,18 @@ def _attempt(clip: Clip, step: str, action: Callable[[], T]) -> T | Failure:
     return Failure(clip_id=clip.clip_id, path=str(clip.path), step=step, reason=reason)
 
 
-def _iter_batches(looked: Iterable[list[Looked]], n_frames: int) -> Iterator[list[Looked]]:
+def _iter_batches(
+    detected: Iterable[Sequence[_Detected]], n_frames: int
+) -> Iterator[list[_Detected]]:
     """Lists of items with ``n_frames`` frames each, fewer where these are full of faces."""
-    batch: list[Looked] = []
+    batch: list[_Detected] = []
     n_faces = count = 0
-    for items in looked:
+    for items in detected:
         for item in items:
             batch.append(item)
-            if isinstance(item, tuple):
+            if not isinstance(item, Failure | ClipEnd):
                 count += 1
-                n_faces += len(item[1].faces.score)
+                n_faces += len(item.faces.score)
             if count == n_frames or n_faces >= _BATCH_FACES:
                 yield batch
                 batch, count, n_faces = [], 0, 0
@@ -242,12 +240,12 @@ def _iter_batches(looked: Iterable[list[Looked]], n_frames: int) -> Iterator[lis
         yield batch
 
 
-def _split_by_clip(items: Sequence[Looked]) -> list[list[Looked]]:
+def _split_by_clip(items: Sequence[_Detected]) -> list[list[_Detected]]:
     """Cut items where the clip changes; ends and failures stay behind their clip's frames."""
-    parts: list[list[Looked]] = []
+    parts: list[list[_Detected]] = []
     last = ""
     for item in items:
-        clip_id = item[0].clip_id if isinstance(item, tuple) else last
+        clip_id = last if isinstance(item, Failure | ClipEnd) else item.record.clip.clip_id
         if not parts or clip_id != last:
             parts.append([])
         parts[-1].append(item)

@@ -13,20 +13,22 @@ import pytest
 from features.contracts import Clip
 from features.store.reader import open_store
 from pipeline.config import ExtractConfig
-from pipeline.decode.sampling import ChosenFrame, iter_chosen_frames
+from pipeline.decode.sampling import DecodedFrame, iter_chosen_frames
 from pipeline.extract import run_extract
 from tests.builders import write_face_video
 from tests.pipeline.decode.test_nvdec import DECODED, noisy_frames
 from tests.videos import turn_display, write_video
 
 
-def choose(path: Path, device: str) -> list[ChosenFrame]:
+def choose(path: Path, device: str) -> list[DecodedFrame]:
     clip = Clip(clip_id="a", path=path, label="", split="test")
     return list(iter_chosen_frames(clip, 2, device))
 
 
-def assert_same(found: list[ChosenFrame], expected: list[ChosenFrame]) -> None:
-    assert [(f.pts_s, f.phases) for f in found] == [(f.pts_s, f.phases) for f in expected]
+def assert_same(found: list[DecodedFrame], expected: list[DecodedFrame]) -> None:
+    assert [(f.record.pts_s, f.record.phases) for f in found] == [
+        (f.record.pts_s, f.record.phases) for f in expected
+    ]
     for a, b in zip(found, expected, strict=True):
         assert a.rgb.device.type == "cuda"
         away = (a.rgb.cpu().int() - b.rgb.int()).abs()
@@ -43,7 +45,7 @@ def test_frames_of_the_gpu_are_those_of_software(
     path = write_video(tmp_path / name, noisy_frames(12, height, width), **how)
     found = choose(path, "cuda")
     assert_same(found, choose(path, "cpu"))
-    assert {frame.decoder for frame in found} == {f"nvdec:{codec}"}
+    assert {frame.record.decoder for frame in found} == {f"nvdec:{codec}"}
 
 
 @pytest.mark.gpu
@@ -63,7 +65,7 @@ def test_what_the_gpu_does_not_decode_is_brought_to_it(tmp_path: Path, how: dict
     path = write_video(tmp_path / "a.mp4", noisy_frames(6, 240, 320), **how)
     found = choose(path, "cuda")
     assert_same(found, choose(path, "cpu"))
-    assert {frame.decoder.split(":")[0] for frame in found} == {"software"}
+    assert {frame.record.decoder.split(":")[0] for frame in found} == {"software"}
 
 
 @pytest.mark.gpu
@@ -75,7 +77,7 @@ def test_several_decoders_of_the_gpu_work_at_once(tmp_path: Path) -> None:
         found = list(pool.map(lambda path: choose(path, "cuda"), paths * 4))
     for frames, path in zip(found, paths * 4, strict=True):
         assert_same(frames, choose(path, "cpu"))
-        assert {frame.decoder for frame in frames} == {"nvdec:h264"}
+        assert {frame.record.decoder for frame in frames} == {"nvdec:h264"}
 
 
 @pytest.mark.gpu

@@ -17,7 +17,7 @@ from features.disk import read_state
 from features.fingerprint import hash_file
 from features.store.reader import open_store
 from pipeline.config import ExtractConfig
-from pipeline.decode.files import ChangedError
+from pipeline.decode.opening import ChangedError
 from pipeline.decode.sampling import Frames
 from pipeline.extract import run_extract
 from pipeline.inputs import Inputs, ReadTwice

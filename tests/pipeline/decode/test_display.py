@@ -20,16 +20,16 @@ import pipeline.decode.opening
 from features.contracts import Clip
 from features.errors import ClipError
 from pipeline.decode.display import _stretch, choose_orientation, keep_first_field, read_orientation
-from pipeline.decode.sampling import ChosenFrame, iter_chosen_frames
+from pipeline.decode.sampling import DecodedFrame, iter_chosen_frames
 from tests.videos import frame_number, grey_frames, turn_display, write_video
 
 Ratio = tuple[int, int]
 
 
-def choose(path: Path) -> tuple[list[ChosenFrame], Mapping[str, float]]:
+def choose(path: Path) -> tuple[list[DecodedFrame], Mapping[str, float]]:
     """The frames of a film, and what was noted."""
     clip = Clip(clip_id="a", path=path, label="", split="test")
-    found: list[ChosenFrame] = []
+    found: list[DecodedFrame] = []
 
     def gather() -> Mapping[str, float]:
         frames = iter_chosen_frames(clip, 1)

@@ -23,14 +23,13 @@ from features.contracts import Clip, Faces
 from features.errors import ClipError
 from pipeline.decode.nvdec import NoHardwareError, Nvdec, check_frame, convert_planes
 from pipeline.decode.opening import open_container
-from pipeline.decode.sampling import ChosenFrame, Software, iter_decoded
-from pipeline.embed.encoder import SeenFrame
+from pipeline.decode.sampling import DecodedFrame, FrameRecord, iter_chosen_frames
+from pipeline.embed.encoder import EmbeddedFrame
 from pipeline.inputs import InputFile
 from pipeline.workers.messages import ClipEnd
 from pipeline.workers.rows import iter_parts
 from tests.videos import ONE_THREAD, keep_first, turn_display, write_video
 
-CPU = torch.device("cpu")
 FILE = InputFile(n_bytes=1, mtime_ns=1, sha256="0" * 64)
 PLANES_OF = {"yuv420p": "nv12", "yuv420p10le": "p010le"}
 """How a GPU lays out what software lays out so."""
@@ -61,8 +60,8 @@ def make_clip(path: Path, **part: float) -> Clip:
     return Clip(clip_id="a", path=path, label="", split="test", **part)  # type: ignore[arg-type]
 
 
-def choose(path: Path, gpu: Nvdec | None, n_phases: int = 1, **part: float) -> list[ChosenFrame]:
-    return list(iter_decoded(make_clip(path, **part), n_phases, gpu, Software(CPU)))
+def choose(path: Path, gpu: Nvdec | None, n_phases: int = 1, **part: float) -> list[DecodedFrame]:
+    return list(iter_chosen_frames(make_clip(path, **part), n_phases, hardware=gpu))
 
 
 def noisy_frames(n_frames: int, height: int = 48, width: int = 64) -> list[NDArray[np.uint8]]:
@@ -71,8 +70,10 @@ def noisy_frames(n_frames: int, height: int = 48, width: int = 64) -> list[NDArr
     return [np.kron(f, np.ones((8, 8, 1), np.uint8))[:height, :width] for f in frames]
 
 
-def assert_same(found: list[ChosenFrame], expected: list[ChosenFrame]) -> None:
-    assert [(f.pts_s, f.phases) for f in found] == [(f.pts_s, f.phases) for f in expected]
+def assert_same(found: list[DecodedFrame], expected: list[DecodedFrame]) -> None:
+    assert [(f.record.pts_s, f.record.phases) for f in found] == [
+        (f.record.pts_s, f.record.phases) for f in expected
+    ]
     for a, b in zip(found, expected, strict=True):
         away = (a.rgb.int() - b.rgb.int()).abs()
         assert away.max() <= 3
@@ -100,7 +101,7 @@ def test_frames_of_a_gpu_are_those_of_software(
     path = write_video(tmp_path / name, noisy_frames(12, *size), **how)
     found = choose(path, PlayedGpu(), 2)
     assert_same(found, choose(path, None, 2))
-    assert {frame.decoder for frame in found} == {f"nvdec:{codec}"}
+    assert {frame.record.decoder for frame in found} == {f"nvdec:{codec}"}
 
 
 @pytest.mark.parametrize("ratio", [(1, 1), (4, 3), (1, 2)])
@@ -135,14 +136,14 @@ def test_software_decodes(
     path = write_video(tmp_path / name, noisy_frames(12, *size), **how)
     found = choose(path, PlayedGpu())
     assert_same(found, choose(path, None))
-    assert {frame.decoder for frame in found} == {f"software:{codec}"}
+    assert {frame.record.decoder for frame in found} == {f"software:{codec}"}
 
 
 def test_a_gpu_that_is_not_there_leaves_the_clip_to_software(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", noisy_frames(6))
     found = choose(path, Nvdec(torch.device("cuda:99")))
     assert_same(found, choose(path, None))
-    assert {frame.decoder for frame in found} == {"software:h264"}
+    assert {frame.record.decoder for frame in found} == {"software:h264"}
 
 
 def test_a_frame_of_software_is_not_taken_for_one_of_the_gpu(tmp_path: Path) -> None:
@@ -174,17 +175,17 @@ def test_software_goes_on_where_a_gpu_gives_up(tmp_path: Path, fps: float, n_fra
     path = write_video(tmp_path / "a.mp4", noisy_frames(50 if fps == 25 else 10), fps=fps)
     found = choose(path, PlayedGpu(n_frames), 3)
     assert_same(found, choose(path, None, 3))
-    assert [frame.decoder for frame in found[:n_frames]] == ["nvdec:h264"] * n_frames
-    assert {frame.decoder for frame in found[n_frames:]} == {"software:h264"}
+    assert [frame.record.decoder for frame in found[:n_frames]] == ["nvdec:h264"] * n_frames
+    assert {frame.record.decoder for frame in found[n_frames:]} == {"software:h264"}
 
 
 def test_a_file_that_breaks_off_is_said_once_its_frames_are_out(tmp_path: Path) -> None:
     fast_start = {"container_options": {"movflags": "faststart"}}
     path = keep_first(write_video(tmp_path / "a.mp4", noisy_frames(50), **fast_start), 0.5)
-    frames = iter_decoded(make_clip(path), 1, PlayedGpu(), Software(CPU))
+    frames = iter_chosen_frames(make_clip(path), 1, hardware=PlayedGpu())
     found: list[float] = []
     with pytest.raises(ClipError, match="breaks off"):
-        found.extend(frame.pts_s for frame in frames)
+        found.extend(frame.record.pts_s for frame in frames)
     assert found
     assert found == sorted(set(found))
 
@@ -194,12 +195,10 @@ def test_a_missing_file_is_said(tmp_path: Path) -> None:
         choose(tmp_path / "a.mp4", PlayedGpu())
 
 
-def make_seen(pts_s: float, decoder: str) -> SeenFrame:
+def make_frame(clip: Clip, pts_s: float, decoder: str) -> EmbeddedFrame:
     none = np.zeros(0, dtype=np.float32)
-    return SeenFrame(
-        pts_s=pts_s,
-        phases=(0,),
-        decoder=decoder,
+    return EmbeddedFrame(
+        record=FrameRecord(clip=clip, pts_s=pts_s, phases=(0,), decoder=decoder),
         faces=Faces(
             frame=none.astype(np.int32),
             box_px=none.reshape(0, 4),
@@ -216,10 +215,10 @@ def make_seen(pts_s: float, decoder: str) -> SeenFrame:
 def test_the_record_of_a_clip_names_all_who_decoded_it() -> None:
     first, second = make_clip(Path("a.mp4")), make_clip(Path("b.mp4"))
     items: list[Any] = [
-        (first, make_seen(0.0, "nvdec:h264")),
-        (first, make_seen(0.2, "software:h264")),
+        make_frame(first, 0.0, "nvdec:h264"),
+        make_frame(first, 0.2, "software:h264"),
         ClipEnd(clip=first, file=FILE),
-        (second, make_seen(0.0, "nvdec:vp9")),
+        make_frame(second, 0.0, "nvdec:vp9"),
         ClipEnd(clip=second, file=FILE),
     ]
     parts = [part for part in iter_parts(items, {"test": 1}) if not isinstance(part, ClipEnd)]

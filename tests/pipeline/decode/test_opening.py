@@ -11,7 +11,6 @@ from pathlib import Path
 import av.error
 import pytest
 
-import pipeline.decode.files
 import pipeline.decode.opening
 from features.contracts import Clip
 from features.errors import ClipError
@@ -115,14 +114,14 @@ def test_a_pipe_that_takes_the_place_of_a_file_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_video(tmp_path / "a.mp4", grey_frames(2))
-    really_open = pipeline.decode.files._open_at_once
+    really_open = pipeline.decode.opening._open_at_once
 
     def replace_and_open(name: str, flags: int) -> int:
         path.unlink()
         os.mkfifo(path)
         return really_open(name, flags)
 
-    monkeypatch.setattr(pipeline.decode.files, "_open_at_once", replace_and_open)
+    monkeypatch.setattr(pipeline.decode.opening, "_open_at_once", replace_and_open)
     with pytest.raises(ClipError, match="a pipe"):
         chosen_numbers(path)
 

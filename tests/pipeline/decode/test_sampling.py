@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 import pipeline.decode.sampling
 from features.contracts import Clip
 from features.errors import ClipError
-from pipeline.decode.decoder_version import decoder_version
-from pipeline.decode.files import open_file
-from pipeline.decode.sampling import ChosenFrame, Software, iter_chosen_frames
+from pipeline.decode.opening import decoder_version, open_file
+from pipeline.decode.sampling import DecodedFrame, Software, iter_chosen_frames
 from tests.videos import (
     ONE_THREAD,
     frame_number,
@@ -37,14 +36,14 @@ def make_clip(path: Path, **part: float) -> Clip:
     return Clip(clip_id="a", path=path, label="", split="test", **part)  # type: ignore[arg-type]
 
 
-def choose(path: Path, n_phases: int = 1, **part: float) -> list[ChosenFrame]:
+def choose(path: Path, n_phases: int = 1, **part: float) -> list[DecodedFrame]:
     return list(iter_chosen_frames(make_clip(path, **part), n_phases))
 
 
 def chosen_numbers(path: Path, n_phases: int = 1, **part: float) -> list[int]:
     """The number of the frame at each tick."""
     frames = choose(path, n_phases, **part)
-    return [frame_number(frame.rgb.numpy()) for frame in frames for _ in frame.phases]
+    return [frame_number(frame.rgb.numpy()) for frame in frames for _ in frame.record.phases]
 
 
 def why_not(path: Path, **part: float) -> str:
@@ -81,9 +80,9 @@ def test_of_a_constant_rate(
 def test_phases_go_round_with_the_ticks(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", grey_frames(5), fps=10)
     frames = choose(path, 3)  # a tick every 1/15 s
-    assert [frame.phases for frame in frames] == [(0, 1), (2,), (0, 1), (2,), (0, 1)]
-    assert [frame.pts_s for frame in frames] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
-    assert {frame.decoder for frame in frames} == {"software:h264"}
+    assert [frame.record.phases for frame in frames] == [(0, 1), (2,), (0, 1), (2,), (0, 1)]
+    assert [frame.record.pts_s for frame in frames] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+    assert {frame.record.decoder for frame in frames} == {"software:h264"}
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
@@ -94,7 +93,7 @@ def test_of_a_variable_rate_the_frame_on_screen_is_taken(tmp_path: Path, name: s
     ticks_s = np.arange(6) / 5
     expected = [int(np.searchsorted(times_s, tick, side="right")) - 1 for tick in ticks_s]
     assert chosen_numbers(path)[:6] == expected == [0, 1, 4, 4, 4, 5]
-    assert [frame.phases for frame in frames][:3] == [(0,), (0,), (0, 0, 0)]
+    assert [frame.record.phases for frame in frames][:3] == [(0,), (0,), (0, 0, 0)]
 
 
 def test_a_clip_starts_at_its_first_frame_whenever_that_is(tmp_path: Path) -> None:
@@ -124,7 +123,7 @@ def test_of_a_part(tmp_path: Path, part: dict[str, float], expected: list[int]) 
 def test_times_of_a_part_count_from_its_start(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", grey_frames(25))
     frames = choose(path, start_s=0.5)
-    assert [frame.pts_s for frame in frames] == pytest.approx([-0.02, 0.18, 0.38])
+    assert [frame.record.pts_s for frame in frames] == pytest.approx([-0.02, 0.18, 0.38])
 
 
 OPEN_GOP = {"preset": "medium", "qp": "4", "g": "10", "bf": "4", "x264-params": "open-gop=1"}
@@ -159,7 +158,7 @@ def test_frames_are_right_of(tmp_path: Path, name: str, how: dict[str, Any], dec
     path = write_video(tmp_path / name, grey_frames(50), **how)
     frames = choose(path)
     assert [frame_number(frame.rgb.numpy()) for frame in frames] == list(range(0, 50, 5))
-    assert frames[0].decoder == f"software:{decoder}"
+    assert frames[0].record.decoder == f"software:{decoder}"
     assert frames[0].rgb.shape == (48, 64, 3)
     assert frames[0].rgb.dtype == torch.uint8
 
@@ -322,7 +321,7 @@ def test_a_file_that_breaks_off_is_said_after_the_frames_before_it(
     assert len(choose(path)) == 10
     keep_first(path, share)
     frames = iter_chosen_frames(make_clip(path), 1)
-    assert next(frames).pts_s == 0
+    assert next(frames).record.pts_s == 0
     with pytest.raises(ClipError, match="breaks off"):
         list(frames)
 

@@ -16,7 +16,7 @@ from av.video.frame import PictureType, VideoFrame
 
 from features.contracts import Clip
 from features.errors import ClipError
-from pipeline.decode.sampling import ChosenFrame, iter_chosen_frames
+from pipeline.decode.sampling import DecodedFrame, iter_chosen_frames
 from tests.videos import (
     frame_number,
     grey_frames,
@@ -39,7 +39,7 @@ RATE = 25
 
 def read(
     path: Path, n_phases: int = 5, *, strict: bool = False, **part: float
-) -> tuple[list[ChosenFrame], Notes]:
+) -> tuple[list[DecodedFrame], Notes]:
     """The chosen frames, and the notes."""
     clip = Clip(clip_id="a", path=path, label="", split="test", **part)  # type: ignore[arg-type]
     frames = iter_chosen_frames(clip, n_phases, strict=strict)
@@ -51,9 +51,9 @@ def read(
             return chosen, dict(end.value)
 
 
-def numbers(frames: Iterable[ChosenFrame]) -> list[int]:
+def numbers(frames: Iterable[DecodedFrame]) -> list[int]:
     """The number of the frame at each tick."""
-    return [frame_number(frame.rgb.numpy()) for frame in frames for _ in frame.phases]
+    return [frame_number(frame.rgb.numpy()) for frame in frames for _ in frame.record.phases]
 
 
 def join(target: Path, *parts: Path) -> Path:
@@ -90,7 +90,7 @@ def test_all_frames_of_joined_recordings_count_in(
     path = join(tmp_path / f"a{ending}", *write_parts(tmp_path, ending, **how))
     frames, notes = read(path)
     assert numbers(frames) == list(range(50))
-    assert [frame.pts_s for frame in frames] == pytest.approx(np.arange(50) / RATE)
+    assert [frame.record.pts_s for frame in frames] == pytest.approx(np.arange(50) / RATE)
     assert notes == {"clock_restarts": 1}
 
 
@@ -191,7 +191,7 @@ def test_the_clock_of_a_broadcast_that_jumps_goes_on(tmp_path: Path) -> None:
     path = write_gap(tmp_path, ".ts", 600)
     frames, notes = read(path)
     assert numbers(frames) == list(range(50))
-    assert [frame.pts_s for frame in frames] == pytest.approx(np.arange(50) / RATE)
+    assert [frame.record.pts_s for frame in frames] == pytest.approx(np.arange(50) / RATE)
     assert notes == {"clock_jumps": 1}
     assert numbers(read(path, start_s=1.2, end_s=1.32)[0]) == [30, 31, 32]
 
@@ -201,7 +201,7 @@ def test_a_long_still_has_few_rows_and_keeps_its_time(tmp_path: Path, ending: st
     path = write_gap(tmp_path, ending, 600)
     frames, notes = read(path)
     assert numbers(frames) == [*range(24), *[24] * 5, *range(25, 50)]
-    later_s = [frame.pts_s for frame in frames if frame.pts_s > 1]
+    later_s = [frame.record.pts_s for frame in frames if frame.record.pts_s > 1]
     assert later_s == pytest.approx(601 + np.arange(25) / RATE, abs=0.01)
     assert notes == pytest.approx({"still_s": 600.04}, rel=1e-4)
     assert numbers(read(path, start_s=601.2, end_s=601.32)[0]) == [30, 31, 32]
@@ -217,8 +217,8 @@ def test_up_to_ten_seconds_a_still_is_film(tmp_path: Path, ending: str) -> None:
 def test_the_longest_still_is_given_out_in_pieces(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mkv", grey_frames(2), times_s=[0, 9.9])
     frames, _ = read(path, 60)
-    assert max(len(frame.phases) for frame in frames) == 256
-    phases = [phase for frame in frames if frame.pts_s == 0 for phase in frame.phases]
+    assert max(len(frame.record.phases) for frame in frames) == 256
+    phases = [phase for frame in frames if frame.record.pts_s == 0 for phase in frame.record.phases]
     assert phases == [k % 60 for k in range(2970)]
 
 
@@ -260,7 +260,7 @@ def test_frames_get_the_times_of_their_order_on_screen(
     path = remux(source, tmp_path / f"a{ending}", store_in_order)
     frames, notes = read(path)
     assert numbers(frames) == list(range(50))
-    assert [frame.pts_s for frame in frames] == pytest.approx(np.arange(50) / RATE)
+    assert [frame.record.pts_s for frame in frames] == pytest.approx(np.arange(50) / RATE)
     assert notes == {"stored_order": 1}
     assert numbers(read(path, start_s=1.2, end_s=1.32)[0]) == [30, 31, 32]
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import pipeline.workers.extractor
 from features.contracts import Clip
-from pipeline.embed.encoder import Seer
+from pipeline.embed.encoder import FrameEncoder
 from pipeline.workers.budgets import Budgets
 from pipeline.workers.messages import Item, Loaded, Machine, Work
 from pipeline.workers.plan import plan_works
@@ -45,5 +45,5 @@ class LocalPool:
             yield 0, item
 
 
-load_once = lru_cache(maxsize=1)(Seer)
-"""For ``pipeline.workers.extractor.Seer``: compiling them takes most of a small clip's time."""
+load_once = lru_cache(maxsize=1)(FrameEncoder)
+"""For ``pipeline.workers.extractor.FrameEncoder``: compiling takes most of a small clip's time."""

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from features.contracts import Clip
 from features.errors import ClipError
-from pipeline.decode.sampling import ChosenFrame
+from pipeline.decode.sampling import DecodedFrame, FrameRecord
 from pipeline.workers.prefetch import Prefetcher
 
 FRAME_BYTES = 12
 
-Decode = Callable[[Clip], Generator[ChosenFrame]]
+Decode = Callable[[Clip], Generator[DecodedFrame]]
 
 
 def make_clips(n_clips: int) -> list[Clip]:
@@ -27,15 +27,16 @@ def make_clips(n_clips: int) -> list[Clip]:
     ]
 
 
-def make_frame(number: int, scale: int = 1) -> ChosenFrame:
+def make_frame(number: int, scale: int = 1) -> DecodedFrame:
     rgb = torch.zeros((2, 2 * scale, 3), dtype=torch.uint8)
-    return ChosenFrame(pts_s=number, phases=(0,), rgb=rgb, decoder="software:test")
+    record = FrameRecord(clip=make_clips(1)[0], pts_s=number, phases=(0,), decoder="software:test")
+    return DecodedFrame(record=record, rgb=rgb)
 
 
 def decoder_of(clips: Sequence[tuple[int, bool]]) -> Decode:
     """Clip i has clips[i][0] frames, and breaks off after them if clips[i][1]."""
 
-    def decode(clip: Clip) -> Generator[ChosenFrame]:
+    def decode(clip: Clip) -> Generator[DecodedFrame]:
         n_frames, breaks_off = clips[clip.line]
         for number in range(n_frames):
             yield make_frame(number, scale=1 + number % 3)
@@ -51,7 +52,7 @@ def read_all(ahead: Prefetcher[str]) -> list[object]:
     for clip, frames in ahead:
         seen += [clip.clip_id, frames.prepared]
         try:
-            seen.extend(frame.pts_s for frame in frames)
+            seen.extend(frame.record.pts_s for frame in frames)
         except ClipError as error:
             seen.append(str(error))
     return seen
@@ -92,7 +93,7 @@ def test_going_on_early_drops_frames_and_ends_their_decoder(
 ) -> None:
     ended = []
 
-    def decode(clip: Clip) -> Generator[ChosenFrame]:
+    def decode(clip: Clip) -> Generator[DecodedFrame]:
         try:
             number = 0
             while True:  # an endless film
@@ -106,7 +107,7 @@ def test_going_on_early_drops_frames_and_ends_their_decoder(
         make_clips(len(wanted)), str, decode, n_threads=n_threads, max_bytes=max_bytes
     ) as ahead:
         for (clip, frames), n_frames in zip(ahead, wanted, strict=False):
-            assert [next(frames).pts_s for _ in range(n_frames)] == list(range(n_frames))
+            assert [next(frames).record.pts_s for _ in range(n_frames)] == list(range(n_frames))
             if clip.line == stop_after:
                 break
     assert threading.active_count() == n_before
@@ -119,7 +120,7 @@ def test_what_waits_is_bounded(max_frames: int) -> None:
     """Counted when a decoder goes on after a frame, that is, when the frame was let in."""
     lock, n_in, n_out, most = threading.Lock(), 0, 0, 0
 
-    def decode(clip: Clip) -> Generator[ChosenFrame]:
+    def decode(clip: Clip) -> Generator[DecodedFrame]:
         nonlocal n_in, most
         for number in range(50):
             yield make_frame(number)
@@ -142,7 +143,7 @@ def test_what_waits_is_bounded(max_frames: int) -> None:
 def test_the_next_clip_is_decoded_while_this_one_is_read() -> None:
     second_is_there = threading.Event()
 
-    def decode(clip: Clip) -> Generator[ChosenFrame]:
+    def decode(clip: Clip) -> Generator[DecodedFrame]:
         yield make_frame(0)
         if clip.line == 1:
             second_is_there.set()
@@ -156,7 +157,7 @@ def test_the_next_clip_is_decoded_while_this_one_is_read() -> None:
 def test_threads_do_not_run_over_the_whole_manifest() -> None:
     started = []
 
-    def decode(clip: Clip) -> Generator[ChosenFrame]:
+    def decode(clip: Clip) -> Generator[DecodedFrame]:
         started.append(clip.line)
         yield from ()
 

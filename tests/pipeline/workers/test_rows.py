@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from features.contracts import Clip, ClipFeatures, Faces
-from pipeline.embed.encoder import SeenFrame
+from pipeline.decode.sampling import FrameRecord
+from pipeline.embed.encoder import EmbeddedFrame
 from pipeline.inputs import InputFile
 from pipeline.workers.messages import ClipEnd
 from pipeline.workers.rows import iter_parts
@@ -19,13 +20,11 @@ CLIP = Clip(clip_id="a", path=Path("a.mp4"), label="", split="train")
 FILE = InputFile(n_bytes=1, mtime_ns=1, sha256="0" * 64)
 
 
-def seen_frame(number: int, phases: tuple[int, ...], n_faces: int) -> SeenFrame:
-    """Its time, and what is seen of its faces, tell its number."""
+def embedded_frame(number: int, phases: tuple[int, ...], n_faces: int) -> EmbeddedFrame:
+    """Its time and its features tell its number."""
     left = np.arange(n_faces, dtype=np.float32)[:, None] * 20
-    return SeenFrame(
-        pts_s=float(number),
-        phases=phases,
-        decoder="software:h264",
+    return EmbeddedFrame(
+        record=FrameRecord(clip=CLIP, pts_s=float(number), phases=phases, decoder="software:h264"),
         faces=Faces(
             frame=np.zeros(n_faces, dtype=np.int32),
             box_px=np.concatenate([left, left * 0, left + 10, left * 0 + 10], axis=1),
@@ -39,8 +38,8 @@ def seen_frame(number: int, phases: tuple[int, ...], n_faces: int) -> SeenFrame:
     )
 
 
-def make_parts(frames: Sequence[SeenFrame]) -> list[ClipFeatures]:
-    items = [*((CLIP, frame) for frame in frames), ClipEnd(clip=CLIP, file=FILE)]
+def make_parts(frames: Sequence[EmbeddedFrame]) -> list[ClipFeatures]:
+    items = [*frames, ClipEnd(clip=CLIP, file=FILE)]
     *parts, end = iter_parts(items, {"train": 5})
     assert isinstance(end, ClipEnd)
     return [part for part in parts if isinstance(part, ClipFeatures)]
@@ -60,7 +59,7 @@ def test_parts_are_bounded_and_hold_every_tick_once(
     n_ticks: list[int], n_faces: int, sizes: list[int]
 ) -> None:
     phases = [tuple((i + k) % 5 for k in range(n)) for i, n in enumerate(n_ticks)]
-    parts = make_parts([seen_frame(i, phases[i], n_faces) for i in range(len(n_ticks))])
+    parts = make_parts([embedded_frame(i, phases[i], n_faces) for i in range(len(n_ticks))])
     assert [part.n_frames for part in parts] == sizes
     number = np.repeat(np.arange(len(n_ticks)), n_ticks)
     np.testing.assert_array_equal(np.concatenate([part.pts_s for part in parts]), number)
@@ -78,11 +77,11 @@ def test_parts_are_bounded_and_hold_every_tick_once(
 
 
 def test_a_frame_of_a_hundred_thousand_ticks_takes_the_memory_of_any() -> None:
-    frame = seen_frame(0, tuple(k % 5 for k in range(100_000)), 1)
+    frame = embedded_frame(0, tuple(k % 5 for k in range(100_000)), 1)
     n_rows = 0
     tracemalloc.start()
     try:
-        for item in iter_parts([(CLIP, frame), ClipEnd(clip=CLIP, file=FILE)], {"train": 5}):
+        for item in iter_parts([frame, ClipEnd(clip=CLIP, file=FILE)], {"train": 5}):
             n_rows += item.n_frames if isinstance(item, ClipFeatures) else 0
         assert tracemalloc.get_traced_memory()[1] < 50e6  # all rows: 5,000e6
     finally:

@@ -1,4 +1,4 @@
-"""Clips flow through all steps in order, whatever goes wrong with one of them."""
+"""Clips go through all steps in order, whatever goes wrong with one of them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 
 from features.contracts import Clip
 from features.errors import ClipError
-from pipeline.decode.sampling import ChosenFrame, Frames
-from pipeline.embed.encoder import Seer
+from pipeline.decode.sampling import DecodedFrame, FrameRecord, Frames
+from pipeline.embed.encoder import FrameEncoder
 from pipeline.inputs import InputFile
 from pipeline.workers.messages import ClipEnd
-from pipeline.workers.stages import Flow, FlowSize
+from pipeline.workers.stages import StageLimits, Stages
 
 BREAKS = ("not", "read", "decode", "detect", "embed")
 """The step at which a clip goes wrong."""
 
 
-class FakeSeer:
+class FakeEncoder:
     """Passes frames on; the first pixel tells which clip to fail at, and where."""
 
     def __init__(self, n_faces: int = 1) -> None:
@@ -36,9 +36,9 @@ class FakeSeer:
     def chunk_frames(self, split: str) -> int:
         return 3 if split == "train" else 2
 
-    def look(self, frames: Sequence[Any]) -> list[Any]:
+    def detect(self, frames: Sequence[Any]) -> list[Any]:
         if any(BREAKS[frame.rgb[0, 0, 0]] == "detect" for frame in frames):
-            raise RuntimeError("cannot look")
+            raise RuntimeError("cannot detect")
         faces = SimpleNamespace(score=np.ones(self.n_faces))
         return [SimpleNamespace(**vars(frame), faces=faces) for frame in frames]
 
@@ -49,18 +49,19 @@ class FakeSeer:
         return list(frames)
 
 
-def make_flow(
+def make_stages(
     breaks: Sequence[str],
     n_frames: Sequence[int],
     *,
     n_threads: int,
-    seer: FakeSeer | None = None,
-) -> Flow:
+    encoder: FakeEncoder | None = None,
+) -> Stages:
     def decode(clip: Clip) -> Frames:
         number = int(clip.clip_id)
         for i in range(n_frames[number]):
             rgb = np.full((2 + i % 2, 2, 3), BREAKS.index(breaks[number]), dtype=np.uint8)
-            yield ChosenFrame(pts_s=float(i), phases=(0,), rgb=rgb, decoder="fake")
+            record = FrameRecord(clip=clip, pts_s=float(i), phases=(0,), decoder="fake")
+            yield DecodedFrame(record=record, rgb=rgb)
         if breaks[number] == "decode":
             raise ClipError("breaks off")
         return {"repeated_frames": number}
@@ -70,10 +71,10 @@ def make_flow(
             raise PermissionError(13, "Permission denied")
         return InputFile(n_bytes=1, mtime_ns=1, sha256=f"hash {clip.clip_id}")
 
-    size = FlowSize(
+    limits = StageLimits(
         n_threads=n_threads, n_decoders=2, decoded_bytes=1000, chunk_bytes=60, batch_frames=4
     )
-    return Flow(cast(Seer, seer or FakeSeer()), decode, prepare, size)
+    return Stages(cast(FrameEncoder, encoder or FakeEncoder()), decode, prepare, limits)
 
 
 def make_clips(n: int) -> list[Clip]:
@@ -94,13 +95,14 @@ def test_frames_and_failures_come_in_the_clips_order(
     breaks, n_frames = [b for b, _ in clips], [n for _, n in clips]
     frames: dict[str, list[float]] = {}
     ends: list[ClipEnd] = []
-    flow = make_flow(breaks, n_frames, n_threads=n_threads)
-    for item in flow.iter_features(make_clips(len(clips))):
+    stages = make_stages(breaks, n_frames, n_threads=n_threads)
+    for item in stages.iter_features(make_clips(len(clips))):
         if isinstance(item, ClipEnd):
             ends.append(item)
         else:
-            frames.setdefault(item[0].clip_id, []).append(item[1].pts_s)
-            assert int(item[0].clip_id) == len(ends)
+            record = item.record
+            frames.setdefault(record.clip.clip_id, []).append(record.pts_s)
+            assert int(record.clip.clip_id) == len(ends)
     assert [end.clip.clip_id for end in ends] == [str(i) for i in range(len(clips))]
     for number, end in enumerate(ends):
         if breaks[number] == "not":
@@ -118,15 +120,15 @@ def test_frames_and_failures_come_in_the_clips_order(
     ("n_faces", "batches"), [(60, [4, 4, 2]), (100, [3, 3, 3, 1]), (999, [1] * 10)]
 )
 def test_a_crowd_is_embedded_fewer_frames_at_a_time(n_faces: int, batches: list[int]) -> None:
-    seer = FakeSeer(n_faces)
-    flow = make_flow(["not"], [10], n_threads=1, seer=seer)
-    assert sum(isinstance(item, tuple) for item in flow.iter_features(make_clips(1))) == 10
-    assert seer.batches == batches
+    encoder = FakeEncoder(n_faces)
+    stages = make_stages(["not"], [10], n_threads=1, encoder=encoder)
+    assert sum(not isinstance(item, ClipEnd) for item in stages.iter_features(make_clips(1))) == 10
+    assert encoder.batches == batches
 
 
 def test_the_reason_of_a_failure_says_what_happened() -> None:
-    flow = make_flow(["decode", "embed", "read"], [2, 1, 1], n_threads=1)
-    ends = [item for item in flow.iter_features(make_clips(3)) if isinstance(item, ClipEnd)]
+    stages = make_stages(["decode", "embed", "read"], [2, 1, 1], n_threads=1)
+    ends = [item for item in stages.iter_features(make_clips(3)) if isinstance(item, ClipEnd)]
     assert [end.failure and end.failure.reason for end in ends] == [
         "breaks off",
         "unexpected RuntimeError: cannot embed",
@@ -134,9 +136,9 @@ def test_the_reason_of_a_failure_says_what_happened() -> None:
     ]
 
 
-def test_a_flow_that_is_closed_early_ends_its_threads() -> None:
-    flow = make_flow(["not"] * 50, [9] * 50, n_threads=2)
-    items = flow.iter_features(make_clips(50))
+def test_stages_that_are_closed_early_ends_its_threads() -> None:
+    stages = make_stages(["not"] * 50, [9] * 50, n_threads=2)
+    items = stages.iter_features(make_clips(50))
     next(items)
     items.close()
     with pytest.raises(StopIteration):
@@ -144,7 +146,7 @@ def test_a_flow_that_is_closed_early_ends_its_threads() -> None:
 
 
 def test_the_time_of_each_step_is_told() -> None:
-    flow = make_flow(["not"], [3], n_threads=1)
-    list(flow.iter_features(make_clips(1)))
-    assert set(flow.step_s) == {"decode", "detect", "embed"}
-    assert all(seconds > 0 for seconds in flow.step_s.values())
+    stages = make_stages(["not"], [3], n_threads=1)
+    list(stages.iter_features(make_clips(1)))
+    assert set(stages.step_s) == {"decode", "detect", "embed"}
+    assert all(seconds > 0 for seconds in stages.step_s.values())

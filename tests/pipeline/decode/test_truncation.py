@@ -8,7 +8,7 @@ from typing import Any
 import av
 import pytest
 
-from pipeline.decode.ending import is_whole
+from pipeline.decode.truncation import is_whole
 from tests.videos import grey_frames, write_video
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
