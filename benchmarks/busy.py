@@ -14,7 +14,7 @@ import numpy as np
 import skimage.data
 import torch
 
-from pipeline.detect.boxes import iou_min, iou_union, suppress
+from pipeline.detect.boxes import iou, overlap_over_smaller, suppress
 from pipeline.detect.mtcnn import FaceDetector
 
 HEIGHT, WIDTH = 1080, 1920
@@ -54,7 +54,7 @@ def main() -> None:
     n = parser.parse_args().windows
     torch.set_num_threads(1)
     windows = draw_windows(n)
-    for name, overlap in (("union", iou_union), ("smaller box", iou_min)):
+    for name, overlap in (("union", iou), ("smaller box", overlap_over_smaller)):
         measure(
             f"{n} windows of one level, overlap by {name}",
             lambda overlap=overlap: len(suppress(windows, 0.5, overlap)),  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Overlap of boxes, and suppression of boxes by better ones, in memory that grows with N only.
+"""Overlap of boxes, and suppression of boxes by better-scored ones, in memory that grows with N.
 
 A table of boxes is [N, 6] float32: row of the frame, left, top, right, bottom in pixels, score.
 """
@@ -32,7 +32,7 @@ def suppress(
     Args:
         rows: [N, >=6]: frame, box, score, anything.
         threshold: Of ``overlap``, at least 0.
-        overlap: ``iou_union`` or ``iou_min``.
+        overlap: ``iou`` or ``overlap_over_smaller``.
         group: [N] Number of each row's group; by default its frame.
 
     Returns:
@@ -43,18 +43,18 @@ def suppress(
     rows = rows[order]
     kept = []
     for part in np.split(rows, np.flatnonzero(np.diff(group[order])) + 1):
-        kept.append(part[~_find_beaten(part[:, 1:5], threshold, overlap)])
+        kept.append(part[~_find_suppressed(part[:, 1:5], threshold, overlap)])
     return np.concatenate(kept)
 
 
-def iou_union(a: Boxes, b: Boxes) -> NDArray[np.float32]:
-    """[N, 4], [M, 4] -> [N, M] intersection over union."""
+def iou(a: Boxes, b: Boxes) -> NDArray[np.float32]:
+    """Intersection over union (IoU): [N, 4], [M, 4] -> [N, M]."""
     inter = _intersections(a, b)
     return np.asarray(inter / (_areas(a)[:, None] + _areas(b) - inter), dtype=np.float32)
 
 
-def iou_min(a: Boxes, b: Boxes) -> NDArray[np.float32]:
-    """[N, 4], [M, 4] -> [N, M] intersection over the smaller box."""
+def overlap_over_smaller(a: Boxes, b: Boxes) -> NDArray[np.float32]:
+    """Intersection over the area of the smaller box: [N, 4], [M, 4] -> [N, M]."""
     smaller = np.minimum(_areas(a)[:, None], _areas(b))
     return np.asarray(_intersections(a, b) / smaller, dtype=np.float32)
 
@@ -69,20 +69,20 @@ def _areas(boxes: Boxes) -> NDArray[np.float32]:
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
-def _find_beaten(boxes: Boxes, threshold: float, overlap: Overlap) -> NDArray[np.bool_]:
+def _find_suppressed(boxes: Boxes, threshold: float, overlap: Overlap) -> NDArray[np.bool_]:
     """[N, 4], best first -> [N] whether any better one overlaps it by more than ``threshold``."""
     if len(boxes) <= _BLOCK:  # above the diagonal: row i is better than column j
         return np.asarray(np.triu(overlap(boxes, boxes) > threshold, k=1).any(axis=0))
-    beaten = np.zeros(len(boxes), dtype=bool)
+    suppressed = np.zeros(len(boxes), dtype=bool)
     for block in _split_by_place(boxes):
         near = _find_near(boxes, boxes[block])
         for first in range(0, len(near), _BLOCK):
             some = near[first : first + _BLOCK]
             beats = overlap(boxes[some], boxes[block]) > threshold
             falls = (beats & (some[:, None] < block)).any(axis=0)
-            beaten[block[falls]] = True
+            suppressed[block[falls]] = True
             block = block[~falls]
-    return beaten
+    return suppressed
 
 
 def _split_by_place(boxes: Boxes) -> Iterator[NDArray[np.intp]]:

@@ -2,7 +2,7 @@
 
 P-Net over the pyramid is most of the work of detection. Here it runs on the middle frame of each
 shot in the chunk; from there faces are carried forward and backward, frame by frame: R-Net and
-O-Net look at boxes around where a face was. A frame that differs much from the middle one, or that
+O-Net judge boxes around where a face was. A frame that differs much from the middle one, or that
 has lost a face, gets the whole cascade.
 """
 
@@ -23,7 +23,7 @@ _MOST_FRAMES = 15
 _CUT_LEVELS = 24.0
 """Mean change of grey levels from one frame to the next that is a cut."""
 _CHANGED_LEVELS = 20.0
-"""Mean change since the middle frame from which on a frame is looked at anew."""
+"""Mean change since the middle frame from which on a frame gets the whole cascade."""
 _THUMB_PX = 32
 _MOVES = np.array(
     [
@@ -51,26 +51,26 @@ def find_faces_tracked(detector: FaceDetector, rgb: Tensor, min_face_px: int) ->
     middle = choose_middles(thumbs)
     frames = np.arange(len(rgb))
     changed = np.abs(thumbs - thumbs[middle]).mean(axis=1) > _CHANGED_LEVELS
-    anew = frames[(middle == frames) | changed]
+    key_frames = frames[(middle == frames) | changed]
     found: dict[int, Faces] = {}
 
-    def look_anew(at: NDArray[np.intp]) -> None:
+    def run_cascade(at: NDArray[np.intp]) -> None:
         faces = detector.find_faces(rgb[at], min_face_px)
-        found.update({int(i): _of_frame(faces, row) for row, i in enumerate(at)})
+        found.update({int(i): _select_frame(faces, row) for row, i in enumerate(at)})
 
-    look_anew(anew)
-    for at in _by_distance(np.setdiff1d(frames, anew), middle):
+    run_cascade(key_frames)
+    for at in _by_distance(np.setdiff1d(frames, key_frames), middle):
         before = at + np.sign(middle[at] - at)
         boxes = [_moved_boxes(found[int(j)], i) for i, j in zip(at, before, strict=True)]
-        faces = detector.settle(rgb, np.concatenate(boxes))
-        found.update({int(i): _of_frame(faces, int(i)) for i in at})
+        faces = detector.refine(rgb, np.concatenate(boxes))
+        found.update({int(i): _select_frame(faces, int(i)) for i in at})
         lost = [
             len(found[int(i)].frame) < len(found[int(j)].frame)
             for i, j in zip(at, before, strict=True)
         ]
         if any(lost):
-            look_anew(at[lost])
-    return _joined([found[i] for i in range(len(rgb))])
+            run_cascade(at[lost])
+    return _join([found[i] for i in range(len(rgb))])
 
 
 def choose_middles(thumbs: NDArray[np.float32]) -> NDArray[np.intp]:
@@ -116,16 +116,16 @@ def _moved_boxes(faces: Faces, frame: np.intp) -> Boxes:
     )
 
 
-def _of_frame(faces: Faces, frame: int) -> Faces:
+def _select_frame(faces: Faces, frame: int) -> Faces:
     return faces.choose(np.flatnonzero(faces.frame == frame))
 
 
-def _joined(of_frames: list[Faces]) -> Faces:
+def _join(by_frame: list[Faces]) -> Faces:
     """The faces of consecutive frames as one table."""
-    frame = np.repeat(np.arange(len(of_frames)), [len(f.frame) for f in of_frames])
+    frame = np.repeat(np.arange(len(by_frame)), [len(f.frame) for f in by_frame])
     return Faces(
         frame=frame.astype(np.int32),
-        box_px=np.concatenate([f.box_px for f in of_frames]),
-        score=np.concatenate([f.score for f in of_frames]),
-        landmarks_px=np.concatenate([f.landmarks_px for f in of_frames]),
+        box_px=np.concatenate([f.box_px for f in by_frame]),
+        score=np.concatenate([f.score for f in by_frame]),
+        landmarks_px=np.concatenate([f.landmarks_px for f in by_frame]),
     )

@@ -1,4 +1,4 @@
-"""Packs what is worth P-Net's work into canvases of few sizes: a CPU's way through the pyramid.
+"""Packs the windows that show contrast into canvases of few sizes, for P-Net on a CPU.
 
 Half of a common picture is wall, table or sky, where there is no face; and a small level costs a
 call of its own. Here each level is cut into strips of 16 rows of windows, of a strip only the
@@ -69,7 +69,7 @@ class Placed(NamedTuple):
 
 
 class Canvas(NamedTuple):
-    """What P-Net looks at in one call."""
+    """P-Net's input in one call."""
 
     rgb: NDArray[np.uint8]
     """[42, width, 3]"""
@@ -124,7 +124,7 @@ def find_windows(
 def cut_windows(
     canvas: Canvas, row: NDArray[np.intp], column: NDArray[np.intp]
 ) -> NDArray[np.uint8]:
-    """[N, 12, 12, 3] What some of a canvas's windows show. row, column: [N]"""
+    """[N, 12, 12, 3] The pixels of some of a canvas's windows. row, column: [N]"""
     lines = canvas.rgb.reshape(len(canvas.rgb), -1)  # a window's part of a line is in one piece
     windows = sliding_window_view(lines, (WINDOW_PX, WINDOW_PX * 3))
     cut = windows[row * STRIDE_PX, column * STRIDE_PX * 3]

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 PYRAMID_FACTOR = 0.709
 WINDOW_PX = 12
-"""Side of what P-Net looks at."""
+"""Side of P-Net's window."""
 
 
 def pyramid_scales(height: int, width: int, min_face_px: int) -> list[float]:
@@ -38,12 +38,12 @@ def make_pyramid(rgb: Tensor, scales: Sequence[float]) -> list[Tensor]:
     height, width = rgb.shape[1:3]
     levels = []
     for scale in scales:
-        rgb = _shrunk(rgb, (int(height * scale), int(width * scale)))
+        rgb = _shrink(rgb, (int(height * scale), int(width * scale)))
         levels.append(rgb)
     return levels
 
 
-def _shrunk(rgb: Tensor, size: tuple[int, int]) -> Tensor:
+def _shrink(rgb: Tensor, size: tuple[int, int]) -> Tensor:
     planes = rgb.permute(0, 3, 1, 2)
     if rgb.device.type == "cpu":
         scaled = F.interpolate(planes, size=size, mode="bilinear", antialias=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.detect.boxes import iou_union
+from pipeline.detect.boxes import iou
 
 _LEAST_IOU = 0.3
 _LONGEST_GAP_S = 1.0
@@ -65,7 +65,7 @@ def _find_overlaps(a: NDArray[np.float32], b: NDArray[np.float32]) -> list[list[
     """The pairs (row of ``a``, row of ``b``) of boxes that overlap enough, best first."""
     pairs, overlaps = [np.zeros((0, 2), dtype=np.intp)], [np.zeros(0, dtype=np.float32)]
     for first in range(0, len(a), _BLOCK):
-        overlap = iou_union(a[first : first + _BLOCK], b)
+        overlap = iou(a[first : first + _BLOCK], b)
         found = np.argwhere(overlap >= _LEAST_IOU)
         pairs.append(found + np.array([first, 0]))
         overlaps.append(overlap[tuple(found.T)])

@@ -1,4 +1,4 @@
-"""Cuts what the two CNNs look at out of frames: the whole scene, and each face (IV-B)."""
+"""Crops for the two CNNs: the whole scene, and each face (IV-B)."""
 
 from __future__ import annotations
 

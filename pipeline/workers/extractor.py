@@ -31,7 +31,7 @@ class Extractor:
     """The networks of a worker, ready for any number of clips."""
 
     @staticmethod
-    def look_at_machine(device: str) -> Machine:
+    def find_machine(device: str) -> Machine:
         """What there is to work with. Raises ConfigError where there is no such device."""
         chosen = choose_device(device)
         n_gpus = 0

@@ -56,7 +56,7 @@ def _run(channel: Channel, receive: Callable[[], Any]) -> None:
         logging.getLogger(name).setLevel(level)
     try:
         extract: type[Extractor] = pkgutil.resolve_name(start.extractor)
-        channel.send(extract.look_at_machine(start.device))
+        channel.send(extract.find_machine(start.device))
         work: Work = receive()
         extractor = extract(work)
         channel.send(Loaded())

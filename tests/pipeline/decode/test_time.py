@@ -398,6 +398,22 @@ def test_over_a_damaged_last_packet_the_frame_before_stays_on_screen(tmp_path: P
     assert notes["damaged_packets"] == 1
 
 
+def test_damage_in_a_frame_that_no_tick_shows_is_noted(tmp_path: Path) -> None:
+    source = write_video(tmp_path / "s.mp4", grey_frames(50), options=B_FRAMES)
+
+    def is_spare(packet: Packet[Any]) -> bool:
+        """No other frame refers to it (H.264's nal_ref_idc), and it is on screen at no tick."""
+        return not bytes(packet)[4] & 0x60 and round(packet.pts * packet.time_base * RATE) % 5 == 2
+
+    def damage_one(packets: Packets) -> Iterator[Packet[Any]]:
+        return damage(next(i for i, packet in enumerate(packets) if is_spare(packet)))(packets)
+
+    path = remux(source, tmp_path / "a.mp4", damage_one)
+    frames, notes = read(path, n_phases=1)
+    assert numbers(frames) == list(range(0, 50, 5))
+    assert notes == pytest.approx({"damaged_packets": 1, "lost_s": 0.04})
+
+
 def test_a_film_with_much_damage_is_refused_after_the_frames_before(tmp_path: Path) -> None:
     path = write_damaged(tmp_path, "libx264", ".mp4", *range(10, 40))
     frames = iter_chosen_frames(Clip(clip_id="a", path=path, label="", split="test"), 5)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.detect.boxes import Boxes, Overlap, iou_min, iou_union, suppress
+from pipeline.detect.boxes import Boxes, Overlap, iou, overlap_over_smaller, suppress
 
 
 def overlap_of(a: list[float], b: list[float], *, of_smaller: bool) -> float:
@@ -44,7 +44,7 @@ def test_a_box_falls_to_any_better_one_of_its_frame_that_overlaps_it(
             for other in rows
         )
     ]
-    found = suppress(table, 0.45, iou_min if of_smaller else iou_union)
+    found = suppress(table, 0.45, overlap_over_smaller if of_smaller else iou)
     assert found.tolist() == expected
 
 
@@ -77,7 +77,7 @@ def suppress_all_at_once(
     n_frames=st.integers(1, 3),
     reach=st.sampled_from([1, 30, 300]),
     threshold=st.sampled_from([0.0, 0.5, 0.7]),
-    overlap=st.sampled_from([iou_union, iou_min]),
+    overlap=st.sampled_from([iou, overlap_over_smaller]),
 )
 def test_blocks_of_boxes_keep_what_one_large_matrix_keeps(
     seed: int, n: int, n_frames: int, reach: int, threshold: float, overlap: Overlap
@@ -87,7 +87,7 @@ def test_blocks_of_boxes_keep_what_one_large_matrix_keeps(
     np.testing.assert_array_equal(suppress(rows, threshold, overlap), expected)
 
 
-@pytest.mark.parametrize("overlap", [iou_union, iou_min])
+@pytest.mark.parametrize("overlap", [iou, overlap_over_smaller])
 @pytest.mark.parametrize("reach", [20, 1000], ids=["all in one place", "all over the picture"])
 def test_thirty_thousand_boxes_of_a_frame_take_little_memory(reach: int, overlap: Overlap) -> None:
     rows = draw_boxes(0, 30_000, n_frames=1, reach=reach)
@@ -102,5 +102,5 @@ def test_thirty_thousand_boxes_of_a_frame_take_little_memory(reach: int, overlap
 def test_overlaps_of_boxes_that_touch_or_lie_apart_are_zero() -> None:
     box: Boxes = np.array([[0, 0, 10, 10]], dtype=np.float32)
     others = box + np.array([[10, 0], [0, 10], [30, 30], [5, 0]], dtype=np.float32)[:, [0, 1, 0, 1]]
-    np.testing.assert_allclose(iou_union(box, others), [[0, 0, 0, 1 / 3]])
-    np.testing.assert_allclose(iou_min(box, others), [[0, 0, 0, 0.5]])
+    np.testing.assert_allclose(iou(box, others), [[0, 0, 0, 1 / 3]])
+    np.testing.assert_allclose(overlap_over_smaller(box, others), [[0, 0, 0, 0.5]])

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from features.contracts import Faces
-from pipeline.detect.boxes import iou_union
+from pipeline.detect.boxes import iou
 from pipeline.detect.mtcnn import FaceDetector, _squared
 from pipeline.detect.pyramid import pyramid_scales
 
@@ -54,7 +54,7 @@ def test_the_astronauts_face_is_where_the_reference_finds_it(detector: FaceDetec
     assert sure.sum() == 1
     box = faces.box_px[sure][0]
     expected = np.array([ASTRONAUT_BOX], dtype=np.float32)
-    assert iou_union(box[None], expected).item() >= 0.95
+    assert iou(box[None], expected).item() >= 0.95
     assert faces.score[sure][0] == pytest.approx(0.99912, abs=0.005)
     off = np.abs(faces.landmarks_px[sure][0] - ASTRONAUT_LANDMARKS)
     assert off.max() <= 0.05 * (box[2:] - box[:2]).min()

@@ -26,7 +26,7 @@ class LocalPool:
         pass
 
     def find_machine(self) -> Machine:
-        return pipeline.workers.extractor.Extractor.look_at_machine(self._device)
+        return pipeline.workers.extractor.Extractor.find_machine(self._device)
 
     def iter_items(
         self,

@@ -46,7 +46,7 @@ class FakeExtractor:
     """
 
     @staticmethod
-    def look_at_machine(device: str) -> Machine:
+    def find_machine(device: str) -> Machine:
         return Machine(device="cpu", n_gpus=0, n_cores=2, precision="float32")
 
     def __init__(self, work: Work) -> None:
@@ -78,7 +78,7 @@ class FakeExtractor:
 
 class Silent(FakeExtractor):
     @staticmethod
-    def look_at_machine(device: str) -> Machine:
+    def find_machine(device: str) -> Machine:
         time.sleep(60)
         raise ValueError("nobody waited")
 
