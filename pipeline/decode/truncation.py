@@ -1,16 +1,20 @@
-"""Whether a file is there as far as its container says, told from the sizes in its structure."""
+"""Whether a file is truncated, or holds a second film, by the sizes that its structure states."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 _N_ELEMENTS = 1_000_000
-"""A file with more parts than this is not looked through."""
+"""A file with more parts than this is not read through."""
+_HEADER_BYTES = 24
+"""Of a part: the length of each stands within them."""
 _FLV_TAGS = (8, 9, 18)
 _FLV_TAG_HEADER = 11
 _ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+
+_Measure = Callable[[bytes, int], int | None]
+"""The first bytes of a part, and the bytes from there to the file's end -> its length, if told."""
 
 
 def is_whole(path: Path, container: str) -> bool:
@@ -23,12 +27,13 @@ def is_whole(path: Path, container: str) -> bool:
     Returns:
         False also where such a container does not tell.
     """
-    n_bytes = path.stat().st_size
-    with path.open("rb") as file:
-        for name, measure in _MEASURES.items():
-            if name in container.split(","):
-                return _is_filled(file, n_bytes, measure)
-        return container == "flv" and _ends_with_flv_tag(file, n_bytes)
+    for name, measure in _MEASURES.items():
+        if name in container.split(","):
+            end = 0
+            for at, _, length in _iter_parts(path, measure):
+                end = at + length if length else 0
+            return end == path.stat().st_size
+    return container == "flv" and _ends_with_flv_tag(path)
 
 
 def find_second_film(path: Path, container: str) -> int | None:
@@ -46,75 +51,53 @@ def find_second_film(path: Path, container: str) -> int | None:
     """
     names = container.split(",")
     if "mp4" in names:
-        starts = _iter_starts(path, _measure_box)
-        boxes = [(at, header[4:8]) for at, header in starts]
+        boxes = [(at, header[4:8]) for at, header, _ in _iter_parts(path, _measure_box)]
         index = [at for at, kind in boxes if kind == b"moov"]
         # Fragments stand for themselves: those behind a second index are read, too.
         kinds = [kind for _, kind in boxes]
         if len(index) < 2 or kinds.count(b"mdat") < 2 or b"moof" in kinds:
             return None
         return next((at for at, kind in boxes if kind == b"ftyp" and at), index[1])
-    if "asf" in names:
-        starts = _iter_starts(path, _measure_asf)
-        return next((at for at, header in starts if at and header[:16] == _ASF_HEADER), None)
-    if "flv" in names:
-        starts = _iter_starts(path, _measure_flv)
-        return next((at for at, header in starts if at and header[:3] == b"FLV"), None)
+    for name, measure, start in (("asf", _measure_asf, _ASF_HEADER), ("flv", _measure_flv, b"FLV")):
+        if name in names:
+            parts = _iter_parts(path, measure)
+            return next((at for at, head, _ in parts if at and head.startswith(start)), None)
     return None
 
 
-def _iter_starts(
-    path: Path, measure: Callable[[BinaryIO, int], int | None]
-) -> Iterator[tuple[int, bytes]]:
-    """Where each part of a file begins, and its first bytes, as far as their lengths lead."""
+def _iter_parts(path: Path, measure: _Measure) -> Iterator[tuple[int, bytes, int | None]]:
+    """Where each part of a file begins, its first bytes and its length, one after the other.
+
+    Ends with the first part whose length is not told, or leads to the file's end or beyond: a
+    length of 64 bits may be more than any file has.
+    """
     n_bytes = path.stat().st_size
     at = 0
     with path.open("rb") as file:
         for _ in range(_N_ELEMENTS):
             file.seek(at)
-            header = file.read(16)
-            if not header:
-                return
-            yield at, header
-            file.seek(at)
-            length = measure(file, n_bytes - at)
-            if not length:
+            header = file.read(_HEADER_BYTES)
+            length = measure(header, n_bytes - at)
+            yield at, header, length
+            if not length or at + length >= n_bytes:
                 return
             at += length
 
 
-def _is_filled(
-    file: BinaryIO, n_bytes: int, measure: Callable[[BinaryIO, int], int | None]
-) -> bool:
-    """Whether the parts of a file, one after the other, are as long as the file."""
-    at = 0
-    for _ in range(_N_ELEMENTS):
-        if at >= n_bytes:
-            return at == n_bytes
-        file.seek(at)
-        length = measure(file, n_bytes - at)
-        if not length:
-            return False
-        at += length
-    return False
-
-
-def _measure_box(file: BinaryIO, n_left: int) -> int | None:
+def _measure_box(header: bytes, n_left: int) -> int | None:
     """Bytes of a box of MP4 or QuickTime (ISO 14496-12, 4.2)."""
-    header = file.read(16)
     if len(header) < 8:
         return None
-    length = int.from_bytes(header[:4], "big")
+    length, least = int.from_bytes(header[:4], "big"), 8
     if length == 0:  # up to the file's end
         return n_left
-    if length == 1:
-        length = int.from_bytes(header[8:], "big")
-    return length if length >= 8 else None
+    if length == 1:  # the length follows in 64 bits
+        length, least = int.from_bytes(header[8:16], "big"), 16
+    return length if length >= least else None
 
 
-def _measure_ebml(file: BinaryIO, n_left: int) -> int | None:
+def _measure_ebml(header: bytes, _: int) -> int | None:
     """Bytes of an element of Matroska (RFC 8794, 4); None where its end is left open."""
-    header = file.read(12)
     n_id = _count_bytes(header[:1], most=4)
     n_size = _count_bytes(header[n_id : n_id + 1], most=8)
     if not n_id or not n_size:
@@ -130,22 +113,20 @@ def _count_bytes(first: bytes, *, most: int) -> int:
     return n_bytes if n_bytes <= most else 0
 
 
-def _measure_riff(file: BinaryIO, n_left: int) -> int | None:
+def _measure_riff(header: bytes, _: int) -> int | None:
     """Bytes of a RIFF chunk of AVI; more of them follow in files above 1 GB."""
-    header = file.read(8)
-    length = int.from_bytes(header[4:], "little")
+    length = int.from_bytes(header[4:8], "little")
     return 8 + length + length % 2 if header[:4] == b"RIFF" and length else None
 
 
-def _measure_asf(file: BinaryIO, n_left: int) -> int | None:
-    """Bytes of an object of ASF."""
-    length = int.from_bytes(file.read(24)[16:], "little")
+def _measure_asf(header: bytes, _: int) -> int | None:
+    """Bytes of an object of ASF, told in 64 bits."""
+    length = int.from_bytes(header[16:24], "little")
     return length if length >= 24 else None
 
 
-def _measure_flv(file: BinaryIO, n_left: int) -> int | None:
+def _measure_flv(header: bytes, _: int) -> int | None:
     """Bytes of the header of an FLV file, or of a tag, with the length behind it."""
-    header = file.read(_FLV_TAG_HEADER)
     if header[:3] == b"FLV":
         return int.from_bytes(header[5:9], "big") + 4
     if len(header) < _FLV_TAG_HEADER or header[0] not in _FLV_TAGS:
@@ -153,15 +134,22 @@ def _measure_flv(file: BinaryIO, n_left: int) -> int | None:
     return _FLV_TAG_HEADER + int.from_bytes(header[1:4], "big") + 4
 
 
-def _ends_with_flv_tag(file: BinaryIO, n_bytes: int) -> bool:
+def _ends_with_flv_tag(path: Path) -> bool:
     """Whether the last number of an FLV file leads back to a tag of just that length."""
-    file.seek(max(0, n_bytes - 4))
-    length = int.from_bytes(file.read(4), "big")
-    if not _FLV_TAG_HEADER <= length <= n_bytes - 4:
-        return False
-    file.seek(n_bytes - 4 - length)
-    header = file.read(4)
+    n_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, n_bytes - 4))
+        length = int.from_bytes(file.read(4), "big")
+        if not _FLV_TAG_HEADER <= length <= n_bytes - 4:
+            return False
+        file.seek(n_bytes - 4 - length)
+        header = file.read(4)
     return header[0] in _FLV_TAGS and int.from_bytes(header[1:], "big") + _FLV_TAG_HEADER == length
 
 
-_MEASURES = {"mp4": _measure_box, "matroska": _measure_ebml, "avi": _measure_riff}
+_MEASURES: dict[str, _Measure] = {
+    "mp4": _measure_box,
+    "matroska": _measure_ebml,
+    "avi": _measure_riff,
+    "asf": _measure_asf,
+}

@@ -362,6 +362,18 @@ def test_a_film_shorter_than_its_header_promises_is_kept_if_the_file_is_whole(
         read(path)
 
 
+def test_a_whole_asf_file_shorter_than_its_header_promises_is_kept(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.wmv", grey_frames(50), codec="wmv2", options={"qscale": "2"})
+    properties = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+    path.write_bytes(promise(path.read_bytes(), properties, 64, "<Q", 2))
+    frames, notes = read(path)
+    assert numbers(frames) == list(range(50))
+    assert notes["missing_s"] > 2
+    keep_first(path, 0.98)
+    with pytest.raises(ClipError, match=r"breaks off after \d\.\d\d s of .* \(truncated\?\)"):
+        read(path)
+
+
 def damage(*places: int) -> Callable[[Packets], Iterator[Packet[Any]]]:
     """The packets, some of them spoilt."""
     return lambda packets: (
