@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from features.contracts import Clip
 from pipeline.config import ExtractConfig
-from pipeline.manifest.reader import read_manifest
+from pipeline.manifest.reader import ManifestOptions, read_manifest
 
 
 def read_clips(manifests: Sequence[Path]) -> list[list[Clip]]:
     """The clips of each manifest, with absolute paths and split ``test``."""
     groups = []
     for path in manifests:
-        listed = read_manifest(path, allow_subject_overlap=True)
+        listed = read_manifest(path, ManifestOptions(allow_subject_overlap=True))
         groups.append(
             [replace(c, path=c.path.resolve(), split="test", subject="") for c in listed.clips]
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +37,9 @@ class Plan:
 
 def read_manifest_for(store: Path, manifest: Path, options: ManifestOptions) -> Manifest:
     """The manifest, read with the classes that the store declares if it exists."""
-    classes = options.classes
-    if classes is None and (store / "store.json").is_file():
-        classes = read_store_index(store)[0].classes
-    listed = read_manifest(
-        manifest,
-        classes=classes,
-        allow_subject_overlap=options.allow_subject_overlap,
-        label_mapping=options.label_mapping,
-    )
+    if options.classes is None and (store / "store.json").is_file():
+        options = replace(options, classes=read_store_index(store)[0].classes)
+    listed = read_manifest(manifest, options)
     for warning in listed.warnings[:_NAMED]:
         _log.warning("%s: %s", manifest, warning)
     if len(listed.warnings) > _NAMED:

@@ -1,4 +1,4 @@
-"""What ``manifest check`` says: the clips and classes of a manifest, or all that is wrong."""
+"""The report of ``manifest check``; the checks themselves are in ``pipeline.manifest.reader``."""
 
 from __future__ import annotations
 
@@ -43,16 +43,10 @@ def check_manifest(path: Path, options: ManifestOptions) -> ManifestCheck:
     """Read a manifest, whose files must be there.
 
     Raises:
-        ManifestError: the file cannot be read. ConfigError: as of ``read_manifest``.
+        ManifestError: the file cannot be read.
     """
     try:
-        listed = read_manifest(
-            path,
-            classes=options.classes,
-            allow_subject_overlap=options.allow_subject_overlap,
-            label_mapping=options.label_mapping,
-            files_must_exist=True,
-        )
+        listed = read_manifest(path, options, files_must_exist=True)
     except InvalidManifestError as error:
         return ManifestCheck(
             path=path,

@@ -38,45 +38,44 @@ class Manifest:
 
 @dataclass(frozen=True, kw_only=True)
 class ManifestOptions:
-    """How a manifest is read; see ``read_manifest``."""
+    """How a manifest is read."""
 
     classes: Sequence[str] | None = None
+    """Class names in order. Where absent: MEC's eight if any label is one of them or no clip is
+    labelled, else all labels of the file, sorted."""
     allow_subject_overlap: bool = False
+    """Let a subject stand in two splits."""
     label_mapping: Mapping[str, str] = field(default_factory=dict)
+    """Label of the file -> the class that it means."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError: the classes are fewer than two, or one is empty or stands twice."""
+        given = self.classes
+        if given is not None and (len(set(given)) < max(2, len(given)) or not all(given)):
+            raise ConfigError(f"classes {', '.join(given)}: expected two or more different names")
 
 
 DEFAULT_OPTIONS = ManifestOptions()
 
 
 def read_manifest(
-    path: Path,
-    *,
-    classes: Sequence[str] | None = None,
-    allow_subject_overlap: bool = False,
-    label_mapping: Mapping[str, str] | None = None,
-    files_must_exist: bool = False,
+    path: Path, options: ManifestOptions = DEFAULT_OPTIONS, *, files_must_exist: bool = False
 ) -> Manifest:
     """Read a manifest, or say all that is wrong with it.
 
     Args:
         path: The CSV, UTF-8; its relative paths start at its folder.
-        classes: Class names in order. Where absent: MEC's eight if any label is one of them or no
-            clip is labelled, else all labels of the file, sorted.
-        allow_subject_overlap: Let a subject stand in two splits.
-        label_mapping: Label of the file -> the class that it means.
+        options: How it is read.
         files_must_exist: Count a clip without a file as a problem; ``extract`` makes it a row of
             failures.csv instead.
 
     Raises:
         InvalidManifestError: with every problem, a line each.
         ManifestError: the file cannot be read.
-        ConfigError: ``classes`` are fewer than two, or one is empty or stands twice.
     """
-    if classes is not None and (len(set(classes)) < max(2, len(classes)) or not all(classes)):
-        raise ConfigError(f"classes {', '.join(classes)}: expected two or more different names")
     rows, problems = read_rows(path)
-    map_labels(rows, label_mapping or {})
-    declared, assumed = _choose_classes(rows, classes)
+    map_labels(rows, options.label_mapping)
+    declared, assumed = _choose_classes(rows, options.classes)
     labels = check_labels(rows, declared)
     problems += [*_check_ids(rows), *labels.problems]
     finder = FileFinder(path.parent)
@@ -87,7 +86,7 @@ def read_manifest(
         if clip is not None:
             clips.append(clip)
     finder.log()
-    if not allow_subject_overlap:
+    if not options.allow_subject_overlap:
         problems += _check_subjects(rows)
     if files_must_exist:
         problems += find_missing_files(clips)

@@ -11,7 +11,7 @@ import pytest
 from features.contracts import MEC_CLASSES
 from features.errors import ConfigError, ManifestError
 from pipeline.manifest.labels import parse_mapping
-from pipeline.manifest.reader import Manifest, find_missing_files, read_manifest
+from pipeline.manifest.reader import Manifest, ManifestOptions, find_missing_files, read_manifest
 
 HEADER = "clip_id,path,label,split,subject,start_s,end_s"
 GOOD = "a,a.mp4,happy,train,anna,,"
@@ -25,7 +25,7 @@ def write_csv(folder: Path, *rows: str, header: str = HEADER, newline: str = "\n
 
 def read_problem(path: Path, classes: list[str] | None = None) -> str:
     with pytest.raises(ManifestError) as error:
-        read_manifest(path, classes=classes)
+        read_manifest(path, ManifestOptions(classes=classes))
     return str(error.value)
 
 
@@ -93,7 +93,7 @@ def test_every_problem_of_every_row_is_said_at_once_in_the_order_of_lines(tmp_pa
 
 def test_a_subject_may_stand_in_two_splits_when_that_is_allowed(tmp_path: Path) -> None:
     path = write_csv(tmp_path, GOOD, "b,b.mp4,sad,val,anna,,", "c,c.mp4,sad,test,,,")
-    assert len(read_manifest(path, allow_subject_overlap=True).clips) == 3
+    assert len(read_manifest(path, ManifestOptions(allow_subject_overlap=True)).clips) == 3
 
 
 def test_rows_without_a_subject_may_stand_in_any_split(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_unknown_columns_are_kept(tmp_path: Path) -> None:
 
 def read_labels(folder: Path, labels: list[str], classes: list[str] | None = None) -> Manifest:
     rows = [f"c{i},c.mp4,{label},train,,," for i, label in enumerate(labels)]
-    return read_manifest(write_csv(folder, *rows), classes=classes)
+    return read_manifest(write_csv(folder, *rows), ManifestOptions(classes=classes))
 
 
 CLASSES = {
@@ -243,7 +243,8 @@ def test_a_label_that_spells_a_class_otherwise_is_offered_a_mapping_that_works(
 
     assert f"is not one of {name}, other (so line 4); it spells {name} otherwise" in message
     option = message.splitlines()[-1].partition("--map-label ")[2].strip("'")
-    listed = read_manifest(path, classes=classes, label_mapping=parse_mapping([option]))
+    options = ManifestOptions(classes=classes, label_mapping=parse_mapping([option]))
+    listed = read_manifest(path, options)
     assert [clip.label for clip in listed.clips] == [name] * 3
 
 
