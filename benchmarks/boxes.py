@@ -7,27 +7,19 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.detect.boxes import iou
+
 LEAST_IOU = 0.5
 
 
 class Boxed(Protocol):
     """Faces of one frame: [A, 4] left, top, right, bottom and [A] scores."""
 
-    box_px: NDArray[np.float64]
-    score: NDArray[np.float64]
+    box_px: NDArray[np.float32]
+    score: NDArray[np.float32]
 
 
-def iou(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[A, 4], [B, 4] -> [A, B] intersection over union."""
-    left_top = np.maximum(a[:, None, :2], b[None, :, :2])
-    right_bottom = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    shared = np.clip(right_bottom - left_top, 0, None).prod(axis=2)
-    area_a, area_b = ((x[:, 2:] - x[:, :2]).prod(axis=1) for x in (a, b))
-    overlap: NDArray[np.float64] = shared / (area_a[:, None] + area_b[None] - shared)
-    return overlap
-
-
-def match_boxes(a: NDArray[np.float64], b: NDArray[np.float64]) -> list[tuple[int, int, float]]:
+def match_boxes(a: NDArray[np.float32], b: NDArray[np.float32]) -> list[tuple[int, int, float]]:
     """Pairs (row of a, row of b, IoU), one to one, greatest IoU first, IoU >= 0.5."""
     overlap = iou(a, b)
     pairs = []

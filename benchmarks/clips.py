@@ -1,4 +1,4 @@
-"""What the benchmarks share: which clips, the manifest that lists them, and a store of them.
+"""What the benchmarks share: which clips, and the manifest that lists them.
 
 All clips count as split ``test``, so that the clock has one phase: five frames a second (IV-C).
 """
@@ -9,13 +9,8 @@ import csv
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from features.contracts import Clip
-from pipeline.config import ExtractConfig
 from pipeline.manifest.reader import ManifestOptions, read_manifest
 
 
@@ -59,16 +54,3 @@ def write_manifest(clips: Sequence[Clip], path: Path) -> Path:
             part = ["" if value is None else value for value in (clip.start_s, clip.end_s)]
             writer.writerow([clip.clip_id, clip.path, "", clip.split, *part])
     return path
-
-
-def make_config(detect: str) -> ExtractConfig:
-    """The default settings with this way of finding faces."""
-    return ExtractConfig() if detect == "exact" else ExtractConfig(detect=detect)
-
-
-def as_array(rgb: Any) -> NDArray[np.uint8]:
-    """A frame's pixels [H, W, 3] as numpy, whether stage one hands out an array or a tensor."""
-    pixels: NDArray[np.uint8] = np.ascontiguousarray(
-        rgb if isinstance(rgb, np.ndarray) else rgb.cpu().numpy()
-    )
-    return pixels

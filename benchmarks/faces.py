@@ -2,7 +2,7 @@
 
     python benchmarks/faces.py CSV [CSV ...] --reference FILE [--frames N] [--store DIR]
 
-N frames, evenly spread over all frames that stage one samples (five a second), are looked at by
+N frames, evenly spread over all frames that stage one samples (five a second), are given to
 both sides. Ours come from a store: --store, or one made for this and removed. The package's are in
 FILE; where FILE is absent they are computed once and written to it, in a child process, because
 the package needs TensorFlow, which this project does not::
@@ -34,13 +34,15 @@ from typing import Any
 
 import click
 import numpy as np
-from boxes import Tally, iou
-from clips import as_array, make_config, read_clips, write_manifest
+from boxes import Tally
+from clips import read_clips, write_manifest
 from numpy.typing import NDArray
 
 from features.contracts import Clip
 from features.store.reader import open_store
+from pipeline.config import ExtractConfig
 from pipeline.decode.sampling import iter_chosen_frames
+from pipeline.detect.boxes import iou
 
 CHILD = Path(__file__).with_name("mtcnn_package.py")
 SURE = 0.95
@@ -51,11 +53,8 @@ PTS_TOLERANCE_S = 1e-3
 class Found:
     """The faces of one frame."""
 
-    box_px: NDArray[np.float64]
-    score: NDArray[np.float64]
-
-    def sure(self) -> Found:
-        return Found(box_px=self.box_px[self.score >= SURE], score=self.score[self.score >= SURE])
+    box_px: NDArray[np.float32]
+    score: NDArray[np.float32]
 
 
 def iter_spread_frames(
@@ -68,7 +67,7 @@ def iter_spread_frames(
     for clip, count in zip(clips, counts, strict=True):
         for i, frame in enumerate(iter_chosen_frames(clip, 1), start):
             if i in wanted:
-                yield clip, frame.record.pts_s, as_array(frame.rgb)
+                yield clip, frame.record.pts_s, frame.rgb.numpy()
         start += count
 
 
@@ -114,8 +113,8 @@ def read_store_faces(store: Path, wanted: dict[str, list[float]]) -> dict[tuple[
             if len(rows):
                 of_frame = clip.face_frame == rows[0]
                 faces[clip.clip_id, pts_s] = Found(
-                    box_px=clip.box_px[of_frame].astype(float),
-                    score=clip.score[of_frame].astype(float),
+                    box_px=clip.box_px[of_frame],
+                    score=clip.score[of_frame],
                 )
     return faces
 
@@ -126,7 +125,7 @@ def extract_faces(clips: Sequence[Clip], wanted: dict[str, list[float]], detect:
 
     with tempfile.TemporaryDirectory() as folder:
         manifest = write_manifest(clips, Path(folder) / "clips.csv")
-        run_extract(manifest, Path(folder) / "store", make_config(detect))
+        run_extract(manifest, Path(folder) / "store", ExtractConfig(detect=detect))
         return read_store_faces(Path(folder) / "store", wanted)
 
 
@@ -186,8 +185,8 @@ def main(
             n_absent += 1
             continue
         theirs = Found(
-            box_px=np.array(frame["boxes_px"], dtype=float).reshape(-1, 4),
-            score=np.array(frame["scores"], dtype=float),
+            box_px=np.array(frame["boxes_px"], dtype=np.float32).reshape(-1, 4),
+            score=np.array(frame["scores"], dtype=np.float32),
         )
         where = f"{frame['clip_id']} {frame['pts_s']:.3f} s"
         for name in (source[frame["clip_id"]], "all"):

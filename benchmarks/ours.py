@@ -5,12 +5,13 @@ from __future__ import annotations
 import resource
 import tempfile
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from clips import make_config, write_manifest
+from clips import write_manifest
 
 from features.contracts import Clip
+from pipeline.config import ExtractConfig
 
 
 @dataclass(kw_only=True)
@@ -52,7 +53,7 @@ def run_ours(
     with tempfile.TemporaryDirectory() as folder:
         manifest = write_manifest(clips, Path(folder) / "clips.csv")
         called_s, called_cpu_s = time.perf_counter(), read_cpu_s()
-        config = replace(make_config(detect), phases=phases)
+        config = ExtractConfig(detect=detect, phases=phases)
         summary = run_extract(
             manifest, Path(folder) / "store", config, device="cpu", workers=workers
         )

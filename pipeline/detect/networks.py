@@ -22,13 +22,9 @@ class PNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.trunk = nn.Sequential(
-            nn.Conv2d(3, 10, 3),
-            nn.PReLU(10),
-            nn.MaxPool2d(2, 2, ceil_mode=True),
-            nn.Conv2d(10, 16, 3),
-            nn.PReLU(16),
-            nn.Conv2d(16, 32, 3),
-            nn.PReLU(32),
+            *(nn.Conv2d(3, 10, 3), nn.PReLU(10), nn.MaxPool2d(2, 2, ceil_mode=True)),
+            *(nn.Conv2d(10, 16, 3), nn.PReLU(16)),
+            *(nn.Conv2d(16, 32, 3), nn.PReLU(32)),
         )
         offsets, classes = nn.Conv2d(32, 4, 1), nn.Conv2d(32, 2, 1)
         _load(nn.ModuleList([self.trunk, offsets, classes]), read_mtcnn("pnet"))
@@ -68,14 +64,9 @@ class RNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.trunk = nn.Sequential(
-            nn.Conv2d(3, 28, 3),
-            nn.PReLU(28),
-            nn.MaxPool2d(3, 2, ceil_mode=True),
-            nn.Conv2d(28, 48, 3),
-            nn.PReLU(48),
-            nn.MaxPool2d(3, 2),
-            nn.Conv2d(48, 64, 2),
-            nn.PReLU(64),
+            *(nn.Conv2d(3, 28, 3), nn.PReLU(28), nn.MaxPool2d(3, 2, ceil_mode=True)),
+            *(nn.Conv2d(28, 48, 3), nn.PReLU(48), nn.MaxPool2d(3, 2)),
+            *(nn.Conv2d(48, 64, 2), nn.PReLU(64)),
         )
         self.dense = nn.Sequential(nn.Linear(576, 128), nn.PReLU(128))
         self.offsets = nn.Linear(128, 4)
@@ -94,17 +85,10 @@ class ONet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.trunk = nn.Sequential(
-            nn.Conv2d(3, 32, 3),
-            nn.PReLU(32),
-            nn.MaxPool2d(3, 2, ceil_mode=True),
-            nn.Conv2d(32, 64, 3),
-            nn.PReLU(64),
-            nn.MaxPool2d(3, 2),
-            nn.Conv2d(64, 64, 3),
-            nn.PReLU(64),
-            nn.MaxPool2d(2, 2, ceil_mode=True),
-            nn.Conv2d(64, 128, 2),
-            nn.PReLU(128),
+            *(nn.Conv2d(3, 32, 3), nn.PReLU(32), nn.MaxPool2d(3, 2, ceil_mode=True)),
+            *(nn.Conv2d(32, 64, 3), nn.PReLU(64), nn.MaxPool2d(3, 2)),
+            *(nn.Conv2d(64, 64, 3), nn.PReLU(64), nn.MaxPool2d(2, 2, ceil_mode=True)),
+            *(nn.Conv2d(64, 128, 2), nn.PReLU(128)),
         )
         self.dense = nn.Sequential(nn.Linear(1152, 256), nn.PReLU(256))
         self.offsets = nn.Linear(256, 4)

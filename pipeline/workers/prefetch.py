@@ -10,42 +10,41 @@ import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
-from typing import Generic, Self, TypeVar
+from dataclasses import dataclass
+from typing import Self
 
 from features.contracts import Clip
 from pipeline.decode.sampling import DecodedFrame, Frames
+from pipeline.inputs import InputFile
 
 _CLIPS_AHEAD_PER_THREAD = 2
 """How far threads run ahead where clips are short, broken or small: not over a whole manifest, as
 other processes want clips too."""
 
-Prepared = TypeVar("Prepared")
 
-
-class Prefetcher(Generic[Prepared]):
+class Prefetcher:
     """Yields each clip with an iterator of its frames, in the clips' order, whatever the timing.
 
     ::
 
-        with Prefetcher(clips, prepare, decode, n_threads=2, max_bytes=256 << 20) as ahead:
+        with closing(Prefetcher(clips, prepare, decode, n_threads=2, max_bytes=256 << 20)) as ahead:
             for clip, frames in ahead:
-                sha256 = frames.prepared  # what prepare(clip) returned, or raises what it raised
+                file = frames.prepared  # what prepare(clip) returned, or raises what it raised
                 for frame in frames:  # what decode(clip) yields, then raises what it raised
                     ...
                 notes = frames.notes  # what decode(clip) returned at its end
 
     Frames that wait to be taken are at most ``max_bytes``, half of them for the clips after the
-    one that is being read; beyond it go one frame that each thread holds in its hand, and the
+    one that is being read; beyond it go one frame of each thread, which waits for room, and the
     frame that is being waited for, however large. What one clip raises reaches nobody else. Going
-    on to the next clip drops the frames that are left of this one. Leaving the ``with`` stops
-    every thread at its next frame and waits for it.
+    on to the next clip drops the frames that are left of this one. Closing it stops every
+    thread at its next frame and waits for it.
     """
 
     def __init__(
         self,
         clips: Iterable[Clip],
-        prepare: Callable[[Clip], Prepared],
+        prepare: Callable[[Clip], InputFile],
         decode: Callable[[Clip], Frames],
         *,
         n_threads: int,
@@ -66,27 +65,16 @@ class Prefetcher(Generic[Prepared]):
         self._n_ahead = _CLIPS_AHEAD_PER_THREAD * n_threads
         self._buffer = _Buffer(max_bytes)
         self._pool = ThreadPoolExecutor(n_threads, thread_name_prefix="decode")
-        self._started: deque[FramesAhead[Prepared]] = deque()
+        self._started: deque[FramesAhead] = deque()
         self._n_started = 0
         self._start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Stops all threads; frames that nobody took are dropped."""
         self._buffer.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def __iter__(self) -> Iterator[tuple[Clip, FramesAhead[Prepared]]]:
+    def __iter__(self) -> Iterator[tuple[Clip, FramesAhead]]:
         while self._started:
             frames = self._started.popleft()
             self._buffer.read_from(frames.number)
@@ -100,12 +88,13 @@ class Prefetcher(Generic[Prepared]):
             if clip is None:
                 return
             frames = FramesAhead(
-                clip,
-                self._n_started,
-                self._buffer,
-                self._pool.submit(self._prepare, clip),
-                self._pool.submit(self._fill, clip, self._n_started),
+                clip=clip,
+                number=self._n_started,
+                _buffer=self._buffer,
+                _preparation=self._pool.submit(self._prepare, clip),
+                _decoding=self._pool.submit(self._fill, clip, self._n_started),
             )
+            frames._decoding.add_done_callback(lambda _: self._buffer.wake())
             self._started.append(frames)
             self._n_started += 1
 
@@ -123,27 +112,18 @@ class Prefetcher(Generic[Prepared]):
                     return {}
 
 
-class FramesAhead(Generic[Prepared]):
-    """The frames of one clip: an iterator over what its decoder yields."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FramesAhead:
+    """The frames of one clip: what its decoder yields. Made by Prefetcher alone."""
 
-    def __init__(
-        self,
-        clip: Clip,
-        number: int,
-        buffer: _Buffer,
-        preparation: Future[Prepared],
-        decoding: Future[Mapping[str, float]],
-    ) -> None:
-        """Made by Prefetcher alone."""
-        self.clip = clip
-        self.number = number
-        self._buffer = buffer
-        self._preparation = preparation
-        self._decoding = decoding
-        decoding.add_done_callback(lambda _: buffer.wake())
+    clip: Clip
+    number: int
+    _buffer: _Buffer
+    _preparation: Future[InputFile]
+    _decoding: Future[Mapping[str, float]]
 
     @property
-    def prepared(self) -> Prepared:
+    def prepared(self) -> InputFile:
         """What ``prepare`` returned for the clip; waits for it. Raises what it raised."""
         return self._preparation.result()
 

@@ -110,12 +110,14 @@ class Stages:
         """
         limits = self._limits
         with (
-            Prefetcher(
-                clips,
-                self._prepare,
-                self._timed_decode,
-                n_threads=limits.n_decoders,
-                max_bytes=limits.decoded_bytes,
+            contextlib.closing(
+                Prefetcher(
+                    clips,
+                    self._prepare,
+                    self._timed_decode,
+                    n_threads=limits.n_decoders,
+                    max_bytes=limits.decoded_bytes,
+                )
             ) as ahead,
             _pool(limits.n_threads) as pool,
         ):
@@ -144,7 +146,7 @@ class Stages:
                     return end.value or {}
                 yield frame
 
-    def _iter_chunks(self, ahead: Prefetcher[InputFile]) -> Iterator[_Chunk | ClipEnd]:
+    def _iter_chunks(self, ahead: Prefetcher) -> Iterator[_Chunk | ClipEnd]:
         for clip, frames in ahead:
             self._begin(clip)
             file = _attempt(clip, "read", partial(getattr, frames, "prepared"))

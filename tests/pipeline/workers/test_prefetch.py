@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def decoder_of(clips: Sequence[tuple[int, bool]]) -> Decode:
     return decode
 
 
-def read_all(ahead: Prefetcher[str]) -> list[object]:
+def read_all(ahead: Prefetcher) -> list[object]:
     """The clips' ids, what was prepared, times of frames and errors, in the order they come in."""
     seen: list[object] = []
     for clip, frames in ahead:
@@ -71,12 +72,14 @@ def test_frames_and_errors_come_in_the_order_of_clips(
     for number, (n_frames, breaks_off) in enumerate(clips):
         expected += [str(number), f"hash {number}", *range(n_frames)]
         expected += [f"clip {number} breaks off"] if breaks_off else []
-    with Prefetcher(
-        make_clips(len(clips)),
-        lambda clip: f"hash {clip.clip_id}",
-        decoder_of(clips),
-        n_threads=n_threads,
-        max_bytes=max_bytes,
+    with closing(
+        Prefetcher(
+            make_clips(len(clips)),
+            lambda clip: f"hash {clip.clip_id}",
+            decoder_of(clips),
+            n_threads=n_threads,
+            max_bytes=max_bytes,
+        )
     ) as ahead:
         assert read_all(ahead) == expected
 
@@ -103,8 +106,8 @@ def test_going_on_early_drops_frames_and_ends_their_decoder(
             ended.append(clip.line)
 
     n_before = threading.active_count()
-    with Prefetcher(
-        make_clips(len(wanted)), str, decode, n_threads=n_threads, max_bytes=max_bytes
+    with closing(
+        Prefetcher(make_clips(len(wanted)), str, decode, n_threads=n_threads, max_bytes=max_bytes)
     ) as ahead:
         for (clip, frames), n_frames in zip(ahead, wanted, strict=False):
             assert [next(frames).record.pts_s for _ in range(n_frames)] == list(range(n_frames))
@@ -128,8 +131,8 @@ def test_what_waits_is_bounded(max_frames: int) -> None:
                 n_in += 1
                 most = max(most, n_in - n_out)
 
-    with Prefetcher(
-        make_clips(10), str, decode, n_threads=3, max_bytes=max_frames * FRAME_BYTES
+    with closing(
+        Prefetcher(make_clips(10), str, decode, n_threads=3, max_bytes=max_frames * FRAME_BYTES)
     ) as ahead:
         for _, frames in ahead:
             for _ in frames:
@@ -148,7 +151,7 @@ def test_the_next_clip_is_decoded_while_this_one_is_read() -> None:
         if clip.line == 1:
             second_is_there.set()
 
-    with Prefetcher(make_clips(2), str, decode, n_threads=1, max_bytes=1000) as ahead:
+    with closing(Prefetcher(make_clips(2), str, decode, n_threads=1, max_bytes=1000)) as ahead:
         (_, frames) = next(iter(ahead))
         assert second_is_there.wait(60)
         assert len(list(frames)) == 1
@@ -161,7 +164,7 @@ def test_threads_do_not_run_over_the_whole_manifest() -> None:
         started.append(clip.line)
         yield from ()
 
-    with Prefetcher(make_clips(1000), str, decode, n_threads=2, max_bytes=1000) as ahead:
+    with closing(Prefetcher(make_clips(1000), str, decode, n_threads=2, max_bytes=1000)) as ahead:
         for clip, frames in ahead:
             assert list(frames) == []
             if clip.line == 2:
@@ -177,7 +180,7 @@ def test_a_clip_that_cannot_be_prepared_disturbs_no_other() -> None:
 
     found = []
     decode = decoder_of([(2, False)] * 3)
-    with Prefetcher(make_clips(3), prepare, decode, n_threads=2, max_bytes=1000) as ahead:
+    with closing(Prefetcher(make_clips(3), prepare, decode, n_threads=2, max_bytes=1000)) as ahead:
         for _, frames in ahead:
             try:
                 found.append((frames.prepared, len(list(frames))))
@@ -191,7 +194,7 @@ def test_an_error_in_the_reader_stops_the_threads() -> None:
     decode = decoder_of([(1000, False)] * 3)
 
     def read() -> None:
-        with Prefetcher(make_clips(3), str, decode, n_threads=2, max_bytes=0) as ahead:
+        with closing(Prefetcher(make_clips(3), str, decode, n_threads=2, max_bytes=0)) as ahead:
             for _, frames in ahead:
                 next(frames)
                 raise KeyboardInterrupt
@@ -203,7 +206,7 @@ def test_an_error_in_the_reader_stops_the_threads() -> None:
 
 def test_frames_of_a_clip_left_behind_are_refused() -> None:
     decode = decoder_of([(3, False)] * 2)
-    with Prefetcher(make_clips(2), str, decode, n_threads=1, max_bytes=1000) as ahead:
+    with closing(Prefetcher(make_clips(2), str, decode, n_threads=1, max_bytes=1000)) as ahead:
         clips = iter(ahead)
         _, first = next(clips)
         next(first)
