@@ -111,10 +111,10 @@ def read_store_faces(store: Path, wanted: dict[str, list[float]]) -> dict[tuple[
         for pts_s in wanted.get(clip.clip_id, []):
             rows = np.flatnonzero(np.abs(clip.pts_s - pts_s) < PTS_TOLERANCE_S)
             if len(rows):
-                of_frame = clip.face_frame == rows[0]
+                in_frame = clip.face_frame == rows[0]
                 faces[clip.clip_id, pts_s] = Found(
-                    box_px=clip.box_px[of_frame],
-                    score=clip.score[of_frame],
+                    box_px=clip.box_px[in_frame],
+                    score=clip.score[in_frame],
                 )
     return faces
 
@@ -164,11 +164,11 @@ def main(
         reference.write_text(json.dumps(computed) + "\n")
     if reference_only:
         return
-    told = json.loads(reference.read_text())
+    stored = json.loads(reference.read_text())
     source = {
         clip.clip_id: m.stem for m, group in zip(manifests, groups, strict=True) for clip in group
     }
-    frames = [frame for frame in told["frames"] if frame["clip_id"] in source]
+    frames = [frame for frame in stored["frames"] if frame["clip_id"] in source]
     wanted: dict[str, list[float]] = {}
     for frame in frames:
         wanted.setdefault(frame["clip_id"], []).append(frame["pts_s"])
@@ -184,16 +184,16 @@ def main(
         if found is None:
             n_absent += 1
             continue
-        theirs = Found(
+        package_faces = Found(
             box_px=np.array(frame["boxes_px"], dtype=np.float32).reshape(-1, 4),
             score=np.array(frame["scores"], dtype=np.float32),
         )
         where = f"{frame['clip_id']} {frame['pts_s']:.3f} s"
         for name in (source[frame["clip_id"]], "all"):
-            lost, added = tallies[name].count(theirs, found, SURE)
-        missed += [f"{where}: {describe(theirs, i, found)}" for i in lost]
-        extra += [f"{where}: {describe(found, i, theirs)}" for i in added]
-    print(f"reference: {told['package']}; {len(frames) - n_absent} frames", end="")
+            lost, added = tallies[name].count(package_faces, found, SURE)
+        missed += [f"{where}: {describe(package_faces, i, found)}" for i in lost]
+        extra += [f"{where}: {describe(found, i, package_faces)}" for i in added]
+    print(f"reference: {stored['package']}; {len(frames) - n_absent} frames", end="")
     print(f"; {n_absent} frames of it are not in the store" if n_absent else "")
     for name, tally in tallies.items():
         print(f"{name:10} {tally}")

@@ -70,7 +70,9 @@ class Peer:
             n = max(1, batch_pixels // (frames.shape[1] * frames.shape[2]))
             for start in range(0, len(frames), n):
                 boxes, _, _ = self.mtcnn.detect(frames[start : start + n], landmarks=True)
-                times.n_faces += sum(len(of_frame) for of_frame in boxes if of_frame is not None)
+                times.n_faces += sum(
+                    len(frame_boxes) for frame_boxes in boxes if frame_boxes is not None
+                )
             since_s = times.add("detection", since_s)
             for start in range(0, len(frames), CONTEXT_BATCH):
                 self._embed(frames[start : start + CONTEXT_BATCH])

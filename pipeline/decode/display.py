@@ -134,7 +134,7 @@ def read_orientation(frame: VideoFrame) -> Orientation:
     except KeyError:
         return Orientation()
     except ValueError:  # PyAV knows not all kinds of data that may come with a frame
-        return _turn_back(frame.rotation)
+        return _convert_rotation(frame.rotation)
     return choose_orientation(matrix)
 
 
@@ -159,7 +159,7 @@ def lay_out(rgb: Tensor, orientation: Orientation) -> Tensor:
     return rgb.flip(axes).contiguous() if axes else rgb.contiguous()
 
 
-def _turn_back(degrees: float) -> Orientation:
+def _convert_rotation(degrees: float) -> Orientation:
     """The orientation of a rotation, counter-clockwise."""
     quarter = round(degrees / 90) % 4
     return Orientation(

@@ -69,12 +69,12 @@ class Losses:
         self._run: tuple[float, float] | None = None
         """From when to when nothing could be decoded, as far as is known."""
 
-    def read(self) -> None:
+    def add_whole(self) -> None:
         """A packet that is whole."""
         self._n_packets += 1
         self._run = None
 
-    def lose(self, start_s: float | None, duration_s: float, shown_s: float) -> None:
+    def add_damaged(self, start_s: float | None, duration_s: float, shown_s: float) -> None:
         """A packet that is damaged. Raises ClipError where too much in a row is.
 
         Args:

@@ -113,8 +113,8 @@ class Timeline:
                     frames = itertools.chain([first], frames)
                     self._n_skipped += sum(pts < (first.pts or 0) for pts in self._early)
                 else:
-                    frames = self._sought(self.start_s - self.seek_margin_s)
-            yield from self._timed(frames)
+                    frames = self._seek(self.start_s - self.seek_margin_s)
+            yield from self._iter_timed(frames)
         except _DAMAGE as error:
             raise ClipError(f"breaks off or is damaged after {self.end_s:.2f} s") from error
         self._demuxer.check_complete(self.path, self.origin_s, self.end_s, self.notes)
@@ -132,7 +132,7 @@ class Timeline:
             if count:
                 self.notes.add(name, count)
 
-    def _sought(self, to_s: float) -> Iterator[VideoFrame]:
+    def _seek(self, to_s: float) -> Iterator[VideoFrame]:
         try:
             to = int((self.origin_s + to_s) / time_base(self.stream))
             self.container.seek(to, stream=self.stream)
@@ -151,7 +151,7 @@ class Timeline:
         self.origin_s = origin_s
         self._knows_origin = True
 
-    def _timed(self, frames: Iterator[VideoFrame]) -> Iterator[tuple[float, VideoFrame]]:
+    def _iter_timed(self, frames: Iterator[VideoFrame]) -> Iterator[tuple[float, VideoFrame]]:
         last_s = -np.inf
         for frame in frames:
             clock_s = self._read_clock(frame)
@@ -219,11 +219,11 @@ class Timeline:
                 frames = self.stream.decode(packet)
             except _DAMAGE:
                 if has_key or has_frame:
-                    self._lose(packet)
+                    self._pass_over(packet)
                 else:
                     self._n_skipped += 1
                 continue
-            self._losses.read()
+            self._losses.add_whole()
             if not has_frame and packet.pts is not None and not packet.is_discard:
                 self._n_skipped += len(self._early) == _N_EARLY
                 self._early.append(packet.pts)
@@ -250,11 +250,11 @@ class Timeline:
             until_s = to_seconds(self.stream, packet.pts) + self._read_duration_s(packet)
             self._held_until_s = max(self._held_until_s, until_s)
 
-    def _lose(self, packet: Packet[Stream]) -> None:
+    def _pass_over(self, packet: Packet[Stream]) -> None:
         """Raises ClipError where more than is passed over cannot be decoded."""
         self._hold(packet)
         pts_s = None if packet.pts is None else to_seconds(self.stream, packet.pts) - self.origin_s
-        self._losses.lose(pts_s, self._read_duration_s(packet), self.end_s)
+        self._losses.add_damaged(pts_s, self._read_duration_s(packet), self.end_s)
 
     def _read_duration_s(self, packet: Packet[Stream]) -> float:
         duration_s = to_seconds(self.stream, packet.duration or 0)

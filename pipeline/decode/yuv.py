@@ -96,10 +96,14 @@ def _convert_8_bits(luma: Tensor, chroma: Tensor, tags: ColourTags) -> Tensor:
 
     light = times(luma.to(torch.int32) - (0 if tags.is_full else 16), tags.luma_factor)
     cb, cr = (chroma.to(torch.int32) - 128).unbind(2)
-    tint = torch.stack(
-        [times(cb, of_cb) + times(cr, of_cr) for of_cb, of_cr in tags.chroma_factors], dim=2
+    chroma_rgb = torch.stack(
+        [
+            times(cb, factor_cb) + times(cr, factor_cr)
+            for factor_cb, factor_cr in tags.chroma_factors
+        ],
+        dim=2,
     )  # (H/2, W/2, 3)
-    return _add(light, tint.repeat_interleave(2, dim=0))
+    return _add(light, chroma_rgb.repeat_interleave(2, dim=0))
 
 
 def _convert_more_bits(luma: Tensor, chroma: Tensor, tags: ColourTags) -> Tensor:
@@ -111,19 +115,23 @@ def _convert_more_bits(luma: Tensor, chroma: Tensor, tags: ColourTags) -> Tensor
 
     levels = ((_sixteen_bits(luma) + 128) >> 8).clamp_(max=255)
     cb, cr = _read_sited_left(chroma).unbind(2)  # (H, W/2)
-    tint = torch.stack(
-        [times(cb, of_cb) + times(cr, of_cr) for of_cb, of_cr in tags.chroma_factors], dim=2
+    chroma_rgb = torch.stack(
+        [
+            times(cb, factor_cb) + times(cr, factor_cr)
+            for factor_cb, factor_cr in tags.chroma_factors
+        ],
+        dim=2,
     )
     if tags.is_full:
-        return _add(levels, tint)
+        return _add(levels, chroma_rgb)
     factor = int(tags.luma_factor * 2**_TABLE_BITS)
     offset = _TABLE_LUMA * factor - ((_TABLE_RGB + 16) << _TABLE_BITS) + (1 << _TABLE_BITS - 1)
-    return (_add(levels, tint) * factor + offset) >> _TABLE_BITS
+    return (_add(levels, chroma_rgb) * factor + offset) >> _TABLE_BITS
 
 
-def _add(light: Tensor, tint: Tensor) -> Tensor:
+def _add(light: Tensor, chroma_rgb: Tensor) -> Tensor:
     """[H, W] and [H, W / 2, 3] -> [H, W / 2, 2, 3]."""
-    return light.view(*tint.shape[:2], 2, 1) + tint[:, :, None]
+    return light.view(*chroma_rgb.shape[:2], 2, 1) + chroma_rgb[:, :, None]
 
 
 def _sixteen_bits(plane: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ def render_clip(clip: DemoClip, rig: FaceRig) -> Iterator[NDArray[np.uint8]]:
             key = (number, level, lids)
             if key not in faces:
                 expression = actor.expression * (level / _LEVELS) + Expression(closed_lids=lids)
-                faces[key] = _lit(rig.draw(expression), actor, light)
+                faces[key] = _light_face(rig.draw(expression), actor, light)
             frame = _place(frame, faces[key], actor, moment / FRAME_RATE_HZ)
         pixels: NDArray[np.uint8] = (
             (frame.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
@@ -131,7 +131,7 @@ def _pose(actor: Actor, time_s: float) -> tuple[int, float]:
 
 
 def _place(frame: Tensor, face: Tensor, actor: Actor, time_s: float) -> Tensor:
-    """Lay a cut-out (4, rows, columns) from ``_lit`` over a frame (3, H, W)."""
+    """Lay a cut-out (4, rows, columns) from ``_light_face`` over a frame (3, H, W)."""
     height, width = frame.shape[1:]
     swing = 2 * math.pi * time_s / actor.sway_s
     centre_x = actor.x * width + actor.sway * height * math.sin(swing)
@@ -152,11 +152,11 @@ def _place(frame: Tensor, face: Tensor, actor: Actor, time_s: float) -> Tensor:
     x_row[2] += (FACE_CENTRE_PX[0] - left) * x_unit - 1
     y_row[2] += (FACE_CENTRE_PX[1] - top) * y_unit - 1
     grid = F.affine_grid(torch.tensor([[x_row, y_row]]), [1, 1, height, width], align_corners=False)
-    seen = F.grid_sample(face[None], grid, align_corners=False)[0]
-    return torch.addcmul(seen[:3], frame, 1 - seen[3:])
+    sampled = F.grid_sample(face[None], grid, align_corners=False)[0]
+    return torch.addcmul(sampled[:3], frame, 1 - sampled[3:])
 
 
-def _lit(face: Tensor, actor: Actor, light: Tensor) -> Tensor:
+def _light_face(face: Tensor, actor: Actor, light: Tensor) -> Tensor:
     """A drawn face in its own tone and a share of the scene's light, premultiplied by its alpha."""
     gain = torch.tensor(actor.tone) * (0.75 + 0.25 * light)
     return torch.cat([face[:3] * gain[:, None, None] * face[3:], face[3:]])

@@ -146,16 +146,16 @@ def view_scene(scene: Tensor, view: SceneView, size_px: tuple[int, int], progres
     width_px, height_px = size_px
     _, scene_h, scene_w = scene.shape
     scale = min(scene_w / width_px, scene_h / height_px) / view.zoom
-    seen_w, seen_h = scale * width_px, scale * height_px
-    left = (scene_w - seen_w) * min(max(view.x + view.drift * (progress - 0.5), 0.0), 1.0)
-    top = (scene_h - seen_h) * view.y
+    view_w, view_h = scale * width_px, scale * height_px
+    left = (scene_w - view_w) * min(max(view.x + view.drift * (progress - 0.5), 0.0), 1.0)
+    top = (scene_h - view_h) * view.y
     xs = (left + (torch.arange(width_px) + 0.5) * scale) / scene_w * 2 - 1
     ys = (top + (torch.arange(height_px) + 0.5) * scale) / scene_h * 2 - 1
     if view.flipped:
         xs = xs.flip(0)
     grid = torch.stack(torch.meshgrid(ys, xs, indexing="ij")[::-1], dim=-1)[None]
-    seen = F.grid_sample(scene[None], grid, align_corners=False)[0]
-    return seen * light_of(view)[:, None, None]
+    sampled = F.grid_sample(scene[None], grid, align_corners=False)[0]
+    return sampled * light_of(view)[:, None, None]
 
 
 def light_of(view: SceneView) -> Tensor:

@@ -59,9 +59,9 @@ def find_faces_tracked(detector: FaceDetector, rgb: Tensor, min_face_px: int) ->
         found.update({int(i): _select_frame(faces, row) for row, i in enumerate(at)})
 
     run_cascade(key_frames)
-    for at in _by_distance(np.setdiff1d(frames, key_frames), middle):
+    for at in _group_by_distance(np.setdiff1d(frames, key_frames), middle):
         before = at + np.sign(middle[at] - at)
-        boxes = [_moved_boxes(found[int(j)], i) for i, j in zip(at, before, strict=True)]
+        boxes = [_move_boxes(found[int(j)], i) for i, j in zip(at, before, strict=True)]
         faces = detector.refine(rgb, np.concatenate(boxes))
         found.update({int(i): _select_frame(faces, int(i)) for i in at})
         lost = [
@@ -95,14 +95,16 @@ def _make_thumbs(rgb: Tensor) -> NDArray[np.float32]:
     return thumbs
 
 
-def _by_distance(frames: NDArray[np.intp], middle: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
+def _group_by_distance(
+    frames: NDArray[np.intp], middle: NDArray[np.intp]
+) -> Iterator[NDArray[np.intp]]:
     """The frames in groups, nearest to their middle first."""
     distance = np.abs(frames - middle[frames])
     for d in np.unique(distance):
         yield frames[distance == d]
 
 
-def _moved_boxes(faces: Faces, frame: np.intp) -> Boxes:
+def _move_boxes(faces: Faces, frame: np.intp) -> Boxes:
     """Square boxes around where faces were, as proposals for another frame: [A * M, 6]."""
     side = (faces.box_px[:, 2:] - faces.box_px[:, :2]).max(axis=1)  # (A,)
     centre = (faces.box_px[:, :2] + faces.box_px[:, 2:]) / 2

@@ -91,7 +91,7 @@ class FaceDetector:
             boxes: A table of square boxes; their scores do not matter.
         """
         boxes, landmarks = self._run_onet(rgb, self._run_rnet(rgb, boxes))
-        return _ordered_faces(boxes, landmarks)
+        return _order_faces(boxes, landmarks)
 
     @torch.inference_mode()
     def _run_pnet(self, rgb: Tensor, min_face_px: int) -> Boxes:
@@ -108,7 +108,7 @@ class FaceDetector:
         windows[:, 1:5] /= np.array(scales, dtype=np.float32)[level, None]
         frame_and_level = windows[:, 0] * len(scales) + windows[:, 6]
         boxes = suppress(windows[:, :6], 0.5, iou, group=frame_and_level)
-        return _squared(suppress(boxes, 0.7, iou))
+        return _make_square(suppress(boxes, 0.7, iou))
 
     def _scan_levels(self, levels: Sequence[Tensor]) -> Iterator[Boxes]:
         """Tables of a row's level, after all else, whose boxes are in pixels of that level."""
@@ -140,9 +140,9 @@ class FaceDetector:
         if not len(boxes):
             return boxes
         offsets, scores = _run_on_patches(self.rnet, rgb, boxes, side=24, multiple=16)
-        boxes = _adjusted(boxes, offsets, scores)
+        boxes = _apply_offsets(boxes, offsets, scores)
         boxes = boxes[boxes[:, 5] > self.thresholds[1]]
-        return _squared(suppress(boxes, 0.7, iou))
+        return _make_square(suppress(boxes, 0.7, iou))
 
     def _run_onet(self, rgb: Tensor, boxes: Boxes) -> tuple[Boxes, NDArray[np.float32]]:
         """O-Net. boxes: square. Returns boxes and landmarks [A, 5, 2] in pixels."""
@@ -152,7 +152,7 @@ class FaceDetector:
         side = boxes[:, 3:5] - boxes[:, 1:3] + 1  # (N, 2) width, height
         points = landmarks.reshape(-1, 2, 5).transpose(0, 2, 1)  # (N, 5, 2)
         points = points * side[:, None] + boxes[:, None, 1:3] - 1
-        boxes = _adjusted(boxes, offsets, scores)
+        boxes = _apply_offsets(boxes, offsets, scores)
         rows = np.concatenate([boxes, points.reshape(-1, 10)], axis=1)
         rows = suppress(rows[rows[:, 5] > self.thresholds[2]], 0.7, overlap_over_smaller)
         return rows[:, :6], rows[:, 6:].reshape(-1, 5, 2)
@@ -230,7 +230,7 @@ def _read_windows(at: Windows, values: NDArray[np.float32]) -> Boxes:
     return np.column_stack([at.frame, boxes, scores, at.level]).astype(np.float32)
 
 
-def _squared(boxes: Boxes) -> Boxes:
+def _make_square(boxes: Boxes) -> Boxes:
     """The shorter side grown to the longer about the centre."""
     side = boxes[:, 3:5] - boxes[:, 1:3]
     longest = side.max(axis=1, keepdims=True)
@@ -238,13 +238,15 @@ def _squared(boxes: Boxes) -> Boxes:
     return np.concatenate([boxes[:, :1], left_top, left_top + longest, boxes[:, 5:]], axis=1)
 
 
-def _adjusted(boxes: Boxes, offsets: NDArray[np.float32], scores: NDArray[np.float32]) -> Boxes:
+def _apply_offsets(
+    boxes: Boxes, offsets: NDArray[np.float32], scores: NDArray[np.float32]
+) -> Boxes:
     """Boxes moved by a network's offsets, which count in box sides, with its scores."""
     side = np.tile(boxes[:, 3:5] - boxes[:, 1:3] + 1, 2)  # (N, 4)
     return np.concatenate([boxes[:, :1], boxes[:, 1:5] + offsets * side, scores[:, None]], axis=1)
 
 
-def _ordered_faces(boxes: Boxes, landmarks_px: NDArray[np.float32]) -> Faces:
+def _order_faces(boxes: Boxes, landmarks_px: NDArray[np.float32]) -> Faces:
     area = (boxes[:, 3] - boxes[:, 1]) * (boxes[:, 4] - boxes[:, 2])
     order = np.lexsort((-area, boxes[:, 0]))
     return Faces(

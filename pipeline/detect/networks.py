@@ -52,8 +52,8 @@ def _fold(first: nn.Module, offsets: nn.Conv2d, classes: nn.Conv2d) -> nn.Conv2d
     first.weight *= scale - shift
     head = nn.Conv2d(offsets.in_channels, 5, 1)
     for name, parameter in head.named_parameters():  # the first axis is the output
-        of_class = classes.get_parameter(name)
-        margin = of_class[1:] - of_class[:1]
+        class_parameter = classes.get_parameter(name)
+        margin = class_parameter[1:] - class_parameter[:1]
         parameter.copy_(torch.cat([offsets.get_parameter(name), margin]))
     return head
 

@@ -144,16 +144,16 @@ def _choose_stretches(levels: Sequence[Pictures], number: int) -> Iterator[Stret
     first = np.flatnonzero(np.concatenate([[True], apart])[: len(starts)])
     last = np.append(first[1:] - 1, len(starts) - 1)[: len(first)]
     columns = (frame[::2][first], strip[::2][first] * _STRIP_ROWS, starts[first], ends[last])
-    for of_frame, row, start, end in np.stack(columns, axis=1).tolist():
-        yield Stretch(of_frame, number, row, start, min(_STRIP_ROWS, height - row), end - start)
+    for frame_row, row, start, end in np.stack(columns, axis=1).tolist():
+        yield Stretch(frame_row, number, row, start, min(_STRIP_ROWS, height - row), end - start)
 
 
 def _join_strips(active: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """[F, rows of groups, columns] -> [F, strips, columns], true where any row of it is."""
     n_frames, n_rows, n_columns = active.shape
-    of_strip = _STRIP_ROWS // _GROUP
-    padded = np.pad(active, ((0, 0), (0, -n_rows % of_strip), (0, 0)))
-    return np.asarray(padded.reshape(n_frames, -1, of_strip, n_columns).any(axis=2))
+    groups_per_strip = _STRIP_ROWS // _GROUP
+    padded = np.pad(active, ((0, 0), (0, -n_rows % groups_per_strip), (0, 0)))
+    return np.asarray(padded.reshape(n_frames, -1, groups_per_strip, n_columns).any(axis=2))
 
 
 def _find_contrast(
@@ -164,8 +164,8 @@ def _find_contrast(
     if number + _CELL_LEVELS >= len(levels):
         return np.ones((n_frames, n_rows, n_columns), dtype=bool)  # it is small
     cells = levels[number + _CELL_LEVELS]
-    of_frame = cells.reshape(n_frames, math.prod(cells.shape[1:]))
-    most = of_frame.max(axis=1).astype(np.float32) - of_frame.min(axis=1)
+    frame_cells = cells.reshape(n_frames, math.prod(cells.shape[1:]))
+    most = frame_cells.max(axis=1).astype(np.float32) - frame_cells.min(axis=1)
     least = np.clip(most * _LEAST_SHARE, 1, _LEAST_CONTRAST)  # 1: of one colour is no contrast
     red, green, blue = np.moveaxis(_slide(np.maximum, cells) - _slide(np.minimum, cells), 3, 0)
     contrast = np.maximum(np.maximum(red, green), blue)

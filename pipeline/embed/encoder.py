@@ -114,7 +114,7 @@ class FrameEncoder:
         """Run both CNNs; the frames may be of several clips, at least one."""
         context_crops = torch.stack([frame.context_crop for frame in frames])
         pooled = run_padded(self.context_cnn, context_crops, batch=self.batch, multiple=self.batch)
-        pooled_7x7, pooled_2x2 = map(_half, pooled)
+        pooled_7x7, pooled_2x2 = map(_to_float16, pooled)
         vector, face_map = self._embed_faces([cut for frame in frames for cut in frame.face_cuts])
         embedded, first = [], 0
         for i, frame in enumerate(frames):
@@ -143,12 +143,12 @@ class FrameEncoder:
         for first in range(0, len(cuts), FACE_BATCH):
             rows = slice(first, first + FACE_BATCH)
             face = self.face_network.embed(crop_faces(cuts[rows]))
-            vector[rows] = _half(face.vector)
+            vector[rows] = _to_float16(face.vector)
             if face_map is not None:
-                face_map[rows] = _half(face.map)
+                face_map[rows] = _to_float16(face.map)
         return vector, face_map
 
 
-def _half(features: Tensor) -> NDArray[np.float16]:
+def _to_float16(features: Tensor) -> NDArray[np.float16]:
     half: NDArray[np.float16] = features.half().cpu().numpy()
     return half

@@ -119,9 +119,9 @@ def choose_limits(work: Work) -> StageLimits:
 def _tell_progress(
     features: Iterable[EmbeddedFrame | ClipEnd], tell: Callable[[Progressed], None]
 ) -> Iterator[EmbeddedFrame | ClipEnd]:
-    told_s = time.monotonic()
+    last_s = time.monotonic()
     for item in features:
-        if time.monotonic() - told_s > _PROGRESS_S:
+        if time.monotonic() - last_s > _PROGRESS_S:
             tell(Progressed())
-            told_s = time.monotonic()
+            last_s = time.monotonic()
         yield item

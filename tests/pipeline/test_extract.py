@@ -32,7 +32,7 @@ from pipeline.workers.extractor import Extractor
 from pipeline.workers.messages import Work
 from pipeline.workers.pool import WorkerPool
 from tests.builders import write_face_video
-from tests.processes import list_children, read_parents
+from tests.pipeline.processes import list_children, read_parents
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ExtractConfig(min_face="40", phases=2)

@@ -17,7 +17,7 @@ from pipeline.decode.sampling import DecodedFrame, iter_chosen_frames
 from pipeline.extract import run_extract
 from tests.builders import write_face_video
 from tests.pipeline.decode.test_nvdec import DECODED, noisy_frames
-from tests.videos import turn_display, write_video
+from tests.pipeline.videos import turn_display, write_video
 
 
 def choose(path: Path, device: str) -> list[DecodedFrame]:

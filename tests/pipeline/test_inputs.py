@@ -21,7 +21,7 @@ from pipeline.decode.opening import ChangedError
 from pipeline.decode.sampling import Frames
 from pipeline.extract import run_extract
 from pipeline.inputs import Inputs, ReadTwice
-from tests.videos import grey_frames, write_video
+from tests.pipeline.videos import grey_frames, write_video
 
 pytestmark = pytest.mark.usefixtures("local")
 

@@ -26,7 +26,7 @@ from pipeline.decode.sampling import iter_chosen_frames
 from pipeline.embed.crops import crop_faces, cut_faces
 from pipeline.extract import run_extract
 from tests.features.networks.test_face_network import Tiny, export, seeded
-from tests.videos import write_video
+from tests.pipeline.videos import write_video
 
 pytestmark = pytest.mark.usefixtures("local")
 

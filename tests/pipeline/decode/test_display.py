@@ -21,7 +21,7 @@ from features.contracts import Clip
 from features.errors import ClipError
 from pipeline.decode.display import _stretch, choose_orientation, keep_first_field, read_orientation
 from pipeline.decode.sampling import DecodedFrame, iter_chosen_frames
-from tests.videos import frame_number, grey_frames, turn_display, write_video
+from tests.pipeline.videos import frame_number, grey_frames, turn_display, write_video
 
 Ratio = tuple[int, int]
 

@@ -15,9 +15,9 @@ def note_losses(packets: str, *, strict: bool = False) -> dict[str, float]:
     losses, notes = Losses(strict=strict), Notes()
     for i, packet in enumerate(packets):
         if packet == "x":
-            losses.lose(i * FRAME_S, FRAME_S, i * FRAME_S)
+            losses.add_damaged(i * FRAME_S, FRAME_S, i * FRAME_S)
         else:
-            losses.read()
+            losses.add_whole()
     losses.check(notes)
     return dict(notes.amounts)
 
@@ -53,9 +53,9 @@ def test_is_too_much(packets: str, reason: str) -> None:
 def test_packets_without_times_follow_each_other() -> None:
     losses = Losses(strict=False)
     for _ in range(25):
-        losses.lose(None, FRAME_S, 3.0)
+        losses.add_damaged(None, FRAME_S, 3.0)
     with pytest.raises(ClipError, match=r"after 3\.00 s: more than 1 s in a row"):
-        losses.lose(None, FRAME_S, 3.0)
+        losses.add_damaged(None, FRAME_S, 3.0)
 
 
 def test_strict_passes_over_nothing() -> None:

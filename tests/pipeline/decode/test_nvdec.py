@@ -28,7 +28,7 @@ from pipeline.embed.encoder import EmbeddedFrame
 from pipeline.inputs import InputFile
 from pipeline.workers.messages import ClipEnd
 from pipeline.workers.rows import iter_parts
-from tests.videos import ONE_THREAD, keep_first, turn_display, write_video
+from tests.pipeline.videos import ONE_THREAD, keep_first, turn_display, write_video
 
 FILE = InputFile(n_bytes=1, mtime_ns=1, sha256="0" * 64)
 PLANES_OF = {"yuv420p": "nv12", "yuv420p10le": "p010le"}

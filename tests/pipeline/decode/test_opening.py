@@ -17,7 +17,7 @@ from features.errors import ClipError
 from pipeline.decode.opening import open_container
 from pipeline.decode.sampling import iter_chosen_frames
 from pipeline.inputs import Inputs
-from tests.videos import frame_number, grey_frames, write_video
+from tests.pipeline.videos import frame_number, grey_frames, write_video
 
 
 def make_clip(path: Path) -> Clip:

@@ -20,7 +20,7 @@ from features.contracts import Clip
 from features.errors import ClipError
 from pipeline.decode.opening import decoder_version, open_file
 from pipeline.decode.sampling import DecodedFrame, Software, iter_chosen_frames
-from tests.videos import (
+from tests.pipeline.videos import (
     ONE_THREAD,
     frame_number,
     grey_frames,

@@ -17,7 +17,7 @@ from av.video.frame import PictureType, VideoFrame
 from features.contracts import Clip
 from features.errors import ClipError
 from pipeline.decode.sampling import DecodedFrame, iter_chosen_frames
-from tests.videos import (
+from tests.pipeline.videos import (
     frame_number,
     grey_frames,
     keep_first,

@@ -11,7 +11,7 @@ import pytest
 from features.contracts import Clip
 from pipeline.decode.sampling import iter_chosen_frames
 from pipeline.decode.truncation import find_second_film, is_whole
-from tests.videos import grey_frames, write_video
+from tests.pipeline.videos import grey_frames, write_video
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "MP4": ("a.mp4", {}),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from features.contracts import Faces
 from pipeline.detect.boxes import iou
-from pipeline.detect.mtcnn import FaceDetector, _squared
+from pipeline.detect.mtcnn import FaceDetector, _make_square
 from pipeline.detect.pyramid import pyramid_scales
 
 ASTRONAUT_BOX = (182, 64, 265, 171)
@@ -143,4 +143,4 @@ def test_every_scale_of_the_pyramid_holds_a_window(height: int, width: int, leas
 def test_squares_grow_about_the_centre() -> None:
     rows = np.array([[0, 10, 20, 20, 50, 0.9], [1, 0, 0, 8, 4, 0.8]], dtype=np.float32)
     expected = [[0.0, 0, 20, 30, 50, 0.9], [1.0, 0, -2, 8, 6, 0.8]]
-    np.testing.assert_allclose(_squared(rows), expected, rtol=1e-6)
+    np.testing.assert_allclose(_make_square(rows), expected, rtol=1e-6)

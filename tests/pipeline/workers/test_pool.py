@@ -27,7 +27,7 @@ from pipeline.workers.budgets import Budgets
 from pipeline.workers.messages import ClipEnd, Work
 from pipeline.workers.pool import WorkerPool
 from tests.builders import clip_features
-from tests.processes import list_children, read_parents
+from tests.pipeline.processes import list_children, read_parents
 
 ROOT = Path(__file__).parents[3]
 WORK = Work(config=ExtractConfig(), face_weights=Path(), inputs=Path("inputs.json"), device="cpu")
