@@ -31,8 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from clips import mix_clips, read_clips
-from ours import Measured, read_cpu_s, run_ours
+from stage_one import Measured, mix_clips, read_clips, read_cpu_s, run_stage_one
 
 from features.contracts import Clip
 
@@ -41,14 +40,9 @@ def run_peer(clips: list[Clip], batch_pixels: int) -> Measured:
     """In the peer's process."""
     peer = load_peer()
     cpu_s, started_s = read_cpu_s(), time.perf_counter()
-    times = peer.run(clips, batch_pixels)
-    return Measured(
-        n_frames=times.n_frames,
-        n_faces=times.n_faces,
-        wall_s=time.perf_counter() - started_s,
-        cpu_s=read_cpu_s() - cpu_s,
-        step_s=times.step_s,
-    )
+    measured = peer.run(clips, batch_pixels)
+    measured.wall_s, measured.cpu_s = time.perf_counter() - started_s, read_cpu_s() - cpu_s
+    return measured
 
 
 @cache
@@ -97,7 +91,7 @@ def measure(
     ):
         # Once over a group that is not counted: imports, memory, kernels, the files' pages.
         peers.submit(run_peer, groups[0][:2], batch_pixels).result()
-        our.submit(run_ours, groups[0][:2], detect).result()
+        our.submit(run_stage_one, groups[0][:2], detect).result()
         for round_ in range(rounds):
             sums = {name: Measured() for name in found}
             for number, clips in enumerate(groups):
@@ -105,7 +99,7 @@ def measure(
                     ("floor", lambda c=clips: peers.submit(run_floor, c).result()),
                     ("peer", lambda c=clips: peers.submit(run_peer, c, batch_pixels).result()),
                     ("decoding", lambda c=clips: our.submit(run_our_decoding, c).result()),
-                    ("ours", lambda c=clips: our.submit(run_ours, c, detect).result()),
+                    ("ours", lambda c=clips: our.submit(run_stage_one, c, detect).result()),
                 ]
                 for name, turn in turns if (number + round_) % 2 == 0 else reversed(turns):
                     sums[name].add(turn())

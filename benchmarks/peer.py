@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 import av
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from stage_one import Measured
 from torch.nn import functional as F
 from torchvision.models import squeezenet1_1
 from torchvision.transforms.v2 import functional as transforms
@@ -27,20 +27,6 @@ from features.contracts import TICK_RATE_HZ, Clip
 from features.networks.context_cnn import read_squeezenet_state
 
 CONTEXT_BATCH = 32
-
-
-@dataclass(kw_only=True)
-class PeerTimes:
-    """Seconds of each step, summed over clips."""
-
-    n_frames: int = 0
-    n_faces: int = 0
-    step_s: dict[str, float] = field(default_factory=dict)
-
-    def add(self, step: str, since_s: float) -> float:
-        now_s = time.perf_counter()
-        self.step_s[step] = self.step_s.get(step, 0.0) + now_s - since_s
-        return now_s
 
 
 class Peer:
@@ -60,23 +46,23 @@ class Peer:
         self.context_cnn = squeezenet.features.eval()
 
     @torch.inference_mode()
-    def run(self, clips: Sequence[Clip], batch_pixels: int) -> PeerTimes:
+    def run(self, clips: Sequence[Clip], batch_pixels: int) -> Measured:
         """All that the peer does with some clips; batch_pixels: of a batch to detect faces in."""
-        times = PeerTimes()
+        times = Measured()
         for clip in clips:
             since_s = time.perf_counter()
             frames = np.stack(list(iter_sampled_frames(clip)))
-            since_s = times.add("decode", since_s)
+            since_s = times.add_step("decode", since_s)
             n = max(1, batch_pixels // (frames.shape[1] * frames.shape[2]))
             for start in range(0, len(frames), n):
                 boxes, _, _ = self.mtcnn.detect(frames[start : start + n], landmarks=True)
                 times.n_faces += sum(
                     len(frame_boxes) for frame_boxes in boxes if frame_boxes is not None
                 )
-            since_s = times.add("detection", since_s)
+            since_s = times.add_step("detection", since_s)
             for start in range(0, len(frames), CONTEXT_BATCH):
                 self._embed(frames[start : start + CONTEXT_BATCH])
-            times.add("context", since_s)
+            times.add_step("context", since_s)
             times.n_frames += len(frames)
         return times
 

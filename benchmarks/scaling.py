@@ -27,8 +27,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import click
-from clips import write_manifest
-from ours import Measured, run_ours
+from stage_one import Measured, run_stage_one, write_manifest
 from videos import RATE_HZ, loop_video, write_faces_video
 
 from features.contracts import TICK_RATE_HZ, Clip
@@ -45,8 +44,8 @@ def run_fresh(path: Path, detect: str, phases: int = 1) -> Measured:
     start = Clip(clip_id="clip", path=path, label="", split=split, end_s=1.0)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as process:
-        process.submit(run_ours, [start], detect, phases).result()
-        return process.submit(run_ours, [whole], detect, phases).result()
+        process.submit(run_stage_one, [start], detect, phases).result()
+        return process.submit(run_stage_one, [whole], detect, phases).result()
 
 
 def describe(measured: Measured) -> str:

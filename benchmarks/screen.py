@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from clips import mix_clips, read_clips
+from stage_one import mix_clips, read_clips
 
 from features.contracts import Faces
 from pipeline.decode.sampling import iter_chosen_frames

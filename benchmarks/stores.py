@@ -15,8 +15,15 @@ from pathlib import Path
 
 import click
 import numpy as np
-from boxes import Tally, match_boxes
-from faces import PTS_TOLERANCE_S, SURE, Found, describe, print_differences
+from faces import (
+    PTS_TOLERANCE_S,
+    SURE,
+    Found,
+    Tally,
+    describe,
+    match_boxes,
+    print_differences,
+)
 from numpy.typing import NDArray
 
 from features.contracts import ClipFeatures
@@ -61,8 +68,7 @@ def pair_frames(a: ClipFeatures, b: ClipFeatures) -> list[tuple[int, int]]:
 def faces_of(clip: ClipFeatures, row: int) -> tuple[Found, NDArray[np.intp]]:
     """The faces of a frame, and their rows."""
     rows = np.flatnonzero(clip.face_frame == row)
-    found = Found(box_px=clip.box_px[rows].astype(float), score=clip.score[rows].astype(float))
-    return found, rows
+    return Found(box_px=clip.box_px[rows], score=clip.score[rows]), rows
 
 
 def _place(store: Store) -> dict[str, int]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from io import FileIO
 from pathlib import Path
-from typing import Protocol
 
 import av.error
 import numpy as np
@@ -71,19 +70,11 @@ Frames = Generator[DecodedFrame, None, Mapping[str, float] | None]
 """The chosen frames of a clip; returns its notes (``pipeline.decode.notes``) after the last."""
 
 
-class Decoder(Protocol):
-    """Who opens a file and makes RGB of its frames; what cannot be raises NoHardwareError."""
-
-    @property
-    def name(self) -> str: ...
-    def open(self, file: FileIO) -> InputContainer: ...
-    def check_codec(self, codec: str) -> None: ...
-    def read_rgb(self, frame: VideoFrame, stream: VideoStream) -> Tensor:
-        """[H, W, 3] uint8, as stored: neither turned nor stretched."""
-
-
 class Software:
-    """Decodes on the CPU whatever FFmpeg can; the frames are brought to a device."""
+    """Decodes on the CPU whatever FFmpeg can; the frames are brought to a device.
+
+    Has what ``Nvdec`` has: what either cannot decode raises NoHardwareError or ClipError.
+    """
 
     name = "software"
 
@@ -107,7 +98,7 @@ def iter_chosen_frames(
     *,
     check_state: Callable[[FileState], object] = lambda _: None,
     strict: bool = False,
-    hardware: Decoder | None = None,
+    hardware: Nvdec | None = None,
 ) -> Frames:
     """Decode a clip and yield the frames on screen at the ticks of the clock (IV-C).
 
@@ -163,8 +154,8 @@ def _iter_with_fallback(
     file: FileIO,
     clip: Clip,
     n_phases: int,
-    hardware: Decoder | None,
-    software: Decoder,
+    hardware: Nvdec | None,
+    software: Software,
     *,
     strict: bool,
 ) -> Frames:
@@ -193,7 +184,13 @@ def _iter_with_fallback(
 
 
 def _iter_by(
-    decoder: Decoder, file: FileIO, clip: Clip, n_phases: int, notes: Notes, *, strict: bool
+    decoder: Nvdec | Software,
+    file: FileIO,
+    clip: Clip,
+    n_phases: int,
+    notes: Notes,
+    *,
+    strict: bool,
 ) -> Iterator[DecodedFrame]:
     """Raises ClipError as above, and NoHardwareError as the decoder does."""
     try:
@@ -236,7 +233,7 @@ def _can_be_sought(path: Path, _: FileState) -> bool:
 
 
 def _choose(
-    clip: Clip, n_phases: int, timeline: Timeline, decoder: Decoder, notes: Notes
+    clip: Clip, n_phases: int, timeline: Timeline, decoder: Nvdec | Software, notes: Notes
 ) -> Iterator[DecodedFrame]:
     rate_hz = TICK_RATE_HZ * n_phases
     origin_s = clip.start_s or 0.0

@@ -97,10 +97,7 @@ def _convert_8_bits(luma: Tensor, chroma: Tensor, tags: ColourTags) -> Tensor:
     light = times(luma.to(torch.int32) - (0 if tags.is_full else 16), tags.luma_factor)
     cb, cr = (chroma.to(torch.int32) - 128).unbind(2)
     chroma_rgb = torch.stack(
-        [
-            times(cb, factor_cb) + times(cr, factor_cr)
-            for factor_cb, factor_cr in tags.chroma_factors
-        ],
+        [times(cb, b) + times(cr, r) for b, r in tags.chroma_factors],
         dim=2,
     )  # (H/2, W/2, 3)
     return _add(light, chroma_rgb.repeat_interleave(2, dim=0))
@@ -116,10 +113,7 @@ def _convert_more_bits(luma: Tensor, chroma: Tensor, tags: ColourTags) -> Tensor
     levels = ((_sixteen_bits(luma) + 128) >> 8).clamp_(max=255)
     cb, cr = _read_sited_left(chroma).unbind(2)  # (H, W/2)
     chroma_rgb = torch.stack(
-        [
-            times(cb, factor_cb) + times(cr, factor_cr)
-            for factor_cb, factor_cr in tags.chroma_factors
-        ],
+        [times(cb, b) + times(cr, r) for b, r in tags.chroma_factors],
         dim=2,
     )
     if tags.is_full:

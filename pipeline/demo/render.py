@@ -12,7 +12,7 @@ import io
 import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import av
@@ -28,8 +28,6 @@ from pipeline.demo.expressions import Expression
 from pipeline.demo.faces import CANVAS_PX, FACE_CENTRE_PX, FaceRig
 from pipeline.demo.plan import FRAME_RATE_HZ, Actor, DemoClip, demo_clips
 from pipeline.demo.scenes import light_of, read_scene, view_scene
-
-__all__ = ["DemoClip", "demo_clips", "manifest_csv", "render_clip", "render_demo_set"]
 
 SOURCE = "demo (synthetic)"
 
@@ -88,7 +86,7 @@ def manifest_csv(clips: Iterable[DemoClip], *, clip_folder: str = "clips") -> st
 
 def render_clip(clip: DemoClip, rig: FaceRig) -> Iterator[NDArray[np.uint8]]:
     """Yield the frames of a clip: ``n_frames`` of [H, W, 3] RGB."""
-    scene = _read_scene(clip.scene.picture)
+    scene = read_scene(clip.scene.picture)
     light = light_of(clip.scene)
     faces: dict[tuple[int, int, float], Tensor] = {}
     background = view_scene(scene, clip.scene, clip.size_px, 0.0)
@@ -193,8 +191,3 @@ def _is_rendered(path: Path, clip: DemoClip) -> bool:
 def _digest(clip: DemoClip) -> str:
     """Which plan a file was drawn from, and by which renderer."""
     return hashlib.sha256(f"{_RENDERER_VERSION} {clip!r}".encode()).hexdigest()[:16]
-
-
-@lru_cache(maxsize=2)
-def _read_scene(picture: str) -> Tensor:
-    return read_scene(picture)

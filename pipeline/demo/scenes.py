@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.resources import files
 from types import MappingProxyType
 
@@ -112,6 +113,7 @@ def read_picture(name: str) -> NDArray[np.float32]:
     return np.ascontiguousarray(pixels[..., :3], dtype=np.float32) / np.float32(255)
 
 
+@lru_cache(maxsize=2)
 def read_scene(picture: str) -> Tensor:
     """Read a scene, its contrast stretched, its shorter side 360: [3, H, W] RGB, 0..1."""
     if picture == WALL:

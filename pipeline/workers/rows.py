@@ -40,7 +40,7 @@ def iter_parts(
             yield item
             continue
         clip = item.record.clip
-        track = rows.follow(item)
+        track = rows.tracker.follow(item.faces.box_px, item.record.pts_s)
         for phase in item.record.phases:
             rows.add(item, phase, track)
             if rows.n_frames >= PART_FRAMES or rows.n_faces >= PART_FACES:
@@ -51,7 +51,7 @@ class _Rows:
     """The rows of one clip that no part holds yet, and who its people are."""
 
     def __init__(self) -> None:
-        self._tracker = Tracker()
+        self.tracker = Tracker()
         self._rows: list[tuple[EmbeddedFrame, int, NDArray[np.int32]]] = []
         """A row: the frame, its phase, the tracks of its faces."""
         self.n_faces = 0
@@ -62,10 +62,6 @@ class _Rows:
     @property
     def n_frames(self) -> int:
         return len(self._rows)
-
-    def follow(self, frame: EmbeddedFrame) -> NDArray[np.int32]:
-        """The tracks of a frame's faces; call it once for each frame of the clip, in order."""
-        return self._tracker.follow(frame.faces.box_px, frame.record.pts_s)
 
     def add(self, frame: EmbeddedFrame, phase: int, track: NDArray[np.int32]) -> None:
         """Add the row of one tick of a frame."""

@@ -153,7 +153,7 @@ def test_a_rendered_clip_decodes_to_what_was_drawn(
     decoded = list(iter_chosen_frames(source, n_phases=5))
 
     drawn = list(render_clip(clip, rig))
-    assert [chosen.pts_s for chosen in decoded] == pytest.approx(np.arange(6) / 25)
+    assert [chosen.record.pts_s for chosen in decoded] == pytest.approx(np.arange(6) / 25)
     for chosen, pixels in zip(decoded, drawn, strict=True):
         assert np.abs(chosen.rgb.numpy().astype(int) - pixels).mean() < 8
 
