@@ -108,7 +108,12 @@ def cli(verbose: bool) -> None:
 
 
 _DEMO_PHASES = 2
-_DEMO_SETTINGS: Mapping[str, Any] = {"lr": 1e-3, "epochs": 30, "min_steps": 0, "max_steps": 14}
+_DEMO_SETTINGS: Mapping[str, Any] = {
+    "lr": 1e-3,
+    "epochs": 30,
+    "min_updates": 0,
+    "max_time_steps": 14,
+}
 """What the demo changes, so that it takes two minutes: fewer frames of each train clip, fewer
 batches, each with a larger step and none padded to the length of a few clips with two faces."""
 

@@ -42,12 +42,12 @@ from features.contracts import MEC_CLASSES, ClipFeatures
 from features.networks.runtime import choose_precision
 from features.store.reader import open_store
 from features.store.writer import write_store
-from train.config import PRESETS, TABLE_1_HEADS, FitConfig
+from train.config import PRESETS, FitConfig, find_matrices
 from train.data.clips import Batch, draw_phases, gather_batch, order_batches
 from train.data.stores import read_tables
 from train.fit import run_fit
 from train.fit_jobs import FitProgress
-from train.heads.build import choose_streams, find_matrices
+from train.streams import TABLE_1_HEADS, choose_streams
 from train.training.parallel import count_workers
 
 N_CLIPS = {"train": 4917, "val": 707, "test": 64}
@@ -199,7 +199,7 @@ def main() -> None:
     config = replace(
         PRESETS["submitted" if "caca" in heads else "table1"].config,
         epochs=arguments.epochs,
-        min_steps=0,
+        min_updates=0,
         patience=1.0,
     )
     store = arguments.dir / f"store-{arguments.clips}"

@@ -18,15 +18,16 @@ import numpy as np
 
 from benchmarks.planted_attention import read_attention
 from benchmarks.planted_store import CLASSES, N_STEPS, PLANTED, write_planted_store
-from train.config import TABLE_1_HEADS, FitConfig
+from train.config import FitConfig
 from train.fit import run_fit
 from train.runs.folder import RunSummary
+from train.streams import TABLE_1_HEADS
 
 N_CLIPS = {"train": 400, "val": 100, "test": 300}
 SEEDS = range(3)
 EPOCHS = {"face": 6, "context": 6, "both": 25}
 CONFIG = FitConfig(
-    lr=5e-4, batch_size=16, min_steps=0, precision="float32", select="acc", patience=1.0
+    lr=5e-4, batch_size=16, min_updates=0, precision="float32", select="acc", patience=1.0
 )
 HEADS = (*TABLE_1_HEADS, "caca", "conv2d3d")
 

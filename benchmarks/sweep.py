@@ -29,7 +29,7 @@ from train.sweep.trainer import FIRST_SEED
 
 N_TRAIN, N_VAL, N_STEPS = 768, 128, 16
 HEADS = ("caca-a", "parallel")
-CONFIG = FitConfig(context="2x2", epochs=3, min_steps=0, patience=1.0)
+CONFIG = FitConfig(context="2x2", epochs=3, min_updates=0, patience=1.0)
 GRID = ("lr=1e-4,3e-4,1e-3,3e-3", "dropout=0,0.3")
 
 

@@ -11,13 +11,14 @@ from pathlib import Path
 import click
 import pytest
 import torch
+from optuna.distributions import FloatDistribution
 
 from cli import cli
 from pipeline.decode.notes import NOTES
 from tests.builders import small_store
 from train.config import FitConfig, parse_settings
 from train.fit import run_fit
-from train.sweep.space import DEFAULT_SPACE, Range, parse_grid, parse_space
+from train.sweep.space import DEFAULT_SPACE, parse_grid, parse_space
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -27,7 +28,7 @@ def test_the_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(tmp_path)
     torch.set_num_threads(1)
     small_store(tmp_path / "store", n_clips=24)
-    config = FitConfig(epochs=1, min_steps=0)
+    config = FitConfig(epochs=1, min_updates=0)
     run_fit([tmp_path / "store"], tmp_path / "runs", ["caca-a"], [0], config)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.S)
     assert len(blocks) == 4
@@ -85,8 +86,8 @@ def test_the_space_that_the_page_tells_is_the_one_that_is_drawn_from() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", (ROOT / "docs/sweeps.md").read_text(), re.M)
     assert dict(rows) == {
         name: f"{of_key.low:g} to {of_key.high:g}" + ", on a log scale" * of_key.log
-        if isinstance(of_key, Range)
-        else ", ".join(f"`{value}`" for value in of_key.values)
+        if isinstance(of_key, FloatDistribution)
+        else ", ".join(f"`{value}`" for value in of_key.choices)
         for name, of_key in DEFAULT_SPACE.items()
     }
 

@@ -81,10 +81,10 @@ CALLS = {
     "store failures": ("store failures s", 0),
     "bundle pack": ("bundle pack s b.bundle", 0),
     "weights": ("weights", 0),
-    "fit": ("fit --store s --runs r --head face --seeds 1 --set epochs=1 --set min_steps=0", 0),
+    "fit": ("fit --store s --runs r --head face --seeds 1 --set epochs=1 --set min_updates=0", 0),
     "sweep": (
         "sweep --store s --runs r --head face --grid lr=1e-4 --seeds 1 --set epochs=1 "
-        "--set min_steps=0",
+        "--set min_updates=0",
         0,
     ),
 }

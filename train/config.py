@@ -5,65 +5,66 @@ Stores, folders, heads, seeds and the device are arguments of the driver, not se
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any
 
 from features.errors import ConfigError
+from train.streams import (
+    DEFAULT_NAMES,
+    ENSEMBLE,
+    HEADS,
+    NETWORKS,
+    TABLE_1_HEADS,
+    choose_grid,
+    choose_streams,
+    split_names,
+)
+
+_log = logging.getLogger(__name__)
 
 ALGORITHM = 2
 """Raised whenever equal settings come to train otherwise: it enters each run's hash."""
 
-FACES: tuple[str, ...] = ("all", "largest", "track")
-"""Which face rows of a clip a head reads: all of them (IV-B), or one a frame."""
-
-CONTEXT_GRIDS: tuple[str, ...] = ("own", "2x2", "7x7")
-"""How finely the context features are pooled; ``own`` leaves it to the head."""
-
-PRECISIONS: tuple[str, ...] = ("auto", "float32", "bfloat16")
-"""What training multiplies matrices in; ``auto`` takes bfloat16 where the device has it."""
-
-SELECT_METRICS: tuple[str, ...] = ("map_mec", "acc", "uar", "f1_macro", "map_rank")
-"""Metrics of the val split that may choose the epoch and the reported run; more is better."""
-
-CLASS_WEIGHTS: tuple[str, ...] = ("none", "balanced")
-"""How much a clip's class counts in the loss: all alike, or the rarer the more."""
-
-SAMPLINGS: tuple[str, ...] = ("shuffled", "balanced")
-"""Which clips an epoch shows: each once, or as many of each class as of every other."""
-
-TABLE_1_HEADS: tuple[str, ...] = (
-    "face",
-    "context",
-    "parallel",
-    "concatenated",
-    "caca-a",
-    "caca-b",
+CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "faces": ("all", "largest", "track"),
+        "context": ("own", "2x2", "7x7"),
+        "precision": ("auto", "float32", "bfloat16"),
+        "select": ("map_mec", "acc", "uar", "f1_macro", "map_rank"),
+        "class_weights": ("none", "balanced"),
+        "sampling": ("shuffled", "balanced"),
+    }
 )
-"""The six heads of Table I, in its order."""
+"""The settings that take a word, and the words."""
 
-ENSEMBLE = "ensemble"
-"""The one head that is no network: it weighs the probabilities of other heads' runs (VI)."""
+STORED_NAMES: Mapping[str, str] = MappingProxyType(
+    {"min_updates": "min_steps", "max_time_steps": "max_steps", "max_scorings": "scorings"}
+)
+"""Setting -> its former name, under which it enters the hashes that name runs and sweeps: they are
+those of before. Old run folders and sweeps, and ``--set``, may hold it too."""
 
-HEAD_NAMES: tuple[str, ...] = (*TABLE_1_HEADS, "caca", "conv2d3d", "cascade", ENSEMBLE)
-"""Every head that can be trained: ``caca`` is the submitted one of IV-C, ``conv2d3d`` that of
-Fig. 4, ``cascade`` reads any streams."""
+CURRENT_NAMES: Mapping[str, str] = {old: name for name, old in STORED_NAMES.items()}
 
 
-def split_names(setting: str, text: str) -> tuple[str, ...]:
-    """Take a setting like ``context,face`` apart.
+def rename_stored(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by the names of now, whichever they are written by."""
+    return {CURRENT_NAMES.get(name, name): value for name, value in settings.items()}
 
-    Raises:
-        ConfigError: Fewer than two names, or one stands twice.
-    """
-    names = tuple(name.strip() for name in text.split(","))
-    if len(names) < 2 or len(set(names)) < len(names) or not all(names):
-        raise ConfigError(
-            f"setting {setting}: found {text!r}, expected two or more names, each once, for "
-            f"example {_DEFAULTS[setting]}."
-        )
-    return names
+
+def name_as_stored(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by the names that enter hashes."""
+    return {STORED_NAMES.get(name, name): value for name, value in settings.items()}
+
+
+def name_setting(key: str) -> str:
+    """The name of now of a setting that a user names; a former one is logged as a warning."""
+    name = CURRENT_NAMES.get(key, key)
+    if name != key:
+        _log.warning("setting %s: is called %s now; the old name is still read", key, name)
+    return name
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -80,31 +81,32 @@ class FitConfig:
     """
 
     faces: str = "all"
-    """``all``, ``largest`` (one a frame) or ``track`` (the person seen most often)."""
+    """Face rows that a head reads: ``all`` (IV-B), ``largest`` (one a frame) or ``track`` (the
+    person seen most often)."""
     context: str = "own"
     """``2x2`` (Table I), ``7x7`` (as submitted), or ``own``: what the head was published with."""
-    streams: str = "context,face"
+    streams: str = DEFAULT_NAMES["streams"]
     """Of ``cascade``: the streams it reads, in order; extra streams of the store among them."""
-    members: str = "caca,conv2d3d"
+    members: str = DEFAULT_NAMES["members"]
     """Of ``ensemble``: the heads whose runs it weighs; they are trained where they are missing."""
     lr: float = 1e-4
     """Adam's step size."""
     batch_size: int = 32
     epochs: int = 30
-    """Passes over the train clips, unless ``min_steps`` asks for more."""
-    min_steps: int = 500
-    """A small store is passed over more often, until this many batches were seen; 0: never."""
+    """Passes over the train clips, unless ``min_updates`` asks for more."""
+    min_updates: int = 500
+    """A small store is passed over more often, until so many updates were made; 0: never."""
     patience: float = 0.35
     """A run ends once its best epoch lies this share of all epochs back; 1: never."""
-    scorings: int = 100
+    max_scorings: int = 100
     """How often val is scored during a run at most: every epoch, or every n-th if more epochs."""
     select: str = "map_mec"
     """The val metric that chooses the epoch; ties go to accuracy, then the lower loss."""
-    max_steps: int = 256
+    max_time_steps: int = 256
     """Face rows of one clip that are read at most, from its start; 0: no limit."""
     precision: str = "auto"
-    """Of the matrix products in training, and when val is scored to choose the epoch. What a run is
-    reported with is computed in float32."""
+    """Of the matrix products in training, and when val is scored to choose the epoch; ``auto`` is
+    bfloat16 where the device has it. What a run is reported with is computed in float32."""
     class_weights: str = "none"
     """``balanced``: a clip counts in the loss by how rare its class is among the train clips."""
     sampling: str = "shuffled"
@@ -115,23 +117,19 @@ class FitConfig:
     """Share of each label that is spread evenly over the classes."""
 
     def __post_init__(self) -> None:
-        _check_choice("faces", self.faces, FACES)
-        _check_choice("context", self.context, CONTEXT_GRIDS)
-        _check_choice("select", self.select, SELECT_METRICS)
-        _check_choice("precision", self.precision, PRECISIONS)
-        _check_choice("class_weights", self.class_weights, CLASS_WEIGHTS)
-        _check_choice("sampling", self.sampling, SAMPLINGS)
+        for name, choices in CHOICES.items():
+            _check_choice(name, getattr(self, name), choices)
         split_names("streams", self.streams)
         for member in split_names("members", self.members):
-            _check_choice("members", member, [name for name in HEAD_NAMES if name != ENSEMBLE])
+            _check_choice("members", member, NETWORKS)
         ranges = {
             "lr": 0 < self.lr < 1,
             "batch_size": self.batch_size >= 1,
             "epochs": self.epochs >= 1,
-            "min_steps": self.min_steps >= 0,
+            "min_updates": self.min_updates >= 0,
             "patience": 0 < self.patience <= 1,
-            "scorings": self.scorings >= 1,
-            "max_steps": self.max_steps >= 0,
+            "max_scorings": self.max_scorings >= 1,
+            "max_time_steps": self.max_time_steps >= 0,
             "dropout": 0 <= self.dropout < 1,
             "label_smoothing": 0 <= self.label_smoothing < 1,
         }
@@ -141,6 +139,10 @@ class FitConfig:
                     f"setting {name}: found {getattr(self, name)}, which is out of range. "
                     f"The default is {_DEFAULTS[name]}."
                 )
+
+    def choose_streams(self, head: str) -> dict[str, str]:
+        """As ``train.streams.choose_streams``, with these settings."""
+        return choose_streams(head, context=self.context, streams=self.streams)
 
 
 _DEFAULTS: Mapping[str, object] = {f.name: f.default for f in fields(FitConfig)}
@@ -157,7 +159,10 @@ class Preset:
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         "table1": Preset(heads=TABLE_1_HEADS, config=FitConfig(context="2x2")),
-        "submitted": Preset(heads=("caca", "conv2d3d", ENSEMBLE), config=FitConfig(context="7x7")),
+        "submitted": Preset(
+            heads=tuple(n for n, spec in HEADS.items() if spec.preset == "submitted"),
+            config=FitConfig(context="7x7"),
+        ),
     }
 )
 """``table1``: the comparison of section V. ``submitted``: the two networks of Table II."""
@@ -179,7 +184,7 @@ def parse_settings(settings: Sequence[str], config: FitConfig) -> FitConfig:
     changed: dict[str, object] = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
-        key = key.strip()
+        key = name_setting(key.strip())
         if not equals:
             raise ConfigError(f"setting {setting!r}: expected KEY=VALUE, for example lr=0.0003.")
         if key not in known:
@@ -198,14 +203,21 @@ def parse_settings(settings: Sequence[str], config: FitConfig) -> FitConfig:
 _KINDS: Mapping[type, str] = {str: "a word", int: "a whole number", float: "a number"}
 
 
-def choose_settings(head: str, config: FitConfig) -> dict[str, Any]:
-    """The settings that decide a run of a head, all but those of other heads, and ``ALGORITHM``."""
+def describe_settings(head: str, config: FitConfig) -> dict[str, Any]:
+    """The settings that decide a run of a head: its context grid by name, none of other heads, and
+    ``ALGORITHM``."""
     settings = {**asdict(config), "algorithm": ALGORITHM}
     if head != ENSEMBLE:
         del settings["members"]
+        settings["context"] = choose_grid(head, config.context)
     if head not in ("cascade", ENSEMBLE):
         del settings["streams"]
     return settings
+
+
+def find_matrices(heads: Iterable[str], config: FitConfig) -> set[str]:
+    """The feature matrices that some heads need."""
+    return {matrix for head in heads for matrix in config.choose_streams(head).values()}
 
 
 def expand_heads(heads: Sequence[str], config: FitConfig) -> tuple[str, ...]:
@@ -220,8 +232,8 @@ def expand_heads(heads: Sequence[str], config: FitConfig) -> tuple[str, ...]:
 def check_heads(heads: Sequence[str]) -> None:
     """Raise ConfigError unless each name is a known head and none stands twice."""
     for name in heads:
-        _check_choice("head", name, HEAD_NAMES)
+        _check_choice("head", name, tuple(HEADS))
     if len(set(heads)) != len(heads):
         raise ConfigError(f"heads {', '.join(heads)}: one stands twice. Name each head once.")
     if not heads:
-        raise ConfigError(f"no head named. Known heads: {', '.join(HEAD_NAMES)}.")
+        raise ConfigError(f"no head named. Known heads: {', '.join(HEADS)}.")

@@ -18,11 +18,11 @@ from safetensors.numpy import save
 
 from features.errors import RunError, ShardError
 from features.fingerprint import hash_file
-from train.config import ENSEMBLE
 from train.data.clips import ClipTable
 from train.metrics import score_predictions
 from train.runs.folder import Run, RunSummary
 from train.runs.summary import summarise_scores, tabulate_predictions
+from train.streams import ENSEMBLE
 
 PRIOR_CLIPS = 1.0
 """Imaginary val clips beside the real ones: for its weight, each member is taken to have found them

@@ -9,7 +9,7 @@ from pathlib import Path
 from features.errors import RunError
 from features.networks.runtime import choose_device, choose_precision
 from features.store.reader import open_store
-from train.config import ENSEMBLE, FitConfig, check_heads, expand_heads
+from train.config import FitConfig, check_heads, expand_heads
 from train.data.clips import check_train_table, check_val_table
 from train.data.splits import split_test_stores
 from train.data.stores import check_stores, check_streams, describe_stores, find_shapes, list_clips
@@ -17,6 +17,7 @@ from train.fit_jobs import FitData, FitJobs, FitProgress, Observe
 from train.naming import hash_runs
 from train.runs.folder import RunSummary, is_run, name_run, read_summary
 from train.runs.locks import check_writable
+from train.streams import ENSEMBLE
 
 
 def run_fit(
@@ -42,7 +43,7 @@ def run_fit(
     Args:
         stores: Folders; all of one fingerprint and of the same classes.
         runs: Folder of run folders; made where it is missing.
-        heads: Names of ``train.config.HEAD_NAMES``; an ensemble's members are added to them.
+        heads: Names of ``train.config.HEADS``; an ensemble's members are added to them.
         seeds: One run each.
         config: Settings that all heads share.
         test_stores: If there are some, test is theirs, and train and val are of ``stores``.

@@ -13,8 +13,8 @@ from typing import Any
 import pandas as pd
 
 from features.fingerprint import hash_json
-from train.config import ENSEMBLE, FitConfig, choose_settings, split_names
-from train.heads.build import Shapes, choose_grid, choose_streams
+from train.config import FitConfig, describe_settings, name_as_stored
+from train.streams import ENSEMBLE, Shapes, split_names
 
 _FEATURES = ("sha256", "start_s", "end_s", "n_phases", "decoder", "n_frames", "n_faces")
 """What decides a clip's features beside the fingerprint, and how many rows came of it."""
@@ -38,14 +38,6 @@ def hash_clips(clips: pd.DataFrame, classes: Sequence[str]) -> str:
     return _hash_columns(clips, _SCORED, classes)
 
 
-def describe_settings(head: str, config: FitConfig) -> dict[str, Any]:
-    """The settings that decide a run of a head, its context grid by name."""
-    settings = choose_settings(head, config)
-    if head != ENSEMBLE:
-        settings["context"] = choose_grid(head, config.context)
-    return settings
-
-
 def hash_runs(
     heads: Sequence[str], config: FitConfig, store: Mapping[str, Any], shapes: Shapes
 ) -> dict[str, str]:
@@ -61,9 +53,9 @@ def hash_runs(
     for head in heads:
         if head == ENSEMBLE:
             continue
-        read = choose_streams(head, context=config.context, streams=config.streams)
+        read = config.choose_streams(head)
         streams = {name: [matrix, list(shapes[matrix])] for name, matrix in read.items()}
-        settings = describe_settings(head, config)
+        settings = name_as_stored(describe_settings(head, config))
         keys[head] = hash_json([settings, streams, store["fingerprint"], store["learned_sha256"]])
     if ENSEMBLE in heads:
         members = split_names("members", config.members)

@@ -24,7 +24,7 @@ from train.runs.folder import read_run
 from train.runs.pooled import find_pooled
 
 CLASSES = ("happy", "sad", "angry")
-QUICK = FitConfig(epochs=2, min_steps=0, batch_size=8, precision="float32")
+QUICK = FitConfig(epochs=2, min_updates=0, batch_size=8, precision="float32")
 
 
 def people_store(path: Path, *, prefix: str = "c", **changed: Any) -> Path:
@@ -161,7 +161,7 @@ def test_a_test_store_of_another_kind_is_refused(store: Path, tmp_path: Path) ->
 
 
 def invoke(*arguments: str | Path) -> Any:
-    settings = ("epochs=1", "min_steps=0", "precision=float32")
+    settings = ("epochs=1", "min_updates=0", "precision=float32")
     words = [str(a) for a in arguments]
     for setting in settings:
         words += ["--set", setting]
@@ -216,7 +216,7 @@ def test_what_cannot_be_trained_is_told_in_one_line(
 ) -> None:
     store = people_store(tmp_path / "store", **changed)
     arguments = ["fit", "--store", store, "--runs", tmp_path / "runs", "--head", head]
-    arguments += ["--seeds", "1", "--set", "epochs=1", "--set", "min_steps=0"]
+    arguments += ["--seeds", "1", "--set", "epochs=1", "--set", "min_updates=0"]
     result = CliRunner().invoke(cli, [str(a) for a in arguments])
     assert result.exit_code == status
     (line,) = [line for line in result.output.splitlines() if line.startswith("Error: ")]

@@ -32,7 +32,9 @@ from train.report.report import run_report
 from train.runs.folder import RUN_FILES, find_runs, read_run
 
 CLASSES = ("happy", "sad", "angry")
-QUICK = FitConfig(epochs=2, min_steps=0, batch_size=4, precision="float32", members="face,context")
+QUICK = FitConfig(
+    epochs=2, min_updates=0, batch_size=4, precision="float32", members="face,context"
+)
 
 
 def objective(weights: NDArray[np.float64], true_class: NDArray[np.float64]) -> float:

@@ -17,16 +17,17 @@ from features.store.reader import open_store
 from features.store.writer import write_store
 from tests.builders import clip_features
 from tests.train.training.losses import spoil_losses
-from train.config import PRESETS, FitConfig, parse_settings
+from train.config import PRESETS, FitConfig, find_matrices, parse_settings
 from train.data.stores import check_stores
 from train.fit import run_fit
 from train.fit_jobs import FitProgress
-from train.heads.build import HEADS, build_head, choose_streams, find_matrices
+from train.heads.build import NETWORKS, build_head
 from train.metrics import summarise_metrics
 from train.runs.folder import RUN_FILES, find_runs, read_run
+from train.streams import choose_streams
 
 CLASSES = ("happy", "sad", "angry")
-QUICK = FitConfig(epochs=3, min_steps=0, batch_size=4, precision="float32")
+QUICK = FitConfig(epochs=3, min_updates=0, batch_size=4, precision="float32")
 
 
 def planted_store(path: Path, *, fingerprint: str = "test", prefix: str = "c") -> Path:
@@ -169,7 +170,7 @@ def test_seeds_side_by_side_equal_single_runs(
 def test_a_face_head_learns_what_faces_say_and_a_context_head_does_not(
     store: Path, tmp_path: Path
 ) -> None:
-    config = FitConfig(epochs=25, min_steps=0, batch_size=6, lr=1e-3, select="acc")
+    config = FitConfig(epochs=25, min_updates=0, batch_size=6, lr=1e-3, select="acc")
     face, context = run_fit([store], tmp_path, ["face", "context"], [0], config)
     assert face.test["acc"] == 1.0
     assert context.test["acc"] < 0.9
@@ -177,7 +178,7 @@ def test_a_face_head_learns_what_faces_say_and_a_context_head_does_not(
 
 def test_the_submitted_preset_trains_on_25088_context_values(store: Path, tmp_path: Path) -> None:
     preset = PRESETS["submitted"]
-    config = parse_settings(["epochs=1", "min_steps=0"], preset.config)
+    config = parse_settings(["epochs=1", "min_updates=0"], preset.config)
     (summary,) = run_fit([store], tmp_path, ["caca"], [0], config)
     weights = load_file(read_run(tmp_path / summary.run).weights_path)
     assert weights["encode.context.weight"].shape == (128, 25088)
@@ -208,7 +209,7 @@ def test_settings_of_other_heads_do_not_rename_a_run(store: Path, runs: Path) ->
 
 
 def test_patience_ends_a_run_and_the_others_go_on(store: Path, tmp_path: Path) -> None:
-    config = FitConfig(epochs=20, min_steps=0, batch_size=4, patience=0.1, lr=1e-3)
+    config = FitConfig(epochs=20, min_updates=0, batch_size=4, patience=0.1, lr=1e-3)
     run_fit([store], tmp_path, ["face"], [0, 1, 2], config)
     for path in find_runs(tmp_path):
         run = read_run(path)
@@ -216,7 +217,7 @@ def test_patience_ends_a_run_and_the_others_go_on(store: Path, tmp_path: Path) -
 
 
 def test_val_is_scored_as_often_as_asked(store: Path, tmp_path: Path) -> None:
-    config = FitConfig(epochs=7, min_steps=0, scorings=3, patience=1.0)
+    config = FitConfig(epochs=7, min_updates=0, max_scorings=3, patience=1.0)
     run_fit([store], tmp_path, ["face"], [0], config)
     history = read_run(find_runs(tmp_path)[0]).history
     assert history.loc[history["val_loss"].notna(), "epoch"].tolist() == [3, 6, 7]
@@ -293,7 +294,7 @@ def test_subjects_in_two_splits_are_warned_of(
     assert "2 subject(s) stand in more than one split: ann, bo." in record.getMessage()
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", NETWORKS)
 def test_just_the_matrices_that_a_head_reads_are_asked_for(head: str) -> None:
     built = build_head(head, 3, context="7x7")
     matrices = find_matrices([head], FitConfig(context="7x7"))

@@ -15,7 +15,7 @@ from train.fit import run_fit
 from train.runs.folder import find_runs
 
 CLASSES = ("happy", "sad")
-QUICK = FitConfig(epochs=1, min_steps=0)
+QUICK = FitConfig(epochs=1, min_updates=0)
 TWO_CLASSES = [("train", "happy"), ("train", "sad"), ("val", "happy"), ("test", "sad")]
 
 

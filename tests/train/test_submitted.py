@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         face_map_shape=(512, 7, 7),
     )
     call("fit", "--store", path / "store", "--runs", path / "runs", "--preset", "submitted",
-         "--seeds", "2", "--set", "epochs=2", "--set", "min_steps=0")  # fmt: skip
+         "--seeds", "2", "--set", "epochs=2", "--set", "min_updates=0")  # fmt: skip
     call("report", "--runs", path / "runs", "--out", path / "report")
     return path
 

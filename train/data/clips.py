@@ -21,12 +21,10 @@ from features.contracts import ClipFeatures
 from features.errors import ConfigError, ShardError
 from train.data.matrices import DiskMatrix, Matrix, gather_rows, write_rows
 from train.seeds import make_rng
+from train.streams import FACE_MATRICES
 
 UNLABELLED = -1
 """Class number of a clip that is only to be predicted."""
-
-FACE_MATRICES: tuple[str, ...] = ("face", "face_map")
-"""Feature matrices with a row a face; all others have a row a frame."""
 
 WINDOW_BATCHES = 16
 """Clips are sorted by length among this many batches; where there are fewer, within each alone."""
@@ -125,7 +123,7 @@ class TableBuilder:
         self.n_frames = self.n_faces = 0
         self.rows: list[tuple[str, int, str, tuple[ClipSteps, ...]]] = []
 
-    def add(self, clip: ClipFeatures, label: int, *, faces: str, max_steps: int) -> None:
+    def add(self, clip: ClipFeatures, label: int, *, faces: str, max_time_steps: int) -> None:
         """Append a clip. Raises ShardError where it has no frame."""
         if clip.n_frames == 0:
             raise ShardError(
@@ -144,7 +142,7 @@ class TableBuilder:
         phases = []
         for phase in np.unique(clip.phase):
             frame, face = choose_steps(clip, int(phase), faces)
-            n = max_steps or len(frame)
+            n = max_time_steps or len(frame)
             at = np.where(face < 0, 0, np.append(face_at, 0)[face])
             phases.append(ClipSteps(context=frame_at[frame][:n], face=at[:n]))
         self.rows.append((clip.clip_id, label, clip.subject or clip.clip_id, tuple(phases)))

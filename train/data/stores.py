@@ -19,17 +19,10 @@ from features.errors import ConfigError, ShardError
 from features.memory import return_freed_memory
 from features.store.reader import Store
 from train.config import FitConfig
-from train.data.clips import (
-    FACE_MATRICES,
-    ClipTable,
-    TableBuilder,
-    is_finite,
-    number_label,
-    read_matrix,
-)
+from train.data.clips import ClipTable, TableBuilder, is_finite, number_label, read_matrix
 from train.data.memory import choose_limit, choose_on_disk
-from train.heads.build import SHAPES, Shapes, choose_streams
 from train.naming import hash_clips, hash_learned_clips
+from train.streams import FACE_MATRICES, SHAPES, Shapes
 
 _BYTES_PER_VALUE = 2  # of float16 and bfloat16 alike
 _NAMED = 5
@@ -128,7 +121,7 @@ def find_shapes(stores: Sequence[Store]) -> dict[str, tuple[int, ...]]:
 def check_streams(heads: Iterable[str], config: FitConfig, shapes: Shapes) -> None:
     """Raise ConfigError, with what to do, where the stores lack what a head reads."""
     for head in heads:
-        read = choose_streams(head, context=config.context, streams=config.streams)
+        read = config.choose_streams(head)
         for matrix in read.values():
             if matrix == "face_map" and matrix not in shapes:
                 raise ConfigError(
@@ -218,7 +211,9 @@ def read_tables(
             if names := [name for name in shapes if not is_finite(read_matrix(clip, name))]:
                 broken.append(f"{clip.clip_id} ({', '.join(names)})")
             label = number_label(clip.label, store.classes, f"{store.path}: clip {clip.clip_id}")
-            builders[clip.split].add(clip, label, faces=config.faces, max_steps=config.max_steps)
+            builders[clip.split].add(
+                clip, label, faces=config.faces, max_time_steps=config.max_time_steps
+            )
             n_frames += clip.n_frames
             if n_frames >= _FRAMES_BETWEEN_RETURNS:
                 return_freed_memory()

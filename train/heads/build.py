@@ -1,4 +1,4 @@
-"""The heads of section IV and the registry that builds any head by name.
+"""The recurrent heads of section IV, and how any head of ``train.streams.HEADS`` is built.
 
 Layers and sizes follow Table I's parameter counts to the digit (see docs/models.md).
 """
@@ -6,21 +6,16 @@ Layers and sizes follow Table I's parameter counts to the digit (see docs/models
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
-from features.contracts import CONTEXT_CHANNELS, FACE_MAP_SHAPE, FACE_VECTOR_SIZE
-from train.config import FitConfig, split_names
 from train.heads.cascade import Cascade, Link
 from train.heads.conv2d3d import Conv2d3d
 from train.heads.layers import Head, Linear, Lstm, draw_weights
-
-Shapes = Mapping[str, tuple[int, ...]]
-"""Stream or feature matrix -> shape of its values at one step, for example (512, 7, 7)."""
+from train.streams import HEADS, NETWORKS, SHAPES, HeadSpec, Shapes, choose_streams
 
 SIZE = 128
 """Width of encoded features and of the LSTMs, where not twice that (IV-C, V)."""
@@ -81,93 +76,31 @@ class ConcatenatedRnn(Head):
         return logits
 
 
-SHAPES: Shapes = MappingProxyType(
+def _build_single(spec: HeadSpec, shapes: Shapes, n_classes: int) -> Head:
+    ((stream, shape),) = shapes.items()
+    n_in = math.prod(shape)
+    return SingleRnn(stream, n_in, n_in if stream == "face" else SIZE, n_classes)
+
+
+def _build_cascade(spec: HeadSpec, shapes: Shapes, n_classes: int) -> Head:
+    links = [
+        Link(stream=name, n_in=math.prod(shape), n_layers=spec.layers[min(i, 1)])
+        for i, (name, shape) in enumerate(shapes.items())
+    ]
+    return Cascade(links, SIZE, n_classes)
+
+
+KINDS: Mapping[str, Callable[[HeadSpec, Shapes, int], Head]] = MappingProxyType(
     {
-        "context_2x2": (CONTEXT_CHANNELS, 2, 2),
-        "context_7x7": (CONTEXT_CHANNELS, 7, 7),
-        "face": (FACE_VECTOR_SIZE,),
-        "face_map": FACE_MAP_SHAPE,
+        "single": _build_single,
+        "parallel": lambda _, shapes, k: ParallelRnn(shapes, k),
+        "concatenated": lambda _, shapes, k: ConcatenatedRnn(shapes, k),
+        "cascade": _build_cascade,
+        "conv2d3d": lambda _, shapes, k: Conv2d3d(shapes["face_map"], k),
     }
 )
-"""Feature matrices of a store made with the shipped networks; other stores tell their own."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadSpec:
-    """How to build a head, and what it reads."""
-
-    build: Callable[[Shapes, int], Head]
-    """(shapes by stream, number of classes) to a head whose weights are not drawn yet."""
-    streams: tuple[str, ...] = ("context", "face")
-    """What the head reads; empty where the setting ``streams`` says it."""
-    context_grid: str = "2x2"
-    """The pooling of the context features that the head was published with."""
-
-
-def _build_cascade(first_layers: int, later_layers: int) -> Callable[[Shapes, int], Head]:
-    """A cascade over all streams in their order; how deep its first LSTM is, and each later one."""
-
-    def build(shapes: Shapes, n_classes: int) -> Head:
-        links = [
-            Link(stream=name, n_in=math.prod(shape), n_layers=later_layers if i else first_layers)
-            for i, (name, shape) in enumerate(shapes.items())
-        ]
-        return Cascade(links, SIZE, n_classes)
-
-    return build
-
-
-HEADS: Mapping[str, HeadSpec] = MappingProxyType(
-    {
-        "face": HeadSpec(
-            build=lambda shapes, k: SingleRnn("face", shapes["face"][0], shapes["face"][0], k),
-            streams=("face",),
-        ),
-        "context": HeadSpec(
-            build=lambda shapes, k: SingleRnn("context", math.prod(shapes["context"]), SIZE, k),
-            streams=("context",),
-        ),
-        "parallel": HeadSpec(build=ParallelRnn),
-        "concatenated": HeadSpec(build=ConcatenatedRnn),
-        "caca-a": HeadSpec(build=_build_cascade(2, 1)),
-        "caca-b": HeadSpec(build=_build_cascade(2, 1), streams=("face", "context")),
-        "caca": HeadSpec(build=_build_cascade(1, 2), context_grid="7x7"),
-        "conv2d3d": HeadSpec(
-            build=lambda shapes, k: Conv2d3d(shapes["face_map"], k), streams=("face_map",)
-        ),
-        "cascade": HeadSpec(build=_build_cascade(2, 1), streams=()),
-    }
-)
-"""Every head by name, in the order of the tables."""
-
-
-def choose_grid(name: str, context: str = "own") -> str:
-    """The pooling grid a head reads: what the setting says, or what it was published with."""
-    return HEADS[name].context_grid if context == "own" else context
-
-
-def choose_streams(
-    name: str, *, context: str = "own", streams: str = "context,face"
-) -> dict[str, str]:
-    """The streams that a head reads, in order -> the feature matrix that each comes from.
-
-    Args:
-        name: A key of ``HEADS``.
-        context: ``2x2``, ``7x7``, or ``own`` for what the head was published with.
-        streams: Of a head that reads any streams.
-    """
-    read = HEADS[name].streams or split_names("streams", streams)
-    matrix = f"context_{choose_grid(name, context)}"
-    return {stream: matrix if stream == "context" else stream for stream in read}
-
-
-def find_matrices(names: Iterable[str], config: FitConfig) -> set[str]:
-    """The feature matrices that some heads need."""
-    return {
-        matrix
-        for name in names
-        for matrix in choose_streams(name, context=config.context, streams=config.streams).values()
-    }
+"""Kind of a head -> (its row of the table, shapes by stream, number of classes) to a head whose
+weights are not drawn yet."""
 
 
 def build_head(
@@ -182,7 +115,7 @@ def build_head(
     """Build a head with weights drawn from the seed alone.
 
     Args:
-        name: A key of ``HEADS``.
+        name: One of ``train.streams.NETWORKS``.
         n_classes: K.
         context: ``2x2``, ``7x7``, or ``own`` for what the head was published with.
         streams: Of ``cascade``: what it reads, in order.
@@ -192,13 +125,14 @@ def build_head(
     Raises:
         ValueError: No such head, or no matrix that it reads.
     """
-    if name not in HEADS:
-        raise ValueError(f"no head {name!r}; known: {', '.join(HEADS)}")
+    if name not in NETWORKS:
+        raise ValueError(f"no head {name!r}; known: {', '.join(NETWORKS)}")
     read = choose_streams(name, context=context, streams=streams)
     missing = set(read.values()) - set(shapes)
     if missing:
         raise ValueError(f"no {', '.join(sorted(missing))}; there are: {', '.join(shapes)}")
-    head = HEADS[name].build({stream: shapes[at] for stream, at in read.items()}, n_classes)
+    spec = HEADS[name]
+    head = KINDS[spec.kind](spec, {stream: shapes[at] for stream, at in read.items()}, n_classes)
     draw_weights(head, seed)
     return head
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from train.config import ENSEMBLE, HEAD_NAMES, split_names
 from train.report.paper import TITLES
 from train.runs.folder import Run
+from train.streams import ENSEMBLE, rank_head, split_names
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -115,9 +115,8 @@ def _group_heads(runs: Sequence[Run]) -> tuple[HeadResult, ...]:
     groups: dict[tuple[int, str, str, str], list[Run]] = {}
     for run in runs:
         head = run.summary.head
-        place = HEAD_NAMES.index(head) if head in HEAD_NAMES else len(HEAD_NAMES)
         settings = json.dumps(run.config["settings"], sort_keys=True)
-        groups.setdefault((place, head, run.config["context"], settings), []).append(run)
+        groups.setdefault((rank_head(head), head, run.config["context"], settings), []).append(run)
     results: list[HeadResult] = []
     for (_, head, _, _), of_group in sorted(groups.items()):
         n_before = sum(result.head == head for result in results)

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from train.config import HEAD_NAMES
 from train.report.collect import find_title, key_store
 from train.report.commands import list_changed, write_fit
 from train.report.tables import format_interval, format_spread
 from train.runs.folder import Run
 from train.runs.pooled import Pooled
+from train.streams import rank_head
 
 METRICS = ("map_mec", "acc", "uar")
 
@@ -205,9 +205,8 @@ def _place(
 ) -> FoldedSeed:
     """Where a run of a fold belongs; made where it is the first there."""
     name = run.summary.head
-    order = HEAD_NAMES.index(name) if name in HEAD_NAMES else len(HEAD_NAMES)
     settings = json.dumps([run.config["context"], run.config["settings"]], sort_keys=True)
-    head = parts.setdefault(division, {}).setdefault(f"{order:02} {name} {settings}", {})
+    head = parts.setdefault(division, {}).setdefault(f"{rank_head(name):02} {name} {settings}", {})
     return head.setdefault(run.summary.seed, FoldedSeed(seed=run.summary.seed))
 
 

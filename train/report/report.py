@@ -15,7 +15,7 @@ import pandas as pd
 
 from features.disk import write_atomically
 from features.errors import RunError
-from train.config import ENSEMBLE, PRESETS
+from train.config import PRESETS
 from train.report.collect import HeadResult, StoreResults, collect_results
 from train.report.commands import join_command, list_changed, write_fit
 from train.report.figures import draw_confusion, draw_histories, draw_scores
@@ -38,6 +38,7 @@ from train.report.tables import (
 )
 from train.runs.folder import read_runs
 from train.runs.pooled import find_pooled
+from train.streams import ENSEMBLE
 
 _log = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from train.config import CURRENT_NAMES, rename_stored
 from train.report.collect import find_title
 from train.runs.folder import DamagedRunError
 from train.sweep.folder import find_sweeps, read_record, read_tables
@@ -55,7 +56,8 @@ def collect_sweeps(runs: Path) -> list[SweepPart]:
             continue
         counts = trials["state"].value_counts()
         states = ", ".join(f"{counts[state]} {state}" for state in sorted(counts.index))
-        settings = ", ".join(f"{k} = {v}" for k, v in record.best["settings"].items())
+        best = rename_stored(record.best["settings"])
+        settings = ", ".join(f"{k} = {v}" for k, v in best.items())
         trained = ", ".join(record.runs) or "none yet"
         parts.append(
             SweepPart(
@@ -66,8 +68,8 @@ def collect_sweeps(runs: Path) -> list[SweepPart]:
                     f"Best: trial {record.best['trial']}, {settings}. "
                     f"Runs with these settings: {trained}."
                 ),
-                trials=trials,
-                importance=importance,
+                trials=trials.rename(columns=CURRENT_NAMES),
+                importance=importance.replace({"setting": dict(CURRENT_NAMES)}),
             )
         )
     return parts

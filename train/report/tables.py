@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 
 from features.contracts import SPLITS
-from train.config import ENSEMBLE, PRESETS
+from train.config import PRESETS
 from train.report.collect import HeadResult, StoreResults
 from train.report.paper import TABLE_1, TABLE_2, PaperScore
 from train.runs.folder import Run
+from train.streams import ENSEMBLE
 
 NONE = "–"
 

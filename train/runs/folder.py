@@ -27,6 +27,7 @@ import pandas as pd
 
 from features.disk import partial_path, publish, uninterrupted
 from features.errors import RunError
+from train.config import rename_stored
 
 RUN_FORMAT = "caca-rnn-run"
 RUN_VERSION = 1
@@ -39,6 +40,17 @@ RUN_FILES: tuple[str, ...] = (
     "predictions.csv",
 )
 """Exactly what a run folder holds."""
+
+_PARTS = ("head", "seed", "context", "streams", "n_epochs", "settings", "store", "versions")
+_PARTS_OF = {
+    "settings": ("select",),
+    "store": (
+        "paths", "fingerprint", "clips_sha256", "classes", "splits", "sources", "n_failed",
+        "versions",
+    ),
+    "fold": ("protocol", "name", "number", "n_folds", "key"),
+}  # fmt: skip
+"""Parts of config.json that are read; ``fold`` is there in runs of folds only."""
 
 _REMEDY = "Copy the folder again, or move it away and run the same again."
 
@@ -217,7 +229,25 @@ def read_config(path: Path) -> dict[str, Any]:
             f"{path / 'config.json'}: format {found[0]!r} version {found[1]!r}, but this code "
             f"reads {RUN_FORMAT!r} version {RUN_VERSION}. Update the code, or run fit again."
         )
-    return config
+    return complete_config(config, path / "config.json")
+
+
+def complete_config(config: dict[str, Any], file: Path) -> dict[str, Any]:
+    """What config.json holds, its settings by the names of now.
+
+    Raises:
+        DamagedRunError: It lacks a part that is read.
+    """
+    missing = [name for name in _PARTS if name not in config]
+    for name in ("settings", "store", "fold"):
+        parts = config.get(name, {})
+        if not isinstance(parts, dict):
+            raise DamagedRunError(f"{file}: {name} is {parts!r}, expected a JSON object. {_REMEDY}")
+        if name in config:
+            missing += [f"{name}.{part}" for part in _PARTS_OF[name] if part not in parts]
+    if missing:
+        raise DamagedRunError(f"{file}: lacks {', '.join(missing)}. {_REMEDY}")
+    return {**config, "settings": rename_stored(config["settings"])}
 
 
 def read_summary(path: Path) -> RunSummary:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import pandas as pd
 from features.disk import partial_path
 from features.errors import RunError
 from features.fingerprint import hash_json
+from train.config import rename_stored
 from train.metrics import summarise_metrics
 from train.runs.folder import DamagedRunError, Run, is_marked, publish_folder, read_json, write_json
 
@@ -128,7 +129,8 @@ def find_pooled(runs: Path) -> list[Pooled]:
     for file in files:
         if is_marked(file, POOLED_FORMAT):
             try:
-                read.append(_read_pooled(file))
+                pooled = _read_pooled(file)
+                read.append(replace(pooled, settings=rename_stored(pooled.settings)))
             except DamagedRunError as error:
                 _log.warning("passed over: %s", error)
     return read

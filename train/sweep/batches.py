@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from optuna.distributions import CategoricalDistribution
+
 from train.config import FitConfig
-from train.sweep.space import Choices, Space, list_points, round_settings
+from train.sweep.space import Grid, Space, list_points, round_settings
 from train.sweep.storage import (
     DEAD_AFTER_S,
     Trial,
     TrialStorage,
-    describe_distributions,
     make_history,
 )
 from train.sweep.tables import find_best
@@ -50,16 +51,21 @@ class Sweep:
     """Runs of each trial; the median counts."""
 
     def __post_init__(self) -> None:
-        if not self.n_trials and not all(isinstance(c, Choices) for c in self.space.values()):
+        if not self.n_trials and len(self.grid) < len(self.space):
             raise ValueError("a grid has choices only")
 
     @property
     def is_drawn(self) -> bool:
         return self.n_trials > 0
 
+    @property
+    def grid(self) -> Grid:
+        """The settings of the space that are choices."""
+        return {k: c for k, c in self.space.items() if isinstance(c, CategoricalDistribution)}
+
     def list_points(self) -> list[dict[str, Any]]:
         """The points of a grid, those that train together side by side."""
-        points = list_points({k: c for k, c in self.space.items() if isinstance(c, Choices)})
+        points = list_points(self.grid)
         specs = [RunSpec(seed=i, config=self.configure(p)) for i, p in enumerate(points)]
         return [points[spec.seed] for group in group_specs(specs) for spec in group]
 
@@ -208,9 +214,8 @@ def _plan_batch(
         n_startup=TRIALS_AT_ONCE,
         n_warmup=int(_WARMUP * n_epochs),
     )
-    distributions = describe_distributions(sweep.space)
     # Always as many as a whole batch: what is drawn does not depend on how many are asked for.
-    drawn = [history.ask(distributions) for _ in range(TRIALS_AT_ONCE)]
+    drawn = [history.ask(dict(sweep.space)) for _ in range(TRIALS_AT_ONCE)]
 
     def judge(place: int, epoch: int, value: float) -> bool:
         drawn[place].report(value, epoch)

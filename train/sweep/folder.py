@@ -39,7 +39,8 @@ class SweepRecord:
     settings: Mapping[str, Any]
     """Of every trial, but for what is varied."""
     space: Mapping[str, Any]
-    """Setting -> list of choices, or ``low``, ``high`` and ``whole``."""
+    """Setting -> what it may be, as Optuna writes a distribution; in older files a list of choices,
+    or ``low``, ``high`` and ``whole``."""
     trial_seeds: int
     store: Mapping[str, Any]
     """``fingerprint``, and ``learned_sha256`` of the train and val clips that have a label."""

@@ -22,19 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from features.errors import ConfigError
-from train.sweep.space import Choices, Space
+from train.config import rename_stored
+from train.sweep.space import Space
 
 _log = logging.getLogger(__name__)
 
@@ -85,7 +80,7 @@ class TrialStorage:
             ConfigError: The storage cannot be opened.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._distributions = describe_distributions(space)
+        self._space = dict(space)
         try:
             self._storage = _open_storage(url)
             self._study = optuna.create_study(
@@ -126,7 +121,7 @@ class TrialStorage:
             template = create_trial(
                 state=TrialState.RUNNING,
                 params=dict(of_slot),
-                distributions=self._distributions,
+                distributions=self._space,
                 user_attrs={"slot": slot, "seen": time.time()},
             )
             ids[slot] = self._storage.create_new_trial(self._study_id, template_trial=template)
@@ -202,14 +197,13 @@ def make_history(
         sampler=sampler,
         pruner=optuna.pruners.MedianPruner(n_startup_trials=n_startup, n_warmup_steps=n_warmup),
     )
-    distributions = describe_distributions(space)
     epochs = sorted({epoch for trial in trials for epoch in trial.by_epoch})
     study.add_trials(
         [
             create_trial(
                 state=_STATES[trial.state],
                 params=dict(trial.settings),
-                distributions=distributions,
+                distributions=dict(space),
                 value=trial.value,
                 intermediate_values=_carry_on(trial, epochs),
             )
@@ -218,19 +212,6 @@ def make_history(
         ]
     )
     return study
-
-
-def describe_distributions(space: Space) -> dict[str, BaseDistribution]:
-    """A space in Optuna's terms."""
-    distributions: dict[str, BaseDistribution] = {}
-    for key, of_key in space.items():
-        if isinstance(of_key, Choices):
-            distributions[key] = CategoricalDistribution(of_key.values)
-        elif of_key.whole:
-            distributions[key] = IntDistribution(int(of_key.low), int(of_key.high), log=of_key.log)
-        else:
-            distributions[key] = FloatDistribution(of_key.low, of_key.high, log=of_key.log)
-    return distributions
 
 
 def _carry_on(trial: Trial, epochs: Sequence[int]) -> dict[int, float]:
@@ -268,7 +249,7 @@ def _read_trial(frozen: FrozenTrial) -> Trial | None:
     (state,) = (name for name, of_optuna in _STATES.items() if of_optuna is frozen.state)
     return Trial(
         slot=int(frozen.user_attrs["slot"]),
-        settings=dict(frozen.params),
+        settings=rename_stored(frozen.params),
         state=state,
         by_epoch=dict(sorted(frozen.intermediate_values.items())),
         result=dict(result),

@@ -11,19 +11,20 @@ from typing import Any
 
 import pandas as pd
 from filelock import FileLock, Timeout
+from optuna.distributions import distribution_to_json
 
 from features.errors import ConfigError, RunError
 from features.fingerprint import hash_json
 from features.networks.runtime import choose_device
 from features.store.reader import open_store
-from train.config import ENSEMBLE, check_heads
+from train.config import check_heads, describe_settings, name_as_stored
 from train.data.splits import leave_out_test, leave_out_unlabelled, split_test_stores
 from train.data.stores import check_stores, check_streams, describe_stores, find_shapes
 from train.fit import run_fit
 from train.fit_jobs import FitProgress
-from train.naming import describe_settings
 from train.runs.folder import RunSummary
 from train.runs.locks import check_writable
+from train.streams import ENSEMBLE
 from train.sweep.batches import Sweep, SweepProgress, run_trials
 from train.sweep.folder import SweepRecord, write_record, write_tables
 from train.sweep.space import describe_space
@@ -114,7 +115,7 @@ def run_sweep(
     settings = describe_settings(sweep.head, sweep.config)
     key = hash_json(
         [
-            {name: value for name, value in settings.items() if name not in sweep.space},
+            name_as_stored({k: v for k, v in settings.items() if k not in sweep.space}),
             describe_space(sweep.space),
             ["grid", "trials"][sweep.is_drawn],
             sweep.trial_seeds,
@@ -176,7 +177,7 @@ def run_sweep(
             head=sweep.head,
             kind="trials" if sweep.is_drawn else "grid",
             settings=settings,
-            space=describe_space(sweep.space),
+            space={k: json.loads(distribution_to_json(d)) for k, d in sweep.space.items()},
             trial_seeds=sweep.trial_seeds,
             store={name: described[name] for name in ("fingerprint", "learned_sha256")},
             best=describe_best(best),

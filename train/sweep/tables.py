@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import optuna
 import pandas as pd
+from optuna.distributions import CategoricalDistribution
 
-from train.sweep.space import Choices, Range, Space
+from train.sweep.space import Space
 from train.sweep.storage import COMPLETE, PRUNED, Trial, make_history
 
 N_BANDS = 3
@@ -75,12 +76,11 @@ def tabulate_importance(trials: Sequence[Trial], space: Space, *, drawn: bool) -
     return pd.DataFrame(rows)
 
 
-def _band_trials(
-    trials: Sequence[Trial], key: str, of_key: Choices | Range
-) -> list[tuple[str, list[Trial]]]:
-    if isinstance(of_key, Choices):
+def _band_trials(trials: Sequence[Trial], key: str, of_key: Any) -> list[tuple[str, list[Trial]]]:
+    if isinstance(of_key, CategoricalDistribution):
         return [
-            (str(value), [t for t in trials if t.settings[key] == value]) for value in of_key.values
+            (str(value), [t for t in trials if t.settings[key] == value])
+            for value in of_key.choices
         ]
     space = np.geomspace if of_key.log else np.linspace
     edges = space(of_key.low, of_key.high, N_BANDS + 1)

@@ -12,10 +12,9 @@ import torch
 
 from features.networks.runtime import choose_precision
 from features.store.reader import Store
-from train.config import FitConfig
+from train.config import FitConfig, find_matrices
 from train.data.clips import ClipTable, check_train_table, check_val_table
 from train.data.stores import check_streams, find_shapes, read_tables
-from train.heads.build import find_matrices
 from train.sweep.storage import COMPLETE, FAILED, PRUNED
 from train.training.loop import Task, TrainedRun, train_runs
 from train.training.parallel import count_workers, run_jobs
@@ -165,7 +164,7 @@ class TrialTrainer:
     def _key_tables(self, config: FitConfig) -> tuple[object, ...]:
         """What decides the tables that a trial reads."""
         matrices = sorted(find_matrices([self._head], config))
-        return (config.faces, config.max_steps, config.precision, *matrices)
+        return (config.faces, config.max_time_steps, config.precision, *matrices)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -22,10 +22,11 @@ from features.networks.runtime import PRECISIONS
 from train.config import FitConfig
 from train.data.clips import Batch, ClipTable, draw_clips, draw_phases, gather_batch, order_batches
 from train.data.matrices import DiskMatrix, read_ahead
-from train.heads.build import Shapes, build_head, choose_streams
+from train.heads.build import build_head
 from train.heads.dropout import Noise
 from train.heads.layers import Head, read_run_state, set_noise, stack_runs
 from train.metrics import Metrics, score_predictions
+from train.streams import Shapes
 from train.training.adam import RunOptimizer
 from train.training.loss import RunLosses, make_losses
 from train.training.scoring import score_clips
@@ -108,7 +109,7 @@ class Task:
     @property
     def streams(self) -> dict[str, str]:
         """The streams that the head reads -> the feature matrix that each comes from."""
-        return choose_streams(self.head, context=self.config.context, streams=self.config.streams)
+        return self.config.choose_streams(self.head)
 
     @property
     def reads_from_disk(self) -> bool:
@@ -118,12 +119,12 @@ class Task:
 
 
 def plan_epochs(n_train: int, config: FitConfig) -> Schedule:
-    """Turn the settings into epochs: small stores are passed over until ``min_steps`` are done."""
+    """Turn the settings into epochs: a small store is passed over for ``min_updates``."""
     n_batches = math.ceil(n_train / config.batch_size)
-    n_epochs = max(config.epochs, math.ceil(config.min_steps / n_batches))
+    n_epochs = max(config.epochs, math.ceil(config.min_updates / n_batches))
     return Schedule(
         n_epochs=n_epochs,
-        scored_every=math.ceil(n_epochs / config.scorings),
+        scored_every=math.ceil(n_epochs / config.max_scorings),
     )
 
 

@@ -20,7 +20,7 @@ from train.sweep.batches import Sweep
 from train.sweep.space import parse_grid
 from train.sweep.sweep import run_sweep
 
-QUICK = FitConfig(epochs=1, min_steps=0, precision="float32")
+QUICK = FitConfig(epochs=1, min_updates=0, precision="float32")
 
 
 @pytest.fixture(scope="module")

@@ -118,7 +118,7 @@ def test_a_store_never_gets_streams_in_some_shards_only(tmp_path: Path) -> None:
 
 def test_a_cascade_of_three_streams_trains_from_the_store(tmp_path: Path) -> None:
     store = write_audio_store(tmp_path / "s", 12)
-    config = FitConfig(epochs=1, min_steps=0, streams="context,audio,face", precision="float32")
+    config = FitConfig(epochs=1, min_updates=0, streams="context,audio,face", precision="float32")
     (summary,) = run_fit([store], tmp_path / "runs", ["cascade"], [0], config)
     run = read_run(tmp_path / "runs" / summary.run)
     assert run.config["streams"] == {

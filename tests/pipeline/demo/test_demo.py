@@ -25,7 +25,8 @@ from pipeline.demo.faces import FaceRig
 from pipeline.demo.render import DemoClip, demo_clips, manifest_csv, render_clip, render_demo_set
 from pipeline.demo.scenes import ANYWHERE
 from pipeline.detect.mtcnn import FaceDetector
-from train.config import PRESETS, TABLE_1_HEADS, Preset
+from train.config import PRESETS, Preset
+from train.streams import TABLE_1_HEADS
 
 ROOT = Path(__file__).parents[3]
 
@@ -240,7 +241,7 @@ def test_the_demo_tells_its_progress_where_no_terminal_is(
 
 
 def _shorten(preset: Preset) -> Preset:
-    config = dataclasses.replace(preset.config, epochs=1, min_steps=0)
+    config = dataclasses.replace(preset.config, epochs=1, min_updates=0)
     return dataclasses.replace(preset, config=config)
 
 

@@ -35,7 +35,9 @@ def clip_with_faces(face_frame: list[int], track: list[int], n_frames: int = 3) 
     )
 
 
-def make_table(clips: list[ClipFeatures], *, faces: str = "all", max_steps: int = 0) -> ClipTable:
+def make_table(
+    clips: list[ClipFeatures], *, faces: str = "all", max_time_steps: int = 0
+) -> ClipTable:
     builder = TableBuilder(
         n_frames=sum(clip.n_frames for clip in clips),
         n_faces=sum(clip.n_faces for clip in clips),
@@ -44,7 +46,10 @@ def make_table(clips: list[ClipFeatures], *, faces: str = "all", max_steps: int 
     )
     for clip in clips:
         builder.add(
-            clip, number_label(clip.label, CLASSES, "test"), faces=faces, max_steps=max_steps
+            clip,
+            number_label(clip.label, CLASSES, "test"),
+            faces=faces,
+            max_time_steps=max_time_steps,
         )
     return builder.finish()
 
@@ -119,7 +124,7 @@ def test_the_table_does_not_depend_on_the_order_of_arrival() -> None:
 
 
 def test_long_clips_are_cut_at_max_steps_from_the_start() -> None:
-    table = make_table([clip_features(n_frames=5)], max_steps=2)
+    table = make_table([clip_features(n_frames=5)], max_time_steps=2)
     batch = gather_batch(table, np.array([0]), np.array([0]), STREAMS)
     assert batch.n_steps.tolist() == [2]
 

@@ -30,7 +30,7 @@ from train.sweep.space import parse_grid
 from train.sweep.sweep import run_sweep
 
 CLASSES = ("happy", "sad")
-CONFIG = FitConfig(epochs=2, min_steps=0, batch_size=4, patience=1.0, context="7x7")
+CONFIG = FitConfig(epochs=2, min_updates=0, batch_size=4, patience=1.0, context="7x7")
 
 
 def write_phased_store(path: Path, n_clips: int, n_ticks: int, n_phases: int) -> Path:
@@ -71,7 +71,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_training_from_disk_gives_the_numbers_of_training_from_memory(
     store: Path, tmp_path: Path, precision: str, memory_gb: float
 ) -> None:
-    config = FitConfig(epochs=2, min_steps=0, batch_size=4, precision=precision, dropout=0.2)
+    config = FitConfig(epochs=2, min_updates=0, batch_size=4, precision=precision, dropout=0.2)
     for name, memory in (("memory", 1.0), ("disk", memory_gb)):
         run_fit([store], tmp_path / name, ["caca", "parallel"], range(2), config, memory_gb=memory)
     tables = read_tables([open_store(store)], config, {"face", "context_7x7"}, memory_gb=memory_gb)
@@ -100,7 +100,7 @@ def fit_context(store: Path, runs: Path, *, memory_gb: float, n_epochs: int = 2)
     """One run of the head that reads most; torch with one thread, for the same sums."""
     torch.set_num_threads(1)
     config = FitConfig(
-        epochs=n_epochs, min_steps=0, batch_size=4, context="7x7", precision="bfloat16"
+        epochs=n_epochs, min_updates=0, batch_size=4, context="7x7", precision="bfloat16"
     )
     run_fit([store], runs, ["context"], [0], config, memory_gb=memory_gb)
 
@@ -144,7 +144,7 @@ def test_a_phase_lies_in_one_piece() -> None:
         n_frames=6, n_faces=6, shapes={"context_2x2": (512, 2, 2)}, dtype=torch.float16
     )
     clip = clip_features(n_frames=6, phase=np.array([0, 1, 0, 1, 0, 1], np.int16))
-    builder.add(clip, 0, faces="all", max_steps=0)
+    builder.add(clip, 0, faces="all", max_time_steps=0)
     first, second = builder.finish().phases[0]
     assert (first.context.tolist(), second.context.tolist()) == ([1, 2, 3], [4, 5, 6])
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from train.config import ENSEMBLE, HEAD_NAMES, TABLE_1_HEADS
-from train.heads.build import HEADS, build_head, count_parameters
+from train.heads.build import build_head, count_parameters
 from train.heads.cascade import Cascade
 from train.heads.layers import Conv, Linear, Lstm, draw_weights, read_run_state, stack_runs
+from train.streams import NETWORKS, TABLE_1_HEADS, choose_streams
 
 N_CLASSES = 8
 TABLE_1_PARAMETERS = {
@@ -85,14 +85,18 @@ def test_sizes_come_from_the_store() -> None:
         build_head("cascade", 3, streams="pose,face", shapes=shapes)
 
 
-def test_every_name_that_can_be_asked_for_can_be_built() -> None:
-    assert (*HEADS, ENSEMBLE) == HEAD_NAMES
+def test_every_head_of_the_table_reads_the_streams_it_names() -> None:
+    for name in NETWORKS:
+        assert build_head(name, N_CLASSES).streams == tuple(choose_streams(name))
     assert set(TABLE_1_HEADS) == set(TABLE_1_PARAMETERS)
+
+
+def test_an_unknown_head_is_refused() -> None:
     with pytest.raises(ValueError, match="no head 'cacao'"):
         build_head("cacao", N_CLASSES)
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_more_padding_gives_the_same_logits(name: str) -> None:
     head = build_head(name, N_CLASSES, context="2x2")
     streams, n_steps = make_inputs([3, 1, 5])
@@ -101,7 +105,7 @@ def test_more_padding_gives_the_same_logits(name: str) -> None:
     torch.testing.assert_close(padded, logits, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_a_clip_is_scored_the_same_alone_as_in_a_batch(name: str) -> None:
     head = build_head(name, N_CLASSES, context="2x2")
     streams, n_steps = make_inputs([3, 5])
@@ -109,7 +113,7 @@ def test_a_clip_is_scored_the_same_alone_as_in_a_batch(name: str) -> None:
     torch.testing.assert_close(alone, head.score(streams, n_steps)[:1], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_runs_side_by_side_give_the_logits_and_gradients_of_single_runs(name: str) -> None:
     heads = [build_head(name, N_CLASSES, context="2x2", seed=seed) for seed in (1, 2)]
     stacked = stack_runs(heads)

@@ -144,7 +144,7 @@ def test_runs_that_another_process_trains_are_waited_for_and_used(
 def test_two_fits_at_once_train_each_run_once(store: Path, tmp_path: Path) -> None:
     command = [sys.executable, "cli.py", "fit", "--store", store, "--runs", tmp_path / "runs"]
     command += ["--head", "face", "--head", "context", "--seeds", "2", "--json"]
-    for setting in ("epochs=40", "min_steps=0", "precision=float32", "patience=1"):
+    for setting in ("epochs=40", "min_updates=0", "precision=float32", "patience=1"):
         command += ["--set", setting]
     both = [
         subprocess.Popen(
@@ -210,7 +210,7 @@ def test_a_head_without_a_finite_loss_stops_no_other(
     fail_face(monkeypatch)
     arguments = ["fit", "--store", store, "--runs", tmp_path, "--seeds", "2"]
     arguments += ["--head", "face", "--head", "context", "--head", "ensemble"]
-    for setting in ("epochs=1", "min_steps=0", "members=face,context"):
+    for setting in ("epochs=1", "min_updates=0", "members=face,context"):
         arguments += ["--set", setting]
     result = CliRunner().invoke(cli, [str(word) for word in arguments])
     assert result.exit_code == 1

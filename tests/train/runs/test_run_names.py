@@ -27,7 +27,9 @@ from train.sweep.space import parse_grid
 from train.sweep.sweep import run_sweep
 
 CLASSES = ("happy", "sad", "angry")
-QUICK = FitConfig(epochs=2, min_steps=0, batch_size=8, precision="float32", members="face,context")
+QUICK = FitConfig(
+    epochs=2, min_updates=0, batch_size=8, precision="float32", members="face,context"
+)
 
 Clips = list[ClipFeatures]
 

@@ -22,7 +22,7 @@ from train.sweep.storage import TrialStorage
 from train.sweep.sweep import SweepSummary
 
 CLASSES = ("happy", "sad", "angry")
-QUICK = FitConfig(epochs=3, min_steps=0, batch_size=8, precision="float32", patience=1.0)
+QUICK = FitConfig(epochs=3, min_updates=0, batch_size=8, precision="float32", patience=1.0)
 GRID = parse_grid(["lr=1e-4,2e-3", "dropout=0,0.4"], QUICK)
 SPACE = parse_space(["lr=1e-4..3e-3", "class_weights=none,balanced"], QUICK)
 

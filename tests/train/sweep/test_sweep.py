@@ -221,7 +221,7 @@ def invoke(*arguments: str | Path) -> Any:
 def test_the_verb_prints_trials_what_mattered_and_runs(swept: Path, tmp_path: Path) -> None:
     arguments = ["sweep", "--store", swept, "--runs", tmp_path, "--head", "face"]
     arguments += ["--grid", "lr=1e-4,1e-3", "--seeds", "1"]
-    for setting in ("epochs=2", "min_steps=0", "precision=float32"):
+    for setting in ("epochs=2", "min_updates=0", "precision=float32"):
         arguments += ["--set", setting]
     told = json.loads(invoke(*arguments, "--json").stdout)
     assert [trial["lr"] for trial in told["trials"]] == [1e-4, 1e-3]

@@ -14,9 +14,9 @@ from tests.builders import clip_features
 from tests.train.training.losses import spoil_losses
 from train.config import FitConfig
 from train.data.clips import UNLABELLED, ClipTable, TableBuilder, draw_clips
-from train.heads.build import SHAPES
 from train.heads.dropout import Noise
 from train.metrics import score_predictions
+from train.streams import SHAPES
 from train.training.loop import Task, TrainedRun, train_runs
 from train.training.loss import make_losses, weigh_classes
 from train.training.scoring import score_clips
@@ -24,7 +24,7 @@ from train.training.specs import RunSpec, group_specs
 
 CLASSES = ("happy", "sad", "angry")
 CONFIG = FitConfig(
-    epochs=4, min_steps=0, batch_size=4, lr=1e-3, patience=1.0, precision="float32", context="2x2"
+    epochs=4, min_updates=0, batch_size=4, lr=1e-3, patience=1.0, precision="float32", context="2x2"
 )
 MIXED = (
     {"lr": 3e-4},
@@ -45,7 +45,7 @@ def make_table(n_clips: int, split: str) -> ClipTable:
         phase = np.arange(n_frames, dtype=np.int16) % 2
         clip = clip_features(f"{split}{i:02}", n_frames=n_frames, phase=phase)
         label = (0, 1, 0, 2, 0, 1, 0)[i % 7]
-        builder.add(clip, label, faces="all", max_steps=0)
+        builder.add(clip, label, faces="all", max_time_steps=0)
     return builder.finish()
 
 

@@ -31,7 +31,7 @@ def test_event_files_hold_the_history_of_each_run(tmp_path: Path) -> None:
     store = people_store(tmp_path / "store")
     arguments = ["fit", "--store", store, "--runs", tmp_path / "runs", "--head", "face", "--json"]
     arguments += ["--seeds", "2", "--tensorboard", tmp_path / "events"]
-    for setting in ("epochs=3", "min_steps=0", "scorings=2", "precision=float32"):
+    for setting in ("epochs=3", "min_updates=0", "max_scorings=2", "precision=float32"):
         arguments += ["--set", setting]
     result = CliRunner().invoke(cli, [str(a) for a in arguments])
     names = [run["run"] for run in json.loads(result.stdout)["runs"]]
@@ -55,6 +55,6 @@ def test_event_files_hold_the_history_of_each_run(tmp_path: Path) -> None:
 def test_without_the_option_no_event_file_is_written(tmp_path: Path) -> None:
     store = people_store(tmp_path / "store")
     arguments = ["fit", "--store", store, "--runs", tmp_path / "runs", "--head", "face"]
-    arguments += ["--seeds", "1", "--set", "epochs=1", "--set", "min_steps=0"]
+    arguments += ["--seeds", "1", "--set", "epochs=1", "--set", "min_updates=0"]
     assert CliRunner().invoke(cli, [str(a) for a in arguments]).exit_code == 0
     assert {path.name for path in tmp_path.iterdir()} == {"store", "runs"}
