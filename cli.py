@@ -143,6 +143,7 @@ def demo(folder: Path, seeds: int, as_json: bool) -> None:
     from train.fit import run_fit
     from train.progress import count_runs
     from train.report.report import run_report
+    from train.request import FitRequest
 
     with show_progress("render", "clips") as show:
         manifest = render_demo_set(folder, progress=show)
@@ -154,11 +155,16 @@ def demo(folder: Path, seeds: int, as_json: bool) -> None:
         tell_extracted(extracted)
     trained: list[RunSummary] = []
     with show_progress("fit", "runs") as show:
-        heads = [head for preset in PRESETS.values() for head in preset.heads]
-        count = count_runs(show, heads, seeds)
+        count = count_runs(show, seeds * sum(len(preset.heads) for preset in PRESETS.values()))
         for preset in PRESETS.values():
-            settings = replace(preset.config, **_DEMO_SETTINGS)
-            trained += run_fit([store], runs, preset.heads, range(seeds), settings, progress=count)
+            request = FitRequest(
+                stores=[store],
+                runs=runs,
+                heads=preset.heads,
+                seeds=range(seeds),
+                config=replace(preset.config, **_DEMO_SETTINGS),
+            )
+            trained += run_fit(request, progress=count)
     with show_progress("report", "pages"):
         page = run_report(runs, folder / "report")
     if as_json:

@@ -47,6 +47,7 @@ from train.data.clips import Batch, draw_phases, gather_batch, order_batches
 from train.data.stores import read_tables
 from train.fit import run_fit
 from train.fit_jobs import FitProgress
+from train.request import FitRequest
 from train.streams import TABLE_1_HEADS, choose_streams
 from train.training.parallel import count_workers
 
@@ -221,15 +222,15 @@ def main() -> None:
         naive.take_steps(arguments.steps)
     with TemporaryDirectory(dir=arguments.dir) as runs:
         watch = Stopwatch()
-        run_fit(
-            [store],
-            Path(runs),
-            heads,
-            range(N_SEEDS),
-            config,
+        request = FitRequest(
+            stores=[store],
+            runs=Path(runs),
+            heads=heads,
+            seeds=range(N_SEEDS),
+            config=config,
             memory_gb=arguments.memory,
-            progress=watch.tell,
         )
+        run_fit(request, progress=watch.tell)
         fit_s = time.perf_counter() - watch.begin
     if naive is not None:
         naive.take_steps(arguments.steps)

@@ -20,6 +20,7 @@ from benchmarks.planted_attention import read_attention
 from benchmarks.planted_store import CLASSES, N_STEPS, PLANTED, write_planted_store
 from train.config import FitConfig
 from train.fit import run_fit
+from train.request import FitRequest
 from train.runs.folder import RunSummary
 from train.streams import TABLE_1_HEADS
 
@@ -42,7 +43,10 @@ def main() -> None:
             config = replace(CONFIG, epochs=EPOCHS[planted])
             print(f"\nplanted in {planted}, {config.epochs} epochs")
             for head in HEADS:
-                of_head = run_fit([store], runs, [head], SEEDS, config)
+                request = FitRequest(
+                    stores=[store], runs=runs, heads=[head], seeds=SEEDS, config=config
+                )
+                of_head = run_fit(request)
                 print(f"  {head:13}{tell_spread([run.test['acc'] for run in of_head])}", end="")
                 print(tell_attention(of_head, runs, store) if planted == "both" else "")
                 sys.stdout.flush()

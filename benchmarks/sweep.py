@@ -22,6 +22,7 @@ from features.contracts import MEC_CLASSES, ClipFeatures
 from features.store.writer import write_store
 from train.config import FitConfig
 from train.fit import run_fit
+from train.request import FitRequest
 from train.sweep.batches import Sweep
 from train.sweep.space import parse_grid
 from train.sweep.sweep import run_sweep
@@ -68,8 +69,14 @@ def main() -> None:
             sweep_s = time.perf_counter() - started_s
             started_s = time.perf_counter()
             for row in trials.to_dict("records"):
-                config = replace(CONFIG, lr=row["lr"], dropout=row["dropout"])
-                run_fit([store], folder / "runs", [head], [FIRST_SEED], config)
+                point = FitRequest(
+                    stores=[store],
+                    runs=folder / "runs",
+                    heads=[head],
+                    seeds=[FIRST_SEED],
+                    config=replace(CONFIG, lr=row["lr"], dropout=row["dropout"]),
+                )
+                run_fit(point)
             single_s = time.perf_counter() - started_s
             print(
                 f"{head}: {len(trials)} points of {CONFIG.epochs} epochs: sweep {sweep_s:.1f} s, "

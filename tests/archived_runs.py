@@ -17,9 +17,8 @@ from tempfile import TemporaryDirectory
 
 from features.store.writer import write_store
 from tests.builders import clip_features
+from tests.fits import fit_folds, fit_runs
 from train.config import FitConfig
-from train.cross_validate import run_fit_folds
-from train.fit import run_fit
 from train.runs.folder import find_runs
 from train.sweep.batches import Sweep
 from train.sweep.space import parse_grid
@@ -47,8 +46,8 @@ def write_archive(file: Path) -> None:
             for i in range(16)
         ]
         write_store(store, clips, classes=CLASSES, fingerprint="archive")
-        run_fit([store], runs, ["ensemble"], [0, 1], CONFIG)
-        run_fit_folds([store], runs, ["face"], [0], CONFIG, folds="2")
+        fit_runs([store], runs, ["ensemble"], [0, 1], CONFIG)
+        fit_folds([store], runs, ["face"], [0], CONFIG, folds="2")
         grid = parse_grid(["lr=1e-4,1e-3"], CONFIG)
         run_sweep([store], runs, Sweep(head="face", config=CONFIG, space=grid), [])
         for path in find_runs(runs):

@@ -16,8 +16,8 @@ from optuna.distributions import FloatDistribution
 from cli import cli
 from pipeline.decode.notes import NOTES
 from tests.builders import small_store
+from tests.fits import fit_runs
 from train.config import FitConfig, parse_settings
-from train.fit import run_fit
 from train.sweep.space import DEFAULT_SPACE, parse_grid, parse_space
 
 ROOT = Path(__file__).parent.parent
@@ -29,13 +29,13 @@ def test_the_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     torch.set_num_threads(1)
     small_store(tmp_path / "store", n_clips=24)
     config = FitConfig(epochs=1, min_updates=0)
-    run_fit([tmp_path / "store"], tmp_path / "runs", ["caca-a"], [0], config)
+    fit_runs([tmp_path / "store"], tmp_path / "runs", ["caca-a"], [0], config)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.S)
     assert len(blocks) == 4
     names: dict[str, object] = {}
     for block in blocks:
         exec(block, names)
-    run_fit(
+    fit_runs(
         [tmp_path / "with-audio"], tmp_path / "more", ["cascade"], [0],
         replace(config, streams="context,face,audio"),
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,6 @@ from features.console import PATH, add_json_option, device_option, print_json, s
 
 if TYPE_CHECKING:
     from train.runs.folder import RunSummary
-    from train.runs.pooled import Pooled
 
 _stores = click.option(
     "--store", "stores", type=PATH, multiple=True, required=True, help="May be given again."
@@ -100,46 +100,52 @@ def fit(
     """
     from train.config import PRESETS, expand_heads, parse_settings
     from train.cross_validate import run_fit_folds
-    from train.fit import run_fit
+    from train.fit import FailedRunsError, FitResult, run_fit
     from train.progress import count_runs
+    from train.request import FitRequest
     from train.training.tensorboard import EventFiles
 
-    if folds and test_stores:
-        raise click.UsageError("--folds tests every clip of --store; --test-store cannot join it")
     named = [] if streams is None else [f"streams={streams}"]
-    config = parse_settings([*settings, *named], PRESETS[preset].config)
-    heads = heads or PRESETS[preset].heads
-    pooled: Sequence[Pooled] = ()
+    request = FitRequest(
+        stores=stores,
+        runs=runs,
+        heads=heads or PRESETS[preset].heads,
+        seeds=range(seeds),
+        config=parse_settings([*settings, *named], PRESETS[preset].config),
+        test_stores=test_stores,
+        device=device,
+        memory_gb=memory_gb,
+        verify=not no_verify,
+    )
+    error = ""
     with show_progress("fit", "runs") as show, EventFiles(tensorboard) as events:
-        common: dict[str, Any] = {
-            "device": device,
-            "memory_gb": memory_gb,
-            "verify": not no_verify,
-            "progress": count_runs(show, expand_heads(heads, config), seeds, folds=folds),
+        n_runs = len(expand_heads(request.heads, request.config)) * seeds
+        tell: dict[str, Any] = {
+            "progress": count_runs(show, n_runs, folds=folds),
             "observe": events.add_epoch,
         }
-        if folds:
-            folded = run_fit_folds(stores, runs, heads, range(seeds), config, folds=folds, **common)
-            summaries, pooled = folded.runs, folded.pooled
-        else:
-            summaries = tuple(
-                run_fit(
-                    stores, runs, heads, range(seeds), config, test_stores=test_stores, **common
-                )
-            )
+        try:
+            if folds:
+                result = run_fit_folds(request, folds=folds, **tell)
+            else:
+                result = FitResult(runs=tuple(run_fit(request, **tell)))
+        except FailedRunsError as failed:
+            error, result = str(failed), failed.result
     if as_json:
-        result = {"runs": [asdict(summary) for summary in summaries]}
-        if folds:
-            result["pooled"] = [asdict(one) for one in pooled]
-        print_json(result)
-        return
-    _tell_runs(summaries)
-    for one in pooled:
-        if one.test:
-            click.echo(
-                f"{one.pooled}: all folds together: {one.test['n_clips']} clips, "
-                f"map_mec {_in_percent(one.test, 'map_mec')}, acc {_in_percent(one.test, 'acc')}"
-            )
+        told: dict[str, Any] = {"runs": [asdict(summary) for summary in result.runs]}
+        told |= {"pooled": [asdict(one) for one in result.pooled]} if folds else {}
+        print_json(told | ({"error": error} if error else {}))
+    else:
+        _tell_runs(result.runs)
+        for one in result.pooled:
+            if one.test:
+                click.echo(
+                    f"{one.pooled}: all folds together: {one.test['n_clips']} clips, map_mec "
+                    f"{_in_percent(one.test, 'map_mec')}, acc {_in_percent(one.test, 'acc')}"
+                )
+    if error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
 
 
 @click.command()

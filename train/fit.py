@@ -2,35 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from features.errors import RunError
 from features.networks.runtime import choose_device, choose_precision
 from features.store.reader import open_store
-from train.config import FitConfig, check_heads, expand_heads
+from train.config import expand_heads
 from train.data.clips import check_train_table, check_val_table
 from train.data.splits import split_test_stores
 from train.data.stores import check_stores, check_streams, describe_stores, find_shapes, list_clips
 from train.fit_jobs import FitData, FitJobs, FitProgress, Observe
 from train.naming import hash_runs
+from train.request import FitRequest
 from train.runs.folder import RunSummary, is_run, name_run, read_summary
 from train.runs.locks import check_writable
+from train.runs.pooled import Pooled
 from train.streams import ENSEMBLE
 
 
+@dataclass(frozen=True, kw_only=True)
+class FitResult:
+    """What came of a fit."""
+
+    runs: tuple[RunSummary, ...]
+    """metrics.json of every run asked for, by fold, head, seed; without those that failed."""
+    pooled: tuple[Pooled, ...] = ()
+    """All folds together, by head, seed, where there are folds."""
+    failed: tuple[RunError, ...] = ()
+    """Why the other runs have none."""
+
+    def check(self) -> FitResult:
+        """The same. Raises FailedRunsError where runs came to no result."""
+        if self.failed:
+            raise FailedRunsError(self)
+        return self
+
+
+class FailedRunsError(RunError):
+    """Some runs came to no result; those that are complete are kept, and in ``result``."""
+
+    def __init__(self, result: FitResult) -> None:
+        reasons = "\n".join(f"    {error}" for error in result.failed)
+        super().__init__(
+            f"{len(result.failed)} of {len(result.runs) + len(result.failed)} run(s) came to no "
+            f"result; the others are complete and kept.\n{reasons}"
+        )
+        self.result = result
+
+
 def run_fit(
-    stores: Sequence[Path],
-    runs: Path,
-    heads: Sequence[str],
-    seeds: Sequence[int],
-    config: FitConfig,
+    request: FitRequest,
     *,
-    test_stores: Sequence[Path] = (),
-    device: str = "auto",
-    memory_gb: float | None = None,
-    verify: bool = True,
     progress: Callable[[FitProgress], None] = lambda _: None,
     observe: Observe = lambda *_: None,
 ) -> list[RunSummary]:
@@ -41,16 +64,7 @@ def run_fit(
     but for those that chose its epoch, is scored again without training.
 
     Args:
-        stores: Folders; all of one fingerprint and of the same classes.
-        runs: Folder of run folders; made where it is missing.
-        heads: Names of ``train.config.HEADS``; an ensemble's members are added to them.
-        seeds: One run each.
-        config: Settings that all heads share.
-        test_stores: If there are some, test is theirs, and train and val are of ``stores``.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        memory_gb: What features may take of the memory; the rest is read from a scratch file in
-            ``runs``, to the same numbers. None: three quarters of what is free.
-        verify: As of ``features.store.reader.open_store``: hash each shard before it is read.
+        request: What is to be trained on what.
         progress: Told of every epoch and of skipped and finished runs.
         observe: Told of a run's name and its epoch, after each.
 
@@ -58,65 +72,38 @@ def run_fit(
         metrics.json of every run asked for, by head, then seed.
 
     Raises:
-        ConfigError: Stores that do not fit together, no room for features on disk, no such head
-            or device.
+        ConfigError: Stores that do not fit together, no room for features on disk, no such device.
         ShardError: A store cannot be read, has no labelled train or val clip, a single class, or
             features that are not finite.
         RunError: ``runs`` cannot be written or something else stands in a run's place, both before
-            training; or losses were not a number: the other runs are then complete.
+            training.
+        FailedRunsError: Losses were not a number; the other runs are complete, and in its result.
     """
-    opened = [open_store(path, verify=verify) for path in stores]
-    if not test_stores:
-        data = FitData(stores=opened, described=describe_stores(opened))
-    else:
-        opened = split_test_stores(
-            opened, [open_store(path, verify=verify) for path in test_stores]
-        )
-        paths = {"paths": list(map(str, stores)), "test_paths": list(map(str, test_stores))}
-        data = FitData(stores=opened, described=describe_stores(opened) | paths)
-    result = fit_data(
-        data,
-        runs,
-        heads,
-        seeds,
-        config,
-        device=device,
-        memory_gb=memory_gb,
-        progress=progress,
-        observe=observe,
-    )
-    check_results(result.failed, len(result.runs))
-    return list(result.runs)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitResult:
-    """What came of a fit."""
-
-    runs: tuple[RunSummary, ...]
-    """metrics.json of every run asked for, by head, then seed; without those that failed."""
-    failed: tuple[RunError, ...]
-    """Why the others have none."""
+    opened = [open_store(path, verify=request.verify) for path in request.stores]
+    paths: dict[str, list[str]] = {}
+    if request.test_stores:
+        tested = [open_store(path, verify=request.verify) for path in request.test_stores]
+        opened = split_test_stores(opened, tested)
+        paths = {
+            "paths": list(map(str, request.stores)),
+            "test_paths": list(map(str, request.test_stores)),
+        }
+    data = FitData(stores=opened, described=describe_stores(opened) | paths)
+    return list(fit_data(data, request, progress=progress, observe=observe).check().runs)
 
 
 def fit_data(
     data: FitData,
-    runs: Path,
-    heads: Sequence[str],
-    seeds: Sequence[int],
-    config: FitConfig,
+    request: FitRequest,
     *,
-    device: str = "auto",
-    memory_gb: float | None = None,
     progress: Callable[[FitProgress], None] = lambda _: None,
     observe: Observe = lambda *_: None,
 ) -> FitResult:
     """As ``run_fit``, on stores that are open; runs without a result are told, not raised."""
-    chosen = choose_device(device)
-    check_heads(heads)
-    heads = expand_heads(heads, config)
+    device = choose_device(request.device)
+    config = replace(request.config, precision=choose_precision(request.config.precision, device))
+    heads = expand_heads(request.heads, config)
     check_stores(data.stores)
-    config = replace(config, precision=choose_precision(config.precision, chosen))
     shapes = find_shapes(data.stores)
     check_streams([head for head in heads if head != ENSEMBLE], config, shapes)
     clips = list_clips(data.stores)
@@ -126,34 +113,23 @@ def fit_data(
     keys = hash_runs(heads, config, data.described, shapes)
     fold = data.fold.place if data.fold else ""
     paths = {
-        head: {seed: runs / name_run(head, keys[head], seed, fold) for seed in seeds}
+        head: {
+            seed: request.runs / name_run(head, keys[head], seed, fold) for seed in request.seeds
+        }
         for head in heads
     }
     jobs = FitJobs(
         data=data,
-        folder=runs,
+        request=replace(request, config=config, device=str(device)),
         paths=paths,
-        config=config,
         shapes=shapes,
-        device=str(chosen),
-        memory_gb=memory_gb,
         progress=progress,
         observe=observe,
     )
     left = [head for head in heads if not jobs.is_done(head)]
     if left:
-        check_writable(runs)
+        check_writable(request.runs)
     failed = jobs.make([head for head in left if head != ENSEMBLE])
     failed += jobs.make([head for head in left if head == ENSEMBLE])  # made of the runs before
     found = [path for by_seed in paths.values() for path in by_seed.values() if is_run(path)]
     return FitResult(runs=tuple(map(read_summary, found)), failed=tuple(failed))
-
-
-def check_results(failed: Sequence[RunError], n_complete: int) -> None:
-    """Raise RunError, naming them all, where runs came to no result."""
-    if failed:
-        reasons = "\n".join(f"    {error}" for error in failed)
-        raise RunError(
-            f"{len(failed)} of {n_complete + len(failed)} run(s) came to no result; the others are "
-            f"complete and kept.\n{reasons}"
-        )

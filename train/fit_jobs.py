@@ -12,11 +12,12 @@ from typing import Any, ParamSpec
 
 from features.errors import RunError
 from features.store.reader import Store
-from train.config import FitConfig, describe_settings, find_matrices
+from train.config import describe_settings, find_matrices
 from train.data.clips import ClipTable
 from train.data.splits import Fold, leave_out_train, leave_out_unlabelled
 from train.data.stores import list_clips, read_tables
 from train.ensemble import make_ensemble
+from train.request import FitRequest
 from train.runs.folder import is_run, read_config, read_run, restore_folder, write_run
 from train.runs.locks import lock_free
 from train.runs.results import finish_run, score_again
@@ -79,15 +80,11 @@ class FitJobs:
     """The runs that a fit is asked for, and how each is made."""
 
     data: FitData
-    folder: Path
-    """Of the runs."""
+    request: FitRequest
+    """Its device, and the ``precision`` of its settings, resolved."""
     paths: Mapping[str, Mapping[int, Path]]
     """Head -> seed -> run folder."""
-    config: FitConfig
-    """``precision`` resolved."""
     shapes: Shapes
-    device: str
-    memory_gb: float | None
     progress: Callable[[FitProgress], None]
     observe: Observe
 
@@ -112,7 +109,7 @@ class FitJobs:
         left = {self._name_lock(head): head for head in heads}
         waiting = False
         while left:
-            with lock_free(self.folder, list(left)) as free:
+            with lock_free(self.request.runs, list(left)) as free:
                 mine = [left.pop(name) for name in free]
                 for head in mine:
                     for path in self.paths[head].values():
@@ -122,7 +119,7 @@ class FitJobs:
                 if not waiting:
                     _log.info(
                         "%s: another process trains %s; waiting for its runs",
-                        self.folder,
+                        self.request.runs,
                         ", ".join(left.values()),
                     )
                 waiting = True
@@ -154,10 +151,10 @@ class FitJobs:
         stores = leave_out_unlabelled(self.data.stores, ["train"])  # nothing is learned from them
         tables = read_tables(
             stores if missing else leave_out_train(stores),
-            self.config,
-            find_matrices({*missing, *outdated}, self.config),
-            memory_gb=self.memory_gb,
-            scratch=self.folder,
+            self.request.config,
+            find_matrices({*missing, *outdated}, self.request.config),
+            memory_gb=self.request.memory_gb,
+            scratch=self.request.runs,
         )
         for head, outdated_seeds in outdated.items():
             self._score_again(head, outdated_seeds, tables)
@@ -168,7 +165,7 @@ class FitJobs:
     ) -> list[RunError]:
         if not missing:
             return []
-        n_workers, lock = count_workers(self.device), Lock()
+        n_workers, lock = count_workers(self.request.device), Lock()
         failed: list[RunError] = []
         jobs = [
             _Job(
@@ -203,7 +200,7 @@ class FitJobs:
         self._tell(head, seeds, "scored")
 
     def _make_ensembles(self, seeds: Sequence[int]) -> list[RunError]:
-        members = split_names("members", self.config.members)
+        members = split_names("members", self.request.config.members)
         failed: list[RunError] = []
         made = []
         clips = list_clips(self.data.stores)
@@ -218,7 +215,7 @@ class FitJobs:
                 self.paths[ENSEMBLE][seed],
                 [read_run(path) for path in paths],
                 clips,
-                describe_settings(ENSEMBLE, self.config),
+                describe_settings(ENSEMBLE, self.request.config),
             )
             write_run(*run)
             made.append(seed)
@@ -232,9 +229,9 @@ class FitJobs:
             classes=self.data.stores[0].classes,
             train=tables["train"],
             val=tables["val"].choose_labelled(),
-            config=self.config,
+            config=self.request.config,
             shapes=self.shapes,
-            device=self.device,
+            device=self.request.device,
         )
 
     def _name_lock(self, head: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,17 +15,15 @@ _log = logging.getLogger(__name__)
 
 
 def count_runs(
-    show: Show, heads: Sequence[str], n_seeds: int, *, folds: str | None = None
+    show: Show, n_runs: int, *, folds: str | None = None
 ) -> Callable[[FitProgress], None]:
     """What ``run_fit`` and ``run_fit_folds`` are to tell.
 
     Args:
         show: Where it is shown.
-        heads: All that are trained, members of an ensemble among them.
-        n_seeds: Runs a head.
+        n_runs: Of all heads, an ensemble's members among them, and seeds.
         folds: As of ``run_fit_folds``, if there are some.
     """
-    n_runs = len(heads) * n_seeds
     if folds is None:
         return _RunCounter(show, n_runs).show_fit
     return _RunCounter(show, n_runs * int(folds) if folds.isdecimal() else None).show_fit

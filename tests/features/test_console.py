@@ -190,7 +190,7 @@ def fit_event(head: str, seeds: tuple[int, ...], state: str, epoch: int = 0) -> 
 
 def test_runs_count_when_written_and_those_under_way_by_epochs() -> None:
     shown = Shown()
-    count = count_runs(shown, ["face", "context"], 2)
+    count = count_runs(shown, 4)
     count(fit_event("face", (0, 1), "training", epoch=4))
     count(fit_event("context", (0, 1), "training", epoch=1))
     count(fit_event("face", (1,), "training", epoch=5))  # seed 0 has ended
@@ -203,7 +203,7 @@ def test_runs_count_when_written_and_those_under_way_by_epochs() -> None:
 @pytest.mark.parametrize("state", ["skipped", "scored"])
 def test_runs_that_were_complete_are_no_work(state: str) -> None:
     shown = Shown()
-    count = count_runs(shown, ["face", "context"], 3)
+    count = count_runs(shown, 6)
     count(FitProgress(head="face", seeds=(0, 1), state=state))
     count(FitProgress(head="face", seeds=(2,), state="done"))
     assert [call[:2] for call in shown.calls] == [(0, 4), (1, 4)]
@@ -211,7 +211,7 @@ def test_runs_that_were_complete_are_no_work(state: str) -> None:
 
 def test_runs_without_a_result_are_done_and_failed() -> None:
     shown = Shown()
-    count = count_runs(shown, ["face"], 3)
+    count = count_runs(shown, 3)
     count(fit_event("face", (0, 1, 2), "training", epoch=5))
     count(FitProgress(head="face", seeds=(0, 2), state="done"))
     count(FitProgress(head="face", seeds=(1,), state="failed"))
@@ -221,7 +221,7 @@ def test_runs_without_a_result_are_done_and_failed() -> None:
 @pytest.mark.parametrize(("folds", "n_runs"), [(None, 6), ("5", 30), ("source", None)])
 def test_a_fold_counts_as_many_runs(folds: str | None, n_runs: int | None) -> None:
     shown = Shown()
-    count_runs(shown, ["face", "context"], 3, folds=folds)(fit_event("face", (0,), "done"))
+    count_runs(shown, 6, folds=folds)(fit_event("face", (0,), "done"))
     assert shown.calls[0][:2] == (1, n_runs)
 
 

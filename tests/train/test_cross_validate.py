@@ -16,9 +16,9 @@ from features.errors import ConfigError
 from features.store.reader import open_store
 from features.store.writer import write_store
 from tests.builders import clip_features
+from tests.fits import fit_folds, fit_runs
 from train.config import FitConfig
-from train.cross_validate import FoldsSummary, run_fit_folds
-from train.fit import run_fit
+from train.fit import FitResult
 from train.metrics import score_predictions
 from train.runs.folder import read_run
 from train.runs.pooled import find_pooled
@@ -57,14 +57,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def folds(store: Path, runs: Path) -> FoldsSummary:
+def folds(store: Path, runs: Path) -> FitResult:
     """Three folds, two seeds, trained once for the tests that only look."""
-    return run_fit_folds([store], runs, ["face"], [0, 1], QUICK, folds="3")
+    return fit_folds([store], runs, ["face"], [0, 1], QUICK, folds="3")
 
 
-def test_each_fold_is_a_run_that_tells_its_fold(
-    folds: FoldsSummary, runs: Path, store: Path
-) -> None:
+def test_each_fold_is_a_run_that_tells_its_fold(folds: FitResult, runs: Path, store: Path) -> None:
     assert len(folds.runs) == 6
     subjects = open_store(store).clips.set_index("clip_id")["subject"]
     for summary in folds.runs:
@@ -78,7 +76,7 @@ def test_each_fold_is_a_run_that_tells_its_fold(
 
 
 def test_the_pooled_result_scores_every_clip_once(
-    folds: FoldsSummary, runs: Path, store: Path
+    folds: FitResult, runs: Path, store: Path
 ) -> None:
     assert list(folds.pooled) == find_pooled(runs)
     for one in folds.pooled:
@@ -101,10 +99,10 @@ def test_the_pooled_result_scores_every_clip_once(
 
 
 def test_complete_folds_are_kept(
-    folds: FoldsSummary, runs: Path, store: Path, caplog: pytest.LogCaptureFixture
+    folds: FitResult, runs: Path, store: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     states = []
-    again = run_fit_folds(
+    again = fit_folds(
         [store],
         runs,
         ["face"],
@@ -120,7 +118,7 @@ def test_complete_folds_are_kept(
 
 
 def test_leaving_a_source_out_scores_it_from_the_other(store: Path, tmp_path: Path) -> None:
-    summary = run_fit_folds([store], tmp_path, ["face"], [0], QUICK, folds="source")
+    summary = fit_folds([store], tmp_path, ["face"], [0], QUICK, folds="source")
     sources = open_store(store).clips.set_index("clip_id")["source"]
     for one in summary.runs:
         run = read_run(tmp_path / one.run)
@@ -134,14 +132,14 @@ def test_clips_without_a_subject_are_warned_of(
 ) -> None:
     store = people_store(tmp_path / "store", subject="")
     with caplog.at_level(logging.WARNING):
-        run_fit_folds([store], tmp_path / "runs", ["face"], [0], QUICK, folds="2")
+        fit_folds([store], tmp_path / "runs", ["face"], [0], QUICK, folds="2")
     assert "18 of 18 clips have no subject" in caplog.text
 
 
 def test_test_stores_are_tested_on_and_learned_nothing_from(store: Path, tmp_path: Path) -> None:
     more = people_store(tmp_path / "more", prefix="d")
     other = people_store(tmp_path / "other", prefix="e")
-    (summary,) = run_fit(
+    (summary,) = fit_runs(
         [store, more], tmp_path / "runs", ["face"], [0], QUICK, test_stores=[other]
     )
     run = read_run(tmp_path / "runs" / summary.run)
@@ -157,7 +155,7 @@ def test_a_test_store_of_another_kind_is_refused(store: Path, tmp_path: Path) ->
     clips = [clip_features("x", split="test", label="happy")]
     other = write_store(tmp_path / "other", clips, classes=CLASSES, fingerprint="other")
     with pytest.raises(ConfigError, match="fingerprint other"):
-        run_fit([store], tmp_path / "runs", ["face"], [0], QUICK, test_stores=[other])
+        fit_runs([store], tmp_path / "runs", ["face"], [0], QUICK, test_stores=[other])
 
 
 def invoke(*arguments: str | Path) -> Any:

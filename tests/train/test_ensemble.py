@@ -16,6 +16,7 @@ from features.errors import ConfigError, RunError
 from features.fingerprint import hash_file
 from features.store.writer import write_store
 from tests.builders import clip_features
+from tests.fits import fit_runs
 from train.config import FitConfig
 from train.ensemble import (
     PRIOR_CLIPS,
@@ -25,7 +26,6 @@ from train.ensemble import (
     mix_probabilities,
     scale_probabilities,
 )
-from train.fit import run_fit
 from train.fit_jobs import FitProgress
 from train.metrics import score_predictions
 from train.report.report import run_report
@@ -144,7 +144,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def runs(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
-    run_fit([store], folder, ["ensemble"], [0, 1], QUICK)
+    fit_runs([store], folder, ["ensemble"], [0, 1], QUICK)
     return folder
 
 
@@ -153,7 +153,7 @@ def test_the_members_are_trained_first_and_then_kept(store: Path, runs: Path) ->
     assert names == ["context"] * 2 + ["ensemble"] * 2 + ["face"] * 2
     before = {file: file.stat().st_mtime_ns for file in runs.rglob("*")}
     events: list[FitProgress] = []
-    summaries = run_fit([store], runs, ["ensemble"], [0, 1], QUICK, progress=events.append)
+    summaries = fit_runs([store], runs, ["ensemble"], [0, 1], QUICK, progress=events.append)
     assert [(e.head, e.seeds, e.state) for e in events] == [
         (head, (0, 1), "skipped") for head in ("face", "context", "ensemble")
     ]
@@ -210,7 +210,7 @@ def test_the_weights_never_see_test(store: Path, runs: Path, tmp_path: Path) -> 
         at = predictions["split"] == "test"
         predictions.loc[at, [f"p_{name}" for name in CLASSES]] = 1 / 3
         predictions.to_csv(copy / "predictions.csv", index=False)
-    run_fit([store], tmp_path, ["ensemble"], [0], QUICK)
+    fit_runs([store], tmp_path, ["ensemble"], [0], QUICK)
     (one,), (other,) = tmp_path.glob("ensemble-*seed0"), runs.glob("ensemble-*seed0")
     name = "weights.safetensors"
     assert (one / name).read_bytes() == (other / name).read_bytes()
@@ -219,8 +219,8 @@ def test_the_weights_never_see_test(store: Path, runs: Path, tmp_path: Path) -> 
 def test_other_members_make_another_run(store: Path, runs: Path, tmp_path: Path) -> None:
     for path in runs.glob("[cf]*"):
         (tmp_path / path.name).symlink_to(path)
-    run_fit([store], tmp_path, ["ensemble"], [0], QUICK)
-    run_fit([store], tmp_path, ["ensemble"], [0], replace(QUICK, members="context,face"))
+    fit_runs([store], tmp_path, ["ensemble"], [0], QUICK)
+    fit_runs([store], tmp_path, ["ensemble"], [0], replace(QUICK, members="context,face"))
     assert len(list(tmp_path.glob("ensemble-*"))) == 2
 
 
@@ -233,7 +233,7 @@ def test_a_member_of_other_clips_is_refused(store: Path, runs: Path, tmp_path: P
     table = read_run(copy).predictions
     table.iloc[1:].to_csv(copy / "predictions.csv", index=False)
     with pytest.raises(RunError, match=r"its val clips are not those of the store"):
-        run_fit([store], tmp_path, ["ensemble"], [0], QUICK)
+        fit_runs([store], tmp_path, ["ensemble"], [0], QUICK)
     assert not list(tmp_path.glob("ensemble-*"))
 
 

@@ -16,10 +16,10 @@ from features.errors import ConfigError, RunError
 from features.store.reader import open_store
 from features.store.writer import write_store
 from tests.builders import clip_features
+from tests.fits import fit_runs
 from tests.train.training.losses import spoil_losses
 from train.config import PRESETS, FitConfig, find_matrices, parse_settings
 from train.data.stores import check_stores
-from train.fit import run_fit
 from train.fit_jobs import FitProgress
 from train.heads.build import NETWORKS, build_head
 from train.metrics import summarise_metrics
@@ -60,7 +60,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two seeds of two heads, trained once for the tests that only look."""
     folder = tmp_path_factory.mktemp("runs")
-    run_fit([store], folder, ["face", "caca-a"], [0, 1], QUICK)
+    fit_runs([store], folder, ["face", "caca-a"], [0, 1], QUICK)
     return folder
 
 
@@ -73,7 +73,7 @@ def test_a_run_folder_holds_exactly_the_five_files(runs: Path) -> None:
 
 
 def test_the_summary_is_what_metrics_json_holds(store: Path, runs: Path) -> None:
-    (summary,) = run_fit([store], runs, ["face"], [1], QUICK)
+    (summary,) = fit_runs([store], runs, ["face"], [1], QUICK)
     assert asdict(summary) == json.loads((runs / summary.run / "metrics.json").read_text())
     assert set(asdict(summary)) == {
         *("run", "head", "seed", "n_parameters", "best_epoch", "val", "test")
@@ -139,7 +139,7 @@ def test_weights_load_into_the_plain_head_and_give_the_predictions(store: Path, 
 def test_a_complete_run_is_skipped_and_said(store: Path, runs: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in runs.rglob("*")}
     events: list[FitProgress] = []
-    run_fit([store], runs, ["face", "caca-a"], [0, 1], QUICK, progress=events.append)
+    fit_runs([store], runs, ["face", "caca-a"], [0, 1], QUICK, progress=events.append)
     assert [(e.head, e.seeds, e.state) for e in events] == [
         ("face", (0, 1), "skipped"),
         ("caca-a", (0, 1), "skipped"),
@@ -149,7 +149,7 @@ def test_a_complete_run_is_skipped_and_said(store: Path, runs: Path) -> None:
 
 def test_the_same_seed_gives_the_same_run_anywhere(store: Path, runs: Path, tmp_path: Path) -> None:
     copy = planted_store(tmp_path / "store")
-    run_fit([copy], tmp_path / "runs", ["face", "caca-a"], [0, 1], QUICK)
+    fit_runs([copy], tmp_path / "runs", ["face", "caca-a"], [0, 1], QUICK)
     assert [p.name for p in find_runs(tmp_path / "runs")] == [p.name for p in find_runs(runs)]
     for one, other in zip(find_runs(runs), find_runs(tmp_path / "runs"), strict=True):
         for name in ("predictions.csv", "history.csv", "metrics.json", "weights.safetensors"):
@@ -161,7 +161,7 @@ def test_seeds_side_by_side_equal_single_runs(
     head: str, store: Path, runs: Path, tmp_path: Path
 ) -> None:
     for seed in (0, 1):
-        (alone,) = run_fit([store], tmp_path, [head], [seed], QUICK)
+        (alone,) = fit_runs([store], tmp_path, [head], [seed], QUICK)
         one, other = read_run(tmp_path / alone.run), read_run(runs / alone.run)
         pd.testing.assert_frame_equal(one.predictions, other.predictions, rtol=1e-3, atol=1e-5)
         pd.testing.assert_frame_equal(one.history, other.history, rtol=1e-3, atol=1e-5)
@@ -171,7 +171,7 @@ def test_a_face_head_learns_what_faces_say_and_a_context_head_does_not(
     store: Path, tmp_path: Path
 ) -> None:
     config = FitConfig(epochs=25, min_updates=0, batch_size=6, lr=1e-3, select="acc")
-    face, context = run_fit([store], tmp_path, ["face", "context"], [0], config)
+    face, context = fit_runs([store], tmp_path, ["face", "context"], [0], config)
     assert face.test["acc"] == 1.0
     assert context.test["acc"] < 0.9
 
@@ -179,7 +179,7 @@ def test_a_face_head_learns_what_faces_say_and_a_context_head_does_not(
 def test_the_submitted_preset_trains_on_25088_context_values(store: Path, tmp_path: Path) -> None:
     preset = PRESETS["submitted"]
     config = parse_settings(["epochs=1", "min_updates=0"], preset.config)
-    (summary,) = run_fit([store], tmp_path, ["caca"], [0], config)
+    (summary,) = fit_runs([store], tmp_path, ["caca"], [0], config)
     weights = load_file(read_run(tmp_path / summary.run).weights_path)
     assert weights["encode.context.weight"].shape == (128, 25088)
 
@@ -189,7 +189,7 @@ def test_a_head_asking_for_maps_that_the_store_lacks_is_refused_with_the_remedy(
 ) -> None:
     message = "head conv2d3d reads face maps, .* Run extract with --face-map into a new store"
     with pytest.raises(ConfigError, match=message):
-        run_fit([store], tmp_path, PRESETS["submitted"].heads, [0], QUICK)
+        fit_runs([store], tmp_path, PRESETS["submitted"].heads, [0], QUICK)
     assert not list(tmp_path.iterdir())
 
 
@@ -198,19 +198,19 @@ def test_a_head_asking_for_a_stream_that_the_store_lacks_is_told_what_it_has(
 ) -> None:
     config = replace(QUICK, streams="audio,face")
     with pytest.raises(ConfigError, match=r"stream 'audio', .* It has: context, face\."):
-        run_fit([store], tmp_path, ["cascade"], [0], config)
+        fit_runs([store], tmp_path, ["cascade"], [0], config)
 
 
 def test_settings_of_other_heads_do_not_rename_a_run(store: Path, runs: Path) -> None:
     before = find_runs(runs)
     config = replace(QUICK, streams="face,context", members="face,context")
-    run_fit([store], runs, ["face", "caca-a"], [0, 1], config)
+    fit_runs([store], runs, ["face", "caca-a"], [0, 1], config)
     assert find_runs(runs) == before
 
 
 def test_patience_ends_a_run_and_the_others_go_on(store: Path, tmp_path: Path) -> None:
     config = FitConfig(epochs=20, min_updates=0, batch_size=4, patience=0.1, lr=1e-3)
-    run_fit([store], tmp_path, ["face"], [0, 1, 2], config)
+    fit_runs([store], tmp_path, ["face"], [0, 1, 2], config)
     for path in find_runs(tmp_path):
         run = read_run(path)
         assert len(run.history) == min(run.summary.best_epoch + 2, 20)
@@ -218,14 +218,14 @@ def test_patience_ends_a_run_and_the_others_go_on(store: Path, tmp_path: Path) -
 
 def test_val_is_scored_as_often_as_asked(store: Path, tmp_path: Path) -> None:
     config = FitConfig(epochs=7, min_updates=0, max_scorings=3, patience=1.0)
-    run_fit([store], tmp_path, ["face"], [0], config)
+    fit_runs([store], tmp_path, ["face"], [0], config)
     history = read_run(find_runs(tmp_path)[0]).history
     assert history.loc[history["val_loss"].notna(), "epoch"].tolist() == [3, 6, 7]
 
 
 def test_stores_of_one_fingerprint_train_together(store: Path, tmp_path: Path) -> None:
     more = planted_store(tmp_path / "more", prefix="d")
-    run_fit([store, more], tmp_path / "runs", ["face"], [0], QUICK)
+    fit_runs([store, more], tmp_path / "runs", ["face"], [0], QUICK)
     run = read_run(find_runs(tmp_path / "runs")[0])
     assert run.config["store"]["splits"]["train"]["n_clips"] == 30
     assert len(run.predictions) == 24
@@ -243,7 +243,7 @@ def test_stores_that_do_not_fit_are_refused(
 ) -> None:
     other = planted_store(tmp_path / "other", **changed)
     with pytest.raises(ConfigError, match=message):
-        run_fit([store, other], tmp_path / "runs", ["face"], [0], QUICK)
+        fit_runs([store, other], tmp_path / "runs", ["face"], [0], QUICK)
     assert not (tmp_path / "runs").exists()
 
 
@@ -252,7 +252,7 @@ def test_a_loss_that_is_not_a_number_ends_in_advice(
 ) -> None:
     spoil_losses(monkeypatch, dropout=QUICK.dropout)
     with pytest.raises(RunError, match=r"loss is nan in epoch 1\. Try a smaller step"):
-        run_fit([store], tmp_path / "runs", ["face"], [0], QUICK)
+        fit_runs([store], tmp_path / "runs", ["face"], [0], QUICK)
     assert find_runs(tmp_path / "runs") == []
 
 
@@ -262,7 +262,7 @@ def test_without_labels_in_test_there_are_predictions_but_no_metrics(tmp_path: P
         for i, split in enumerate(["train"] * 4 + ["val"] * 3 + ["test"] * 2)
     ]
     path = write_store(tmp_path / "store", clips, classes=CLASSES, fingerprint="test")
-    (summary,) = run_fit([path], tmp_path / "runs", ["face"], [0], QUICK)
+    (summary,) = fit_runs([path], tmp_path / "runs", ["face"], [0], QUICK)
     assert summary.test == {}
     predictions = read_run(tmp_path / "runs" / summary.run).predictions
     assert predictions.loc[predictions["split"] == "test", "label"].tolist() == ["", ""]
@@ -274,7 +274,7 @@ def test_a_store_without_test_clips_gives_no_test_metrics(tmp_path: Path) -> Non
         for i, split in enumerate(["train"] * 4 + ["val"] * 3)
     ]
     path = write_store(tmp_path / "store", clips, classes=CLASSES, fingerprint="test")
-    (summary,) = run_fit([path], tmp_path / "runs", ["face"], [0], QUICK)
+    (summary,) = fit_runs([path], tmp_path / "runs", ["face"], [0], QUICK)
     assert summary.test == {}
     predictions = read_run(tmp_path / "runs" / summary.run).predictions
     assert predictions["split"].tolist() == ["val"] * 3
@@ -311,16 +311,16 @@ def test_an_interrupt_leaves_no_half_run_and_training_goes_on_later(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_fit([store], tmp_path, ["face"], [0, 1], QUICK, progress=interrupt)
+        fit_runs([store], tmp_path, ["face"], [0, 1], QUICK, progress=interrupt)
     assert find_runs(tmp_path) == []
-    assert len(run_fit([store], tmp_path, ["face"], [0, 1], QUICK)) == 2
+    assert len(fit_runs([store], tmp_path, ["face"], [0, 1], QUICK)) == 2
 
 
 def test_a_damaged_run_folder_is_named(store: Path, tmp_path: Path) -> None:
-    (summary,) = run_fit([store], tmp_path, ["face"], [0], QUICK)
+    (summary,) = fit_runs([store], tmp_path, ["face"], [0], QUICK)
     (tmp_path / summary.run / "history.csv").unlink()
     with pytest.raises(RunError, match=r"history\.csv missing\. Copy the run again"):
-        run_fit([store], tmp_path, ["face"], [0], QUICK)
+        fit_runs([store], tmp_path, ["face"], [0], QUICK)
 
 
 @pytest.mark.parametrize(
@@ -345,4 +345,4 @@ def test_settings_change_a_presets_config() -> None:
 
 def test_an_unknown_head_is_explained(store: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'cacao', expected face, context"):
-        run_fit([store], tmp_path, ["cacao"], [0], QUICK)
+        fit_runs([store], tmp_path, ["cacao"], [0], QUICK)

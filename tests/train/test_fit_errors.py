@@ -10,8 +10,8 @@ import pytest
 from features.errors import ShardError, UserError
 from features.store.writer import write_store
 from tests.builders import clip_features
+from tests.fits import fit_runs
 from train.config import FitConfig
-from train.fit import run_fit
 from train.runs.folder import find_runs
 
 CLASSES = ("happy", "sad")
@@ -69,7 +69,7 @@ def test_a_store_that_a_head_cannot_learn_from_is_refused(
     store = write_store(tmp_path / "store", written, classes=CLASSES, fingerprint="test")
     config = FitConfig(**{**vars(QUICK), "streams": "context,audio"})
     with pytest.raises(UserError, match=message):
-        run_fit([store], tmp_path / "runs", [head], [0], config)
+        fit_runs([store], tmp_path / "runs", [head], [0], config)
     assert not (tmp_path / "runs").exists()
 
 
@@ -86,8 +86,8 @@ def test_features_that_are_not_finite_are_refused_with_the_clips(
     broken = next(clip for clip in clips if clip.split == split)
     broken.face_vector[1, 7] = value
     store = write_store(tmp_path / "store", clips, classes=CLASSES, fingerprint="test")
-    run_fit([store], tmp_path / "runs", ["context"], [0], QUICK)
+    fit_runs([store], tmp_path / "runs", ["context"], [0], QUICK)
     message = rf"store: 1 clip\(s\) with features .* not finite numbers: {split}happy \(face\)\."
     with pytest.raises(ShardError, match=message):
-        run_fit([store], tmp_path / "runs", ["face"], [0], QUICK)
+        fit_runs([store], tmp_path / "runs", ["face"], [0], QUICK)
     assert len(find_runs(tmp_path / "runs")) == 1

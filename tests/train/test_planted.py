@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks.planted_attention import read_attention
 from benchmarks.planted_store import CLASSES, N_STEPS, write_planted_store
+from tests.fits import fit_runs
 from train.config import FitConfig
-from train.fit import run_fit
 
 CONFIG = FitConfig(
     context="2x2",
@@ -30,7 +30,7 @@ NEAR_CHANCE = CHANCE + 4 * (CHANCE * (1 - CHANCE) / N_TEST) ** 0.5
 
 def fit_accuracy(store: Path, runs: Path, heads: list[str], config: FitConfig) -> dict[str, float]:
     """Accuracy on test, which no choice was made on."""
-    return {s.head: s.test["acc"] for s in run_fit([store], runs, heads, [0], config)}
+    return {s.head: s.test["acc"] for s in fit_runs([store], runs, heads, [0], config)}
 
 
 @pytest.mark.parametrize(("planted", "other"), [("face", "context"), ("context", "face")])
@@ -65,7 +65,7 @@ def test_heads_that_relate_the_streams_find_it_and_the_submitted_cascade_looks_a
     both: Path, tmp_path: Path
 ) -> None:
     config = replace(CONFIG, epochs=12)
-    concatenated, caca = run_fit([both], tmp_path, ["concatenated", "caca"], [0], config)
+    concatenated, caca = fit_runs([both], tmp_path, ["concatenated", "caca"], [0], config)
     assert concatenated.test["acc"] > 0.75
     assert caca.test["acc"] > 0.9
     weights = read_attention(tmp_path / caca.run, both)  # the planted step's first

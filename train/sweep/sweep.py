@@ -22,6 +22,7 @@ from train.data.splits import leave_out_test, leave_out_unlabelled, split_test_s
 from train.data.stores import check_stores, check_streams, describe_stores, find_shapes
 from train.fit import run_fit
 from train.fit_jobs import FitProgress
+from train.request import FitRequest
 from train.runs.folder import RunSummary
 from train.runs.locks import check_writable
 from train.streams import ENSEMBLE
@@ -157,21 +158,19 @@ def run_sweep(
                 f"{folder / 'trials.csv'}: none of {len(trials)} trials has come to a finite loss. "
                 f"The first: {reason}"
             )
-        summaries = (
-            run_fit(
-                stores,
-                runs,
-                [sweep.head],
-                seeds,
-                sweep.configure(best.settings),
+        summaries: list[RunSummary] = []
+        if seeds:
+            wanted = FitRequest(
+                stores=stores,
+                runs=runs,
+                heads=[sweep.head],
+                seeds=seeds,
+                config=sweep.configure(best.settings),
                 test_stores=test_stores,
                 device=device,
                 verify=verify,
-                progress=fit_progress,
             )
-            if seeds
-            else []
-        )
+            summaries = run_fit(wanted, progress=fit_progress)
         record = SweepRecord(
             sweep=folder.name,
             head=sweep.head,

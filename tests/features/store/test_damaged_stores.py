@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from features.errors import ShardError
 from features.store.reader import open_store
 from tests.builders import small_store
+from tests.fits import fit_folds, fit_runs
 from train.config import FitConfig
-from train.cross_validate import run_fit_folds
-from train.fit import run_fit
 from train.sweep.batches import Sweep
 from train.sweep.space import parse_grid
 from train.sweep.sweep import run_sweep
@@ -96,15 +95,15 @@ def test_what_trains_reads_no_damaged_store(store: Path, tmp_path: Path, verb: s
 
     def train() -> None:
         if verb == "folds":
-            run_fit_folds(stores, runs, ["face"], [0], QUICK, folds="3")
+            fit_folds(stores, runs, ["face"], [0], QUICK, folds="3")
         elif verb == "sweep":
             grid = parse_grid(["lr=0.1,0.01"], QUICK)
             run_sweep(stores, runs, Sweep(head="face", config=QUICK, space=grid), [0])
         elif verb == "fit":
-            run_fit(stores, runs, ["face"], [0], QUICK)
+            fit_runs(stores, runs, ["face"], [0], QUICK)
         else:
             other = small_store(tmp_path / "other", n_clips=24)
-            run_fit([other], runs, ["face"], [0], QUICK, test_stores=stores)
+            fit_runs([other], runs, ["face"], [0], QUICK, test_stores=stores)
 
     try:
         with pytest.raises(ShardError, match="--no-verify"):

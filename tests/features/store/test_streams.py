@@ -19,9 +19,9 @@ from features.store.shard_reader import find_shard_problems
 from features.store.writer import write_store
 from tests.archived import archived_clips
 from tests.builders import clip_features
+from tests.fits import fit_runs
 from train.config import FitConfig
 from train.data.stores import find_shapes
-from train.fit import run_fit
 from train.runs.folder import read_run
 
 ARCHIVES = Path(__file__).parents[2] / "archives"
@@ -119,7 +119,7 @@ def test_a_store_never_gets_streams_in_some_shards_only(tmp_path: Path) -> None:
 def test_a_cascade_of_three_streams_trains_from_the_store(tmp_path: Path) -> None:
     store = write_audio_store(tmp_path / "s", 12)
     config = FitConfig(epochs=1, min_updates=0, streams="context,audio,face", precision="float32")
-    (summary,) = run_fit([store], tmp_path / "runs", ["cascade"], [0], config)
+    (summary,) = fit_runs([store], tmp_path / "runs", ["cascade"], [0], config)
     run = read_run(tmp_path / "runs" / summary.run)
     assert run.config["streams"] == {
         "context": {"matrix": "context_2x2", "shape": [512, 2, 2]},

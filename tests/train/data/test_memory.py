@@ -19,12 +19,12 @@ from features.errors import ConfigError
 from features.store.reader import open_store
 from features.store.writer import write_store
 from tests.builders import clip_features
+from tests.fits import fit_runs
 from train.config import FitConfig
 from train.data.clips import TableBuilder
 from train.data.matrices import DiskMatrix, read_ahead
 from train.data.memory import choose_limit, choose_on_disk
 from train.data.stores import read_tables
-from train.fit import run_fit
 from train.sweep.batches import Sweep
 from train.sweep.space import parse_grid
 from train.sweep.sweep import run_sweep
@@ -73,7 +73,7 @@ def test_training_from_disk_gives_the_numbers_of_training_from_memory(
 ) -> None:
     config = FitConfig(epochs=2, min_updates=0, batch_size=4, precision=precision, dropout=0.2)
     for name, memory in (("memory", 1.0), ("disk", memory_gb)):
-        run_fit([store], tmp_path / name, ["caca", "parallel"], range(2), config, memory_gb=memory)
+        fit_runs([store], tmp_path / name, ["caca", "parallel"], range(2), config, memory_gb=memory)
     tables = read_tables([open_store(store)], config, {"face", "context_7x7"}, memory_gb=memory_gb)
     assert isinstance(tables["train"].features["context_7x7"], DiskMatrix)
     assert_same_runs(tmp_path / "memory", tmp_path / "disk")
@@ -102,7 +102,7 @@ def fit_context(store: Path, runs: Path, *, memory_gb: float, n_epochs: int = 2)
     config = FitConfig(
         epochs=n_epochs, min_updates=0, batch_size=4, context="7x7", precision="bfloat16"
     )
-    run_fit([store], runs, ["context"], [0], config, memory_gb=memory_gb)
+    fit_runs([store], runs, ["context"], [0], config, memory_gb=memory_gb)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's limit is Linux's")

@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner
 
 from cli import cli
+from tests.fits import fit_folds, fit_runs
 from tests.train.test_cross_validate import QUICK, people_store
-from train.cross_validate import FoldsSummary, run_fit_folds
-from train.fit import run_fit
+from train.fit import FitResult
 from train.report.report import run_report
 from train.runs.folder import find_runs
 from train.sweep.batches import Sweep
@@ -39,12 +39,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def folds(store: Path, runs: Path) -> FoldsSummary:
-    return run_fit_folds([store], runs, ["face"], [0, 1, 2], QUICK, folds="2")
+def folds(store: Path, runs: Path) -> FitResult:
+    return fit_folds([store], runs, ["face"], [0, 1, 2], QUICK, folds="2")
 
 
 def test_folds_are_told_one_by_one_and_together(
-    folds: FoldsSummary, runs: Path, tmp_path: Path
+    folds: FitResult, runs: Path, tmp_path: Path
 ) -> None:
     page = run_report(runs, tmp_path / "out").read_text()
     table = read_table(tmp_path / "out", "folds1")
@@ -59,10 +59,10 @@ def test_folds_are_told_one_by_one_and_together(
 
 
 def test_folds_and_plain_runs_are_not_mixed(
-    folds: FoldsSummary, runs: Path, store: Path, tmp_path: Path
+    folds: FitResult, runs: Path, store: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(runs, tmp_path / "runs")
-    run_fit([store], tmp_path / "runs", ["face"], [0], QUICK)
+    fit_runs([store], tmp_path / "runs", ["face"], [0], QUICK)
     run_report(tmp_path / "runs", tmp_path / "out")
     assert len(find_runs(tmp_path / "runs")) == 7
     assert read_table(tmp_path / "out", "table1")["Seeds"].tolist() == ["1"]
@@ -71,7 +71,7 @@ def test_folds_and_plain_runs_are_not_mixed(
 
 
 @pytest.fixture
-def unfinished(folds: FoldsSummary, runs: Path, tmp_path: Path) -> Path:
+def unfinished(folds: FitResult, runs: Path, tmp_path: Path) -> Path:
     """Runs of which seed 0 lacks its second fold, and has nothing put together."""
     shutil.copytree(runs, tmp_path / "runs")
     for gone in (folds.runs[3].run, folds.pooled[0].pooled):
@@ -92,7 +92,7 @@ def test_folds_that_are_not_finished_are_shown_and_what_is_missing_is_named(
 
 
 def test_one_fold_of_one_seed_is_a_report(
-    unfinished: Path, folds: FoldsSummary, tmp_path: Path
+    unfinished: Path, folds: FitResult, tmp_path: Path
 ) -> None:
     for path in unfinished.iterdir():
         if path.name != folds.runs[0].run:
@@ -106,7 +106,7 @@ def test_one_fold_of_one_seed_is_a_report(
 
 
 def test_folds_that_were_not_put_together_are_told(
-    folds: FoldsSummary, runs: Path, tmp_path: Path
+    folds: FitResult, runs: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(runs, tmp_path / "runs")
     for one in folds.pooled:
@@ -116,7 +116,7 @@ def test_folds_that_were_not_put_together_are_told(
 
 
 def test_the_seed_of_all_folds_together_is_the_median_by_val(
-    folds: FoldsSummary, runs: Path, tmp_path: Path
+    folds: FitResult, runs: Path, tmp_path: Path
 ) -> None:
     """Val and test rank the seeds in opposite ways, and differ in which is in the middle."""
     shutil.copytree(runs, tmp_path / "runs")
@@ -161,15 +161,13 @@ def test_a_sweep_without_runs_is_a_report(store: Path, tmp_path: Path) -> None:
 
 def test_a_run_on_test_stores_can_be_made_again_by_its_command(store: Path, tmp_path: Path) -> None:
     other = people_store(tmp_path / "other", prefix="e")
-    run_fit([store], tmp_path / "runs", ["face"], [0], QUICK, test_stores=[other])
+    fit_runs([store], tmp_path / "runs", ["face"], [0], QUICK, test_stores=[other])
     run_report(tmp_path / "runs", tmp_path / "out")
     text = (tmp_path / "out" / "report.md").read_text()
     assert f"--store {store} --test-store {other} " in text
 
 
-def test_newer_sweeps_and_folds_are_refused(
-    folds: FoldsSummary, runs: Path, tmp_path: Path
-) -> None:
+def test_newer_sweeps_and_folds_are_refused(folds: FitResult, runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs, tmp_path / "runs")
     file = tmp_path / "runs" / folds.pooled[0].pooled / "pooled.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"version": 2}))

@@ -21,9 +21,8 @@ from filelock import FileLock
 import train.fit_jobs
 from cli import cli
 from features.errors import RunError
+from tests.fits import fit_folds, fit_runs
 from tests.train.runs.test_run_names import QUICK, SCORED, make_clips, write
-from train.cross_validate import run_fit_folds
-from train.fit import run_fit
 from train.fit_jobs import FitProgress
 from train.runs.folder import find_runs, read_run, write_run
 from train.runs.locks import lock_free
@@ -45,7 +44,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of the face head, for tests that only look."""
     folder = tmp_path_factory.mktemp("runs")
-    run_fit([store], folder, ["face"], [0], QUICK)
+    fit_runs([store], folder, ["face"], [0], QUICK)
     return folder
 
 
@@ -62,8 +61,8 @@ def test_a_folder_that_cannot_be_written_is_told_before_training(
     (tmp_path / "runs").write_text("in the way")
     message = r"runs: cannot be written \(.*\), so nothing was trained\. Name another folder"
     for start in (
-        lambda runs: run_fit([store], runs, ["face"], [0], QUICK),
-        lambda runs: run_fit_folds([store], runs, ["face"], [0], QUICK, folds="2"),
+        lambda runs: fit_runs([store], runs, ["face"], [0], QUICK),
+        lambda runs: fit_folds([store], runs, ["face"], [0], QUICK, folds="2"),
         lambda runs: run_sweep([store], runs, SWEEP, [0]),
     ):
         with pytest.raises(RunError, match=message):
@@ -77,7 +76,7 @@ def test_a_disk_without_room_for_a_run_is_told_before_training(store: Path, tmp_
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
     try:
         with pytest.raises(RunError, match=r"cannot be written .* so nothing was trained"):
-            run_fit([store], tmp_path / "runs", ["face"], [0], QUICK)
+            fit_runs([store], tmp_path / "runs", ["face"], [0], QUICK)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list((tmp_path / "runs").iterdir()) == []
@@ -112,7 +111,7 @@ def test_what_stands_in_a_runs_place_is_told_before_training_and_stays(
     else:
         place.write_text("mine")
     with pytest.raises(RunError, match=r"ove (it|the folder) away") as raised:
-        run_fit([store], tmp_path, ["face"], [0], QUICK)
+        fit_runs([store], tmp_path, ["face"], [0], QUICK)
     assert "elete" not in str(raised.value)
     assert place.exists()
 
@@ -136,7 +135,7 @@ def test_runs_that_another_process_trains_are_waited_for_and_used(
 
     monkeypatch.setattr("train.fit_jobs.time.sleep", finish)
     with caplog.at_level(logging.INFO):
-        run_fit([store], tmp_path, ["face", "context"], [0], QUICK, progress=events.append)
+        fit_runs([store], tmp_path, ["face", "context"], [0], QUICK, progress=events.append)
     told = [(e.head, e.state) for e in events if e.state != "training"]
     assert told == [("context", "done"), ("face", "skipped")]
 
@@ -229,7 +228,7 @@ def test_a_fold_without_a_finite_loss_stops_no_other(
 ) -> None:
     fail_face(monkeypatch, at_call=1)
     with pytest.raises(RunError, match=r"1 of 6 run\(s\) came to no result"):
-        run_fit_folds([store], tmp_path, ["face", "context"], [0], QUICK, folds="3")
+        fit_folds([store], tmp_path, ["face", "context"], [0], QUICK, folds="3")
     assert len(find_runs(tmp_path)) == 5
     assert [one.head for one in find_pooled(tmp_path)] == ["context"]
 
@@ -247,10 +246,10 @@ def test_a_run_that_was_being_replaced_when_killed_is_not_lost(
     with monkeypatch.context() as patch:
         patch.setattr("train.runs.folder.publish", die)
         with pytest.raises(KeyboardInterrupt):
-            run_fit([changed], tmp_path / "runs", ["face"], [0], QUICK)
+            fit_runs([changed], tmp_path / "runs", ["face"], [0], QUICK)
     assert find_runs(tmp_path / "runs") == []
     monkeypatch.setattr("train.fit_jobs.train_runs", None)
-    (summary,) = run_fit([changed], tmp_path / "runs", ["face"], [0], QUICK)
+    (summary,) = fit_runs([changed], tmp_path / "runs", ["face"], [0], QUICK)
     assert summary.run == done.name
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [done.name]
 
@@ -261,7 +260,7 @@ def test_what_a_kill_just_after_replacing_a_run_left_goes(
     (done,) = find_runs(runs)
     for name in (done.name, f".{done.name}.replaced"):
         shutil.copytree(done, tmp_path / name)
-    run_fit([store], tmp_path, ["face"], [0, 1], QUICK)  # seed 1 is still to be made
+    fit_runs([store], tmp_path, ["face"], [0, 1], QUICK)  # seed 1 is still to be made
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 

@@ -14,10 +14,9 @@ from features.contracts import ClipFeatures
 from features.store.index import Failure, write_failures
 from features.store.writer import write_store
 from tests.builders import clip_features
+from tests.fits import fit_folds, fit_runs
 from tests.train.sweep.sweeps import read_tables
 from train.config import FitConfig
-from train.cross_validate import run_fit_folds
-from train.fit import run_fit
 from train.fit_jobs import FitProgress
 from train.report.report import run_report
 from train.runs.folder import RunSummary, find_runs, read_run
@@ -122,7 +121,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
     """Copies a folder of runs of one head, trained once, before anything changes."""
     folder = tmp_path_factory.mktemp("trained")
-    run_fit([write(folder / "store", make_clips())], folder / "runs", ["face"], [0], QUICK)
+    fit_runs([write(folder / "store", make_clips())], folder / "runs", ["face"], [0], QUICK)
     (run,) = find_runs(folder / "runs")
 
     def copy(runs: Path) -> None:
@@ -136,7 +135,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
 def fit(store: Path, runs: Path, *heads: str) -> tuple[list[RunSummary], set[str]]:
     """The runs, and what became of them beside training's own events."""
     states = []
-    summaries = run_fit(
+    summaries = fit_runs(
         [store], runs, heads, [0], QUICK, progress=lambda told: states.append(told.state)
     )
     return summaries, set(states) - {"training"}
@@ -192,11 +191,11 @@ def test_the_clips_may_be_spread_over_stores_in_any_order(
     clips = make_clips()
     stores = [write(tmp_path / "b", clips[1::2]), write(tmp_path / "a", clips[::2])]
     states = []
-    (summary,) = run_fit(
+    (summary,) = fit_runs(
         stores, tmp_path / "runs", ["face"], [0], QUICK, progress=lambda t: states.append(t.state)
     )
     assert states == ["skipped"]
-    run_fit(stores, tmp_path / "fresh", ["face"], [0], QUICK)
+    fit_runs(stores, tmp_path / "fresh", ["face"], [0], QUICK)
     (fresh,) = find_runs(tmp_path / "fresh")
     assert_equal_runs(tmp_path / "runs" / summary.run, fresh)
 
@@ -205,7 +204,7 @@ def test_the_same_context_grid_by_another_word_is_the_same_run(tmp_path: Path) -
     store = write(tmp_path / "store", make_clips())
     for context in ("own", "2x2"):
         config = replace(QUICK, context=context)
-        run_fit([store], tmp_path / "runs", ["context"], [0], config)
+        fit_runs([store], tmp_path / "runs", ["context"], [0], config)
     assert len(find_runs(tmp_path / "runs")) == 1
 
 
@@ -238,7 +237,7 @@ def test_test_stores_are_scored_by_the_runs_that_are_there(
     store = write(tmp_path / "store", make_clips())
     others = [replace(clip, clip_id=f"e{clip.clip_id}") for clip in make_clips()]
     states: list[FitProgress] = []
-    (summary,) = run_fit(
+    (summary,) = fit_runs(
         [store],
         tmp_path / "runs",
         ["face"],
@@ -254,10 +253,10 @@ def test_test_stores_are_scored_by_the_runs_that_are_there(
     assert len(test) == summary.test["n_clips"] == 6
 
 
-def fit_folds(store: Path, runs: Path) -> list[str]:
+def list_states(store: Path, runs: Path) -> list[str]:
     """The state of each fold's run."""
     states = []
-    run_fit_folds(
+    fit_folds(
         [store], runs, ["face"], [0], QUICK, folds="2", progress=lambda t: states.append(t.state)
     )
     return [state for state in states if state != "training"]
@@ -266,10 +265,10 @@ def fit_folds(store: Path, runs: Path) -> list[str]:
 def test_of_folds_just_those_train_again_that_learned_from_the_clip(tmp_path: Path) -> None:
     """A corrected part: one fold tests the clip, the other learns from it."""
     runs = tmp_path / "runs"
-    assert fit_folds(write(tmp_path / "old", make_clips()), runs) == ["done", "done"]
+    assert list_states(write(tmp_path / "old", make_clips()), runs) == ["done", "done"]
     store = write(tmp_path / "store", change(4, start_s=4.4)(make_clips()))
-    assert sorted(fit_folds(store, runs)) == ["done", "scored"]
-    fit_folds(store, tmp_path / "fresh")
+    assert sorted(list_states(store, runs)) == ["done", "scored"]
+    list_states(store, tmp_path / "fresh")
     (fresh,) = find_pooled(tmp_path / "fresh")
     assert fresh in find_pooled(runs)
     run_report(runs, tmp_path / "out")
@@ -282,10 +281,10 @@ def test_of_folds_just_those_train_again_that_learned_from_the_clip(tmp_path: Pa
 
 def test_folds_are_scored_again_where_only_what_they_score_changed(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    fit_folds(write(tmp_path / "old", make_clips()), runs)
+    list_states(write(tmp_path / "old", make_clips()), runs)
     store = write(tmp_path / "store", [replace(clip, source="film") for clip in make_clips()])
-    assert fit_folds(store, runs) == ["scored", "scored"]
-    assert fit_folds(store, runs) == ["skipped", "skipped"]
+    assert list_states(store, runs) == ["scored", "scored"]
+    assert list_states(store, runs) == ["skipped", "skipped"]
     assert len(find_pooled(runs)) == 1
 
 

@@ -16,6 +16,7 @@ import features.store.reader
 from cli import cli
 from features.contracts import ClipFeatures
 from features.errors import ConfigError, RunError, ShardError, UserError
+from tests.fits import fit_runs
 from tests.train.sweep.sweeps import (
     CLASSES,
     GRID,
@@ -27,7 +28,6 @@ from tests.train.sweep.sweeps import (
     read_tables,
 )
 from tests.train.training.losses import spoil_losses
-from train.fit import run_fit
 from train.runs.folder import find_runs, read_run
 from train.sweep.batches import Sweep
 from train.sweep.space import parse_grid
@@ -55,7 +55,7 @@ def test_a_grid_tries_every_combination_as_fit_would_train_it(swept: Path, tmp_p
     assert set(table["state"]) == {"complete"}
     for row in table.to_dict("records"):
         config = replace(QUICK, lr=row["lr"], dropout=row["dropout"])
-        (alone,) = run_fit([swept], tmp_path / "alone", ["face"], [FIRST_SEED], config)
+        (alone,) = fit_runs([swept], tmp_path / "alone", ["face"], [FIRST_SEED], config)
         assert row["val_map_mec"] == pytest.approx(alone.val["map_mec"])
         assert row["best_epoch"] == alone.best_epoch
 
@@ -68,7 +68,7 @@ def test_the_best_settings_are_trained_over_seeds_as_fit_trains(
     complete = summary.trials.sort_values(["val_map_mec", "val_acc"], ascending=False)
     assert summary.best.value == complete["val_map_mec"].iloc[0]
     config = replace(QUICK, **summary.best.settings)
-    expected = run_fit([swept], tmp_path / "other", ["face"], [0, 1], config)
+    expected = fit_runs([swept], tmp_path / "other", ["face"], [0, 1], config)
     assert list(summary.runs) == expected
     assert all(run.test["n_clips"] == 6 for run in summary.runs)
     assert len(find_runs(tmp_path / "runs")) == 2
@@ -89,7 +89,7 @@ def test_a_trial_of_several_seeds_counts_by_its_median(swept: Path, tmp_path: Pa
     sweep = Sweep(head="face", config=QUICK, space=parse_grid(["lr=1e-4"], QUICK), trial_seeds=3)
     (row,) = run_sweep([swept], tmp_path / "sweep", sweep, []).trials.to_dict("records")
     seeds = range(FIRST_SEED, FIRST_SEED + 3)
-    alone = run_fit([swept], tmp_path / "alone", ["face"], seeds, QUICK)
+    alone = fit_runs([swept], tmp_path / "alone", ["face"], seeds, QUICK)
     assert row["val_map_mec"] == pytest.approx(sorted(run.val["map_mec"] for run in alone)[1])
 
 
