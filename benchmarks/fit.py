@@ -43,7 +43,7 @@ from features.networks.runtime import choose_precision
 from features.store.reader import open_store
 from features.store.writer import write_store
 from train.config import PRESETS, FitConfig, find_matrices
-from train.data.clips import Batch, draw_phases, gather_batch, order_batches
+from train.data.batches import Batch, draw_phases, gather_batch, order_batches
 from train.data.stores import read_tables
 from train.fit import run_fit
 from train.fit_jobs import FitProgress

@@ -21,7 +21,7 @@ from features.fingerprint import hash_file
 from train.data.clips import ClipTable
 from train.metrics import score_predictions
 from train.runs.folder import Run, RunSummary
-from train.runs.summary import summarise_scores, tabulate_predictions
+from train.runs.predictions import summarise_scores, tabulate_predictions
 from train.streams import ENSEMBLE
 
 PRIOR_CLIPS = 1.0

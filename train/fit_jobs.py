@@ -18,9 +18,9 @@ from train.data.splits import Fold, leave_out_train, leave_out_unlabelled
 from train.data.stores import list_clips, read_tables
 from train.ensemble import make_ensemble
 from train.request import FitRequest
+from train.runs.finish import finish_run, score_again
 from train.runs.folder import is_run, read_config, read_run, restore_folder, write_run
 from train.runs.locks import lock_free
-from train.runs.results import finish_run, score_again
 from train.streams import ENSEMBLE, Shapes, split_names
 from train.training.loop import Epoch, Task, TrainedRun, plan_epochs, train_runs
 from train.training.parallel import count_workers, run_jobs, split_seeds

@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from train.data.clips import draw_clips, order_batches
+from train.data.batches import draw_clips, order_batches
 from train.seeds import PURPOSES, make_rng, make_sequence, make_torch_seed
 
 NUMBERS = (0, 1, 2, 3, 4, 7, 2**32, 2**32 + 1)

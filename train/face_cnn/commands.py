@@ -98,10 +98,10 @@ def fit_face(
                     (at.epoch - 1) * at.n_batches + at.batch, at.n_epochs * at.n_batches
                 ),
             )
-        scores = result.test or result.val
-        trained = {"weights": str(out), "best_epoch": result.best_epoch}
+        scores = result.reported
+        trained = {"weights": str(result.weights), "best_epoch": result.best_epoch}
         if not as_json:
-            click.echo(f"{out}: best epoch {result.best_epoch}")
+            click.echo(f"{result.weights}: best epoch {result.best_epoch}")
     if as_json:
         print_json({**trained, "split": scores.split, **scores.as_json()})
         return

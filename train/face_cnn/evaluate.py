@@ -15,7 +15,8 @@ from features.errors import ConfigError, ManifestError
 from features.networks.face_cnn import FaceCNN, read_face_cnn
 from features.networks.runtime import choose_device
 from train.face_cnn.augment import scale_faces
-from train.face_cnn.images import FaceImages, read_face_images
+from train.face_cnn.files import read_face_images
+from train.face_cnn.images import FaceImages
 from train.face_cnn.labels import canonical_emotion
 
 _BATCH = 128

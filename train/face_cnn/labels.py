@@ -42,7 +42,7 @@ class FaceLabels:
     """[N] The class that more than half of the voters chose, or -1."""
 
 
-def count_votes(votes: NDArray[Any], names: Sequence[str]) -> FaceLabels:
+def label_votes(votes: NDArray[Any], names: Sequence[str]) -> FaceLabels:
     """Votes [N, V] become targets and majority labels, as the authors of FER+ do it.
 
     A picture that most people found unclear has no target. A vote that nobody shares is an
@@ -61,9 +61,9 @@ def count_votes(votes: NDArray[Any], names: Sequence[str]) -> FaceLabels:
     return FaceLabels(classes=classes, target=target, label=label)
 
 
-def count_labels(labels: Sequence[str]) -> FaceLabels:
-    """One label a picture; an empty one, or a vote that names no emotion, is none."""
-    names = [canonical_emotion(label) for label in labels]
+def label_names(names: Sequence[str]) -> FaceLabels:
+    """One name a picture becomes target and label; an empty one, or one of no emotion, is none."""
+    names = [canonical_emotion(name) for name in names]
     classes = tuple(sorted(set(names) - {"", *_NOT_EMOTIONS}))
     label = np.array([classes.index(n) if n in classes else -1 for n in names], dtype=np.int64)
     target = np.eye(len(classes) + 1, dtype=np.float32)[label, : len(classes)]

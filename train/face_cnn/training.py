@@ -132,7 +132,19 @@ class FaceTraining:
     def n_batches(self) -> int:
         return max(1, len(self.rows) // self.config.batch)
 
-    def run_epoch(self, epoch: int, progress: Callable[[FaceFitProgress], None] | None) -> float:
+    def describe(
+        self, epoch: int, batch: int, *, finished: FaceFitEpoch | None = None
+    ) -> FaceFitProgress:
+        """Where the training stands: so many batches of an epoch are done."""
+        return FaceFitProgress(
+            epoch=epoch,
+            n_epochs=self.config.epochs,
+            batch=batch,
+            n_batches=self.n_batches,
+            finished=finished,
+        )
+
+    def run_epoch(self, epoch: int, progress: Callable[[FaceFitProgress], None]) -> float:
         """Train for one epoch; all its randomness is a function of (seed, epoch)."""
         config, draw = self.config, self._draw(epoch)
         order = torch.randperm(len(self.rows), generator=draw, device=self.device).cpu().numpy()
@@ -146,15 +158,7 @@ class FaceTraining:
             total += self._step(rows, draw)
             if (step + 1) % _AVERAGED_EVERY == 0:
                 self._average(step)
-            if progress:
-                progress(
-                    FaceFitProgress(
-                        epoch=epoch,
-                        n_epochs=config.epochs,
-                        batch=batch + 1,
-                        n_batches=self.n_batches,
-                    )
-                )
+            progress(self.describe(epoch, batch + 1))
         return total / self.n_batches
 
     def score(self, rows: NDArray[np.intp]) -> FaceScores:

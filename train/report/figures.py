@@ -14,9 +14,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from train.report.collect import HeadResult, StoreResults
-from train.report.lettering import FAMILY, Lettering
 from train.report.paper import TABLE_1
+from train.report.results import HeadResult, StoreResults
+from train.report.tick_labels import FAMILY, TickLabels
 
 OURS, PAPER, INK, SOFT, GRID = "#1f5fa8", "#d0662a", "#222222", "#a3a3a3", "#d9d9d9"
 PNG_DPI = 160
@@ -66,7 +66,7 @@ def draw_scores(results: StoreResults, path: Path) -> None:
         _save(figure, path)
 
 
-def draw_confusion(result: HeadResult, lettering: Lettering, path: Path) -> None:
+def draw_confusion(result: HeadResult, labels: TickLabels, path: Path) -> None:
     """The median run's confusion matrices: on test, as Fig. 5, where it has labels, and on val.
 
     Counts of clips, shaded by their share of the true class.
@@ -74,20 +74,20 @@ def draw_confusion(result: HeadResult, lettering: Lettering, path: Path) -> None
     scores = result.median_scores
     splits = [split for split in ("test", "val") if split in scores]
     # Inches: the cells, what stands around them, and the names, which slant below.
-    cells, names = 0.5 * len(lettering.texts), 0.085 * lettering.n_columns
+    cells, names = 0.5 * len(labels.texts), 0.085 * labels.n_columns
     width, height = (cells + 0.7 + names) * len(splits), cells + 1.1 + 0.75 * names
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(1, len(splits), squeeze=False)[0]
         for axis, split in zip(axes, splits, strict=True):
-            _draw_counts(axis, np.array(scores[split]["confusion"]), lettering)
+            _draw_counts(axis, np.array(scores[split]["confusion"]), labels)
             axis.set_title(split)
         title = textwrap.fill(result.title, int(10 * width))
         figure.suptitle(title, fontsize=10, fontweight="bold")
         _save(figure, path)
 
 
-def _draw_counts(axis: Axes, counts: NDArray[np.integer], lettering: Lettering) -> None:
+def _draw_counts(axis: Axes, counts: NDArray[np.integer], labels: TickLabels) -> None:
     """counts: [K, K] Clips by true and predicted class."""
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -96,11 +96,11 @@ def _draw_counts(axis: Axes, counts: NDArray[np.integer], lettering: Lettering) 
             color = "white" if shares[true, predicted] > 0.55 else INK
             text = str(counts[true, predicted])
             axis.text(predicted, true, text, ha="center", va="center", color=color)
-    ticks, fonts = range(len(counts)), list(lettering.families)
+    ticks, fonts = range(len(counts)), list(labels.families)
     axis.set_xticks(
-        ticks, lettering.texts, rotation=45, ha="right", rotation_mode="anchor", fontfamily=fonts
+        ticks, labels.texts, rotation=45, ha="right", rotation_mode="anchor", fontfamily=fonts
     )
-    axis.set_yticks(ticks, lettering.texts, fontfamily=fonts)
+    axis.set_yticks(ticks, labels.texts, fontfamily=fonts)
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)
     axis.set_xlabel("predicted")

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from train.report.collect import find_title, key_store
-from train.report.commands import list_changed, write_fit
+from train.report.results import find_title, key_store
+from train.report.shell_commands import list_changed, write_fit
 from train.report.tables import format_interval, format_spread
 from train.runs.folder import Run
 from train.runs.pooled import Pooled

@@ -16,17 +16,15 @@ import pandas as pd
 from features.disk import write_atomically
 from features.errors import RunError
 from train.config import PRESETS
-from train.report.collect import HeadResult, StoreResults, collect_results
-from train.report.commands import join_command, list_changed, write_fit
 from train.report.figures import draw_confusion, draw_histories, draw_scores
 from train.report.folds import collect_folds, tabulate_folds
-from train.report.lettering import choose_lettering, isolate
 from train.report.paper import PAPER_NOTE
-from train.report.per_class import tabulate_classes
-from train.report.runs_folder import warn_of_strange
+from train.report.results import HeadResult, StoreResults, collect_results, warn_of_unknown
+from train.report.shell_commands import join_command, list_changed, write_fit
 from train.report.sweeps import collect_sweeps
 from train.report.tables import (
     compare_streams,
+    tabulate_classes,
     tabulate_coverage,
     tabulate_ensembles,
     tabulate_labels,
@@ -36,6 +34,7 @@ from train.report.tables import (
     tabulate_table_2,
     tabulate_test,
 )
+from train.report.tick_labels import choose_tick_labels, isolate
 from train.runs.folder import read_runs
 from train.runs.pooled import find_pooled
 from train.streams import ENSEMBLE
@@ -100,7 +99,7 @@ def run_report(runs: Path, out: Path) -> Path:
     Raises:
         RunError: Nothing to show there, or newer code wrote it.
     """
-    warn_of_strange(runs)
+    warn_of_unknown(runs)
     read = read_runs(runs)
     results, parts = collect_results(read), collect_folds(read, find_pooled(runs))
     sweeps = collect_sweeps(runs)
@@ -164,9 +163,9 @@ def _make_chapter(results: StoreResults, runs: Path, out: Path, prefix: str, not
         name = f"{prefix}histories"
         draw_histories(trained, figures / name)
         pictures["histories"] = _read_picture(figures, name, "Loss of the median runs")
-    lettering = choose_lettering(results.classes)
+    labels = choose_tick_labels(results.classes)
     for result in results.heads:
-        draw_confusion(result, lettering, figures / f"{prefix}confusion-{result.name}")
+        draw_confusion(result, labels, figures / f"{prefix}confusion-{result.name}")
     return Chapter(
         store=dict(results.store),
         note=note,
@@ -181,7 +180,7 @@ def _make_chapter(results: StoreResults, runs: Path, out: Path, prefix: str, not
             _read_picture(figures, f"{prefix}confusion-{result.name}", result.title)
             for result in results.heads
         ),
-        class_numbers=lettering.legend,
+        class_numbers=labels.legend,
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from train.config import CURRENT_NAMES, rename_stored
-from train.report.collect import find_title
+from train.report.results import find_title
 from train.runs.folder import DamagedRunError
 from train.sweep.folder import find_sweeps, read_record, read_tables
 

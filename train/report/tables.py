@@ -15,8 +15,8 @@ import pandas as pd
 
 from features.contracts import SPLITS
 from train.config import PRESETS
-from train.report.collect import HeadResult, StoreResults
 from train.report.paper import TABLE_1, TABLE_2, PaperScore
+from train.report.results import HeadResult, StoreResults
 from train.runs.folder import Run
 from train.streams import ENSEMBLE
 
@@ -144,6 +144,18 @@ def tabulate_ensembles(results: StoreResults) -> pd.DataFrame:
             for run in result.runs
         ]
     )
+
+
+def tabulate_classes(results: StoreResults) -> pd.DataFrame:
+    """Precision, recall and F1 of the median run of each head, a column a class, in percent."""
+    # Not by name: a class may be called as a column is.
+    rows = [
+        [result.title, split, figure, *map(_percent, scores["per_class"][figure])]
+        for result in results.heads
+        for split, scores in result.median_scores.items()
+        for figure in ("precision", "recall", "f1")
+    ]
+    return pd.DataFrame(rows, columns=["Model", "Split", "Figure", *results.classes])
 
 
 def tabulate_coverage(results: StoreResults) -> pd.DataFrame:

@@ -20,7 +20,8 @@ from features.errors import ConfigError, RunError
 from features.memory import return_freed_memory
 from features.networks.runtime import PRECISIONS
 from train.config import FitConfig
-from train.data.clips import Batch, ClipTable, draw_clips, draw_phases, gather_batch, order_batches
+from train.data.batches import Batch, draw_clips, draw_phases, gather_batch, order_batches
+from train.data.clips import ClipTable
 from train.data.matrices import DiskMatrix, read_ahead
 from train.heads.build import build_head
 from train.heads.dropout import Noise

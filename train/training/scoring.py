@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from train.data.clips import ClipTable, gather_batch
+from train.data.batches import gather_batch
+from train.data.clips import ClipTable
 from train.heads.layers import Head
 
 SCORED_CLIPS = 32

@@ -9,6 +9,7 @@ import torch
 from features.contracts import ClipFeatures
 from features.errors import ConfigError, ShardError
 from tests.builders import clip_features
+from train.data.batches import draw_phases, gather_batch, order_batches
 from train.data.clips import (
     UNLABELLED,
     ClipTable,
@@ -16,10 +17,7 @@ from train.data.clips import (
     check_train_table,
     check_val_table,
     choose_steps,
-    draw_phases,
-    gather_batch,
     number_label,
-    order_batches,
 )
 
 CLASSES = ("happy", "sad")

@@ -5,8 +5,7 @@ import pytest
 from PIL import Image
 
 from features.errors import ManifestError
-from train.face_cnn.files import list_folder_pictures
-from train.face_cnn.images import read_face_images
+from train.face_cnn.files import list_folder_pictures, read_face_images
 from train.face_cnn.labels import canonical_emotion
 
 VOTE_NAMES = ["neutral", "happiness", "unknown", "NF"]

@@ -18,8 +18,8 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib.font_manager import fontManager
 
 from tests.train.report.test_report import write_fake_run
-from train.report.lettering import FAMILY, choose_lettering
 from train.report.report import run_report
+from train.report.tick_labels import FAMILY, choose_tick_labels
 
 NAMES = {
     "Chinese": ["高兴", "悲伤"],
@@ -106,9 +106,9 @@ def test_names_that_cannot_be_drawn_are_numbered_and_told_on_the_pages(
     kind: str, tmp_path: Path
 ) -> None:
     names = NAMES[kind]
-    lettering = choose_lettering(names)
-    assert lettering.texts == ("1", "2")
-    assert lettering.families == (FAMILY,)
+    labels = choose_tick_labels(names)
+    assert labels.texts == ("1", "2")
+    assert labels.families == (FAMILY,)
     out = report_on(names, tmp_path)
     for page in ("report.md", "report.html"):
         told = html.unescape((out / page).read_text())
@@ -117,9 +117,9 @@ def test_names_that_cannot_be_drawn_are_numbered_and_told_on_the_pages(
 
 @pytest.mark.parametrize("kind", ["formulas", "pipes and tags", "Markdown", "emoji"])
 def test_names_that_can_be_drawn_are(kind: str) -> None:
-    lettering = choose_lettering(NAMES[kind])
-    assert list(lettering.texts) == NAMES[kind]
-    assert lettering.legend == ()
+    labels = choose_tick_labels(NAMES[kind])
+    assert list(labels.texts) == NAMES[kind]
+    assert labels.legend == ()
 
 
 def test_names_from_right_to_left_leave_the_numbers_in_order(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_scripts_that_need_shaping_wait_for_a_matplotlib_that_shapes(
 ) -> None:
     for version, texts in ((3, 10), ("1", "2")), ((3, 11), tuple(NAMES["Arabic"])):
         monkeypatch.setattr(mpl, "__version_info__", version)
-        assert choose_lettering(NAMES["Arabic"]).texts == texts
+        assert choose_tick_labels(NAMES["Arabic"]).texts == texts
 
 
 def add_font(path: Path, letters: str, *, one_glyph: bool = False) -> None:
@@ -172,20 +172,20 @@ def fonts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("fonts")
 def test_an_installed_font_that_has_the_letters_draws_them(tmp_path: Path) -> None:
     names = NAMES["Chinese"]
-    assert choose_lettering(names).texts == ("1", "2")
+    assert choose_tick_labels(names).texts == ("1", "2")
     add_font(tmp_path / "Half.ttf", "高兴")
-    assert choose_lettering(names).texts == ("1", "2")
+    assert choose_tick_labels(names).texts == ("1", "2")
     add_font(tmp_path / "Noto Sans SC.ttf", "高兴悲伤")
-    lettering = choose_lettering(names)
-    assert (list(lettering.texts), lettering.legend) == (names, ())
-    assert lettering.families == (FAMILY, "Noto Sans SC")
+    labels = choose_tick_labels(names)
+    assert (list(labels.texts), labels.legend) == (names, ())
+    assert labels.families == (FAMILY, "Noto Sans SC")
     report_on(names, tmp_path)
 
 
 @pytest.mark.usefixtures("fonts")
 def test_a_font_that_has_a_box_for_every_letter_does_not_count(tmp_path: Path) -> None:
     add_font(tmp_path / "Noto Sans SC.ttf", "高兴悲伤", one_glyph=True)
-    assert choose_lettering(NAMES["Chinese"]).texts == ("1", "2")
+    assert choose_tick_labels(NAMES["Chinese"]).texts == ("1", "2")
 
 
 def test_the_confusion_is_on_test_and_on_val_where_test_has_labels(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from torch.nn.functional import cross_entropy
 from tests.builders import clip_features
 from tests.train.training.losses import spoil_losses
 from train.config import FitConfig
-from train.data.clips import UNLABELLED, ClipTable, TableBuilder, draw_clips
+from train.data.batches import draw_clips
+from train.data.clips import UNLABELLED, ClipTable, TableBuilder
 from train.heads.dropout import Noise
 from train.metrics import score_predictions
 from train.streams import SHAPES

@@ -19,7 +19,7 @@ from train.config import describe_settings
 from train.data.clips import ClipTable
 from train.heads.build import count_parameters
 from train.runs.folder import RUN_FORMAT, RUN_VERSION, Run, RunSummary
-from train.runs.summary import summarise_scores, tabulate_predictions
+from train.runs.predictions import summarise_scores, tabulate_predictions
 from train.streams import choose_grid
 from train.training.loop import Task, TrainedRun, plan_epochs
 from train.training.scoring import score_clips

@@ -1,18 +1,27 @@
-"""Run folders into results: runs of one head, one setting and one store belong together."""
+"""A folder of runs into results: runs of one head, one setting and one store belong together."""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from train.report.paper import TITLES
-from train.runs.folder import Run
+from train.runs.folder import RUN_FORMAT, Run, find_runs, is_marked, list_missing
+from train.runs.pooled import POOLED_FORMAT
 from train.streams import ENSEMBLE, rank_head, split_names
+from train.sweep.folder import find_sweeps
+
+MOST_NAMED = 20
+"""Unknown things that are named one by one."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,6 +103,34 @@ def collect_results(runs: Iterable[Run]) -> list[StoreResults]:
         StoreResults(store=of_store[0].config["store"], heads=_group_heads(of_store))
         for _, of_store in sorted(by_store.items())
     ]
+
+
+def warn_of_unknown(runs: Path) -> None:
+    """Log a line for each file or folder that fit and sweep did not write; not for hidden ones."""
+    if not runs.is_dir():
+        return
+    known = {*find_runs(runs), *find_sweeps(runs)}
+    unknown = [
+        path
+        for path in sorted(runs.iterdir())
+        if not path.name.startswith(".")
+        and path not in known
+        and not is_marked(path / "pooled.json", POOLED_FORMAT)
+    ]
+    for path in unknown[:MOST_NAMED]:
+        _log.warning("%s: passed over, %s", path, _describe(path))
+    if len(unknown) > MOST_NAMED:
+        _log.warning("%s: %d more are passed over", runs, len(unknown) - MOST_NAMED)
+
+
+def _describe(path: Path) -> str:
+    if not path.is_dir():
+        return "a file, not a run folder"
+    if is_marked(path / "config.json", RUN_FORMAT):
+        return f"a run without {', '.join(list_missing(path))}: copy it again"
+    if path.name.startswith("sweep-") and not (path / "sweep.json").exists():
+        return "a sweep that is not finished: run the same sweep again"
+    return "a folder that neither fit nor sweep wrote"
 
 
 def key_store(store: Mapping[str, Any]) -> str:

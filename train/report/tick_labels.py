@@ -33,7 +33,7 @@ _SHAPING_VERSION = (3, 11)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lettering:
+class TickLabels:
     """What figures write for each class, and in which fonts."""
 
     texts: tuple[str, ...]
@@ -48,13 +48,13 @@ class Lettering:
         return max(map(_count_columns, self.texts), default=0)
 
 
-def choose_lettering(names: Sequence[str]) -> Lettering:
+def choose_tick_labels(names: Sequence[str]) -> TickLabels:
     """How to write the names of classes in a figure."""
     texts = [unicodedata.normalize("NFC", " ".join(name.split())) for name in names]
     families = _find_families(set("".join(texts)))
     if families and all(map(_is_drawn, texts)) and len(set(texts)) == len(texts):
-        return Lettering(texts=tuple(texts), families=families)
-    return Lettering(
+        return TickLabels(texts=tuple(texts), families=families)
+    return TickLabels(
         texts=tuple(str(number) for number in range(1, len(names) + 1)),
         families=(FAMILY,),
         legend=tuple(f"{number} {isolate(text)}" for number, text in enumerate(texts, 1)),
