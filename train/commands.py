@@ -103,7 +103,7 @@ def fit(
     from train.fit import FailedRunsError, FitResult, run_fit
     from train.progress import count_runs
     from train.request import FitRequest
-    from train.training.tensorboard import EventFiles
+    from train.training.tensorboard import open_event_files
 
     named = [] if streams is None else [f"streams={streams}"]
     request = FitRequest(
@@ -118,11 +118,11 @@ def fit(
         verify=not no_verify,
     )
     error = ""
-    with show_progress("fit", "runs") as show, EventFiles(tensorboard) as events:
+    with show_progress("fit", "runs") as show, open_event_files(tensorboard) as add_epoch:
         n_runs = len(expand_heads(request.heads, request.config)) * seeds
         tell: dict[str, Any] = {
             "progress": count_runs(show, n_runs, folds=folds),
-            "observe": events.add_epoch,
+            "observe": add_epoch,
         }
         try:
             if folds:

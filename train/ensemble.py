@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
@@ -21,8 +20,9 @@ from features.fingerprint import hash_file
 from train.data.clips import ClipTable
 from train.metrics import score_predictions
 from train.runs.folder import Run, RunSummary
-from train.runs.predictions import summarise_scores, tabulate_predictions
+from train.runs.predictions import summarise_scores, tabulate_history, tabulate_predictions
 from train.streams import ENSEMBLE
+from train.training.loop import Epoch
 
 PRIOR_CLIPS = 1.0
 """Imaginary val clips beside the real ones: for its weight, each member is taken to have found them
@@ -145,6 +145,8 @@ def make_ensemble(
     }
     weights = find_member_weights(scores["val"][:, known, val.label[known]])
     mixed = {split: mix_probabilities(weights, of_split) for split, of_split in scores.items()}
+    metrics = score_predictions(val.label[known], mixed["val"][known])
+    only_epoch = Epoch(epoch=1, train_loss=np.nan, val=metrics)  # nothing is trained
     summary = RunSummary(
         run=path.name,
         head=ENSEMBLE,
@@ -174,7 +176,7 @@ def make_ensemble(
             ],
         },
         summary=summary,
-        history=_tabulate_only_epoch(val.label[known], mixed["val"][known]),
+        history=tabulate_history([only_epoch]),
         predictions=tabulate_predictions(tables, mixed, classes),
     )
     return run, save({"member_weights": weights, "member_temperatures": temperatures})
@@ -191,11 +193,3 @@ def _read_scores(
             "Delete the run and fit again."
         )
     return rows[[f"p_{name}" for name in classes]].to_numpy(np.float64)
-
-
-def _tabulate_only_epoch(labels: NDArray[np.intp], scores: NDArray[np.floating]) -> pd.DataFrame:
-    """A history with one row: nothing is trained, so there is no train loss."""
-    val = score_predictions(labels, scores)
-    names = ("loss", "map_mec", "map_rank", "acc", "uar", "f1_macro")
-    told = {f"val_{name}": getattr(val, name) for name in names}
-    return pd.DataFrame([{"epoch": 1, "train_loss": np.nan, **told}])

@@ -129,7 +129,7 @@ def fit_data(
     left = [head for head in heads if not jobs.is_done(head)]
     if left:
         check_writable(request.runs)
-    failed = jobs.make([head for head in left if head != ENSEMBLE])
-    failed += jobs.make([head for head in left if head == ENSEMBLE])  # made of the runs before
+    jobs.make([head for head in left if head != ENSEMBLE])
+    jobs.make([head for head in left if head == ENSEMBLE])  # made of the runs before
     found = [path for by_seed in paths.values() for path in by_seed.values() if is_run(path)]
-    return FitResult(runs=tuple(map(read_summary, found)), failed=tuple(failed))
+    return FitResult(runs=tuple(map(read_summary, found)), failed=tuple(jobs.failed))

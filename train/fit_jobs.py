@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Event, Lock
-from typing import Any, ParamSpec
+from typing import Any
 
 from features.errors import RunError
 from features.store.reader import Store
 from train.config import describe_settings, find_matrices
 from train.data.clips import ClipTable
-from train.data.splits import Fold, leave_out_train, leave_out_unlabelled
+from train.data.splits import Fold, keep_splits, leave_out_unlabelled
 from train.data.stores import list_clips, read_tables
 from train.ensemble import make_ensemble
 from train.request import FitRequest
@@ -87,6 +88,10 @@ class FitJobs:
     shapes: Shapes
     progress: Callable[[FitProgress], None]
     observe: Observe
+    failed: list[RunError] = field(default_factory=list)
+    """Why runs came to no result."""
+    _lock: Lock = field(default_factory=Lock)
+    """Held while a callback runs: never two at once."""
 
     def is_done(self, head: str) -> bool:
         """Whether every run of a head is there, with the scores of these clips; then it is told.
@@ -94,18 +99,17 @@ class FitJobs:
         Raises:
             DamagedRunError: What stands in a run's place is no run.
         """
-        seeds = self._find_seeds(head)
-        if seeds.missing or seeds.outdated:
+        missing, outdated, current = self._sort_seeds(head)
+        if missing or outdated:
             return False
-        self._tell(head, seeds.current, "skipped")
+        self._tell(head, current, "skipped")
         return True
 
-    def make(self, heads: Sequence[str]) -> list[RunError]:
-        """Make what is missing or outdated of some heads; why some runs came to no result.
+    def make(self, heads: Sequence[str]) -> None:
+        """Make what is missing or outdated of some heads.
 
         What another process is at is left to it, waited for, and then used as it stands.
         """
-        failed: list[RunError] = []
         left = {self._name_lock(head): head for head in heads}
         waiting = False
         while left:
@@ -114,7 +118,7 @@ class FitJobs:
                 for head in mine:
                     for path in self.paths[head].values():
                         restore_folder(path)
-                failed += self._make_locked(mine)
+                self._make_locked(mine)
             if not mine:
                 if not waiting:
                     _log.info(
@@ -124,92 +128,108 @@ class FitJobs:
                     )
                 waiting = True
                 time.sleep(_WAIT_S)
-        return failed
 
-    def _find_seeds(self, head: str) -> _Seeds:
-        seeds = _Seeds(missing=[], outdated=[], current=[])
+    def _sort_seeds(self, head: str) -> tuple[list[int], list[int], list[int]]:
+        """Seeds without a run, with one that is scored on other clips, and with one of these."""
+        missing: list[int] = []
+        outdated: list[int] = []
+        current: list[int] = []
         for seed, path in self.paths[head].items():
             if not is_run(path):
-                seeds.missing.append(seed)
-            elif self.data.has_scored(path):
-                seeds.current.append(seed)
+                missing.append(seed)
             else:
-                seeds.outdated.append(seed)
-        return seeds
+                (current if self.data.has_scored(path) else outdated).append(seed)
+        return missing, outdated, current
 
-    def _make_locked(self, heads: Sequence[str]) -> list[RunError]:
-        found = {head: self._find_seeds(head) for head in heads}
-        for head, seeds in found.items():
-            if seeds.current:
-                self._tell(head, seeds.current, "skipped")
-        if ENSEMBLE in found:
-            return self._make_ensembles([*found[ENSEMBLE].missing, *found[ENSEMBLE].outdated])
-        missing = {head: seeds.missing for head, seeds in found.items() if seeds.missing}
-        outdated = {head: seeds.outdated for head, seeds in found.items() if seeds.outdated}
-        if not missing and not outdated:
-            return []
-        stores = leave_out_unlabelled(self.data.stores, ["train"])  # nothing is learned from them
+    def _make_locked(self, heads: Sequence[str]) -> None:
+        missing: dict[str, list[int]] = {}
+        outdated: dict[str, list[int]] = {}
+        for head in heads:
+            missing[head], outdated[head], current = self._sort_seeds(head)
+            if current:
+                self._tell(head, current, "skipped")
+        if ENSEMBLE in heads:
+            self._make_ensembles([*missing[ENSEMBLE], *outdated[ENSEMBLE]])
+            return
+        wanted = [head for head in heads if missing[head] or outdated[head]]
+        if not wanted:
+            return
+        # Nothing is learned from clips without a label.
+        stores = leave_out_unlabelled(self.data.stores, ["train"])
         tables = read_tables(
-            stores if missing else leave_out_train(stores),
+            stores if any(missing.values()) else keep_splits(stores, "val", "test"),
             self.request.config,
-            find_matrices({*missing, *outdated}, self.request.config),
+            find_matrices(wanted, self.request.config),
             memory_gb=self.request.memory_gb,
             scratch=self.request.runs,
         )
-        for head, outdated_seeds in outdated.items():
-            self._score_again(head, outdated_seeds, tables)
-        return self._train(missing, tables)
-
-    def _train(
-        self, missing: Mapping[str, Sequence[int]], tables: Mapping[str, ClipTable]
-    ) -> list[RunError]:
-        if not missing:
-            return []
-        n_workers, lock = count_workers(self.request.device), Lock()
-        failed: list[RunError] = []
+        tasks = {head: self._make_task(head, tables) for head in wanted}
+        scored = {split: tables[split] for split in ("val", "test")}
+        for head in wanted:
+            if outdated[head]:
+                self._score_again(tasks[head], outdated[head], scored)
+        trained = [head for head in wanted if missing[head]]
+        n_workers = count_workers(self.request.device)
         jobs = [
-            _Job(
-                task=self._make_task(head, tables),
-                scored={split: tables[split] for split in ("val", "test")},
-                paths={seed: self.paths[head][seed] for seed in group},
-                described=self.data.describe(),
-                failed=failed,
-                progress=_one_at_a_time(self.progress, lock),
-                observe=_one_at_a_time(self.observe, lock),
-            )
-            for head, seeds in missing.items()
-            for group in split_seeds(seeds, len(missing), n_workers)
+            partial(self._train_seeds, tasks[head], seeds, scored)
+            for head in trained
+            for seeds in split_seeds(missing[head], len(trained), n_workers)
         ]
-        run_jobs([job.run for job in jobs], n_workers)
-        return failed
+        if jobs:
+            run_jobs(jobs, n_workers)
+
+    def _train_seeds(
+        self, task: Task, seeds: Sequence[int], scored: Mapping[str, ClipTable], stop: Event
+    ) -> None:
+        """Train some seeds of a head side by side and write their runs."""
+        paths = self.paths[task.head]
+        n_epochs = plan_epochs(len(task.train.labelled), task.config).n_epochs
+
+        def tell_epoch(epoch: int, active: Sequence[TrainedRun]) -> None:
+            with self._lock:
+                for run in active:
+                    self.observe(paths[run.spec.seed].name, run.history[-1])
+            best = tuple(max(run.best[0], 0.0) for run in active)
+            at = {"epoch": epoch, "n_epochs": n_epochs, "best": best}
+            self._tell(task.head, [run.spec.seed for run in active], "training", **at)
+
+        specs = [RunSpec(seed=seed, config=task.config) for seed in seeds]
+        trained = train_runs(task, specs, tell_epoch, stop)
+        for run in trained:
+            if run.error is None:
+                path = paths[run.spec.seed]
+                write_run(*finish_run(path, task, run, scored, self.data.describe()))
+            else:
+                self.failed.append(run.error)
+        for state, has_failed in (("done", False), ("failed", True)):
+            ended = [run.spec.seed for run in trained if bool(run.error) == has_failed]
+            if ended:
+                self._tell(task.head, ended, state)
 
     def _score_again(
-        self, head: str, seeds: Sequence[int], tables: Mapping[str, ClipTable]
+        self, task: Task, seeds: Sequence[int], scored: Mapping[str, ClipTable]
     ) -> None:
         _log.info(
             "%s: %d run(s) are scored on the clips that the store holds now; nothing that they "
             "learned from has changed",
-            head,
+            task.head,
             len(seeds),
         )
-        scored = {split: tables[split] for split in ("val", "test")}
         for seed in seeds:
-            run = read_run(self.paths[head][seed])
-            again = score_again(run, self._make_task(head, tables), scored, self.data.describe())
+            run = read_run(self.paths[task.head][seed])
+            again = score_again(run, task, scored, self.data.describe())
             write_run(again, run.weights_path.read_bytes())
-        self._tell(head, seeds, "scored")
+        self._tell(task.head, seeds, "scored")
 
-    def _make_ensembles(self, seeds: Sequence[int]) -> list[RunError]:
+    def _make_ensembles(self, seeds: Sequence[int]) -> None:
         members = split_names("members", self.request.config.members)
-        failed: list[RunError] = []
         made = []
         clips = list_clips(self.data.stores)
         for seed in seeds:
             paths = [self.paths[member][seed] for member in members]
             if gone := [path.name for path in paths if not is_run(path)]:
-                failed.append(
-                    RunError(f"head {ENSEMBLE}, seed {seed}: its member {gone[0]} has no result.")
-                )
+                reason = f"head {ENSEMBLE}, seed {seed}: its member {gone[0]} has no result."
+                self.failed.append(RunError(reason))
                 continue
             run = make_ensemble(
                 self.paths[ENSEMBLE][seed],
@@ -221,7 +241,6 @@ class FitJobs:
             made.append(seed)
         if made:
             self._tell(ENSEMBLE, made, "done")
-        return failed
 
     def _make_task(self, head: str, tables: Mapping[str, ClipTable]) -> Task:
         return Task(
@@ -239,70 +258,6 @@ class FitJobs:
         (seed, path) = next(iter(self.paths[head].items()))
         return path.name.removesuffix(f"-seed{seed}")
 
-    def _tell(self, head: str, seeds: Sequence[int], state: str) -> None:
-        self.progress(FitProgress(head=head, seeds=tuple(seeds), state=state))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Seeds:
-    """The seeds of one head, by what there is of each."""
-
-    missing: list[int]
-    outdated: list[int]
-    """There are runs, scored on other clips."""
-    current: list[int]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Job:
-    """Some seeds of one head, trained side by side and written."""
-
-    task: Task
-    scored: Mapping[str, ClipTable]
-    paths: Mapping[int, Path]
-    """Seed -> run folder."""
-    described: Mapping[str, Any]
-    failed: list[RunError]
-    """Takes why a run came to no result."""
-    progress: Callable[[FitProgress], None]
-    observe: Observe
-
-    def run(self, stop: Event) -> None:
-        specs = [RunSpec(seed=seed, config=self.task.config) for seed in self.paths]
-        trained = train_runs(self.task, specs, self._tell_epoch, stop)
-        for run in trained:
-            if run.error is None:
-                path = self.paths[run.spec.seed]
-                write_run(*finish_run(path, self.task, run, self.scored, self.described))
-        self.failed.extend(run.error for run in trained if run.error is not None)
-        for state, has_failed in (("done", False), ("failed", True)):
-            seeds = tuple(run.spec.seed for run in trained if bool(run.error) == has_failed)
-            if seeds:
-                self.progress(FitProgress(head=self.task.head, seeds=seeds, state=state))
-
-    def _tell_epoch(self, epoch: int, active: Sequence[TrainedRun]) -> None:
-        for run in active:
-            self.observe(self.paths[run.spec.seed].name, run.history[-1])
-        self.progress(
-            FitProgress(
-                head=self.task.head,
-                seeds=tuple(run.spec.seed for run in active),
-                state="training",
-                epoch=epoch,
-                n_epochs=plan_epochs(len(self.task.train.labelled), self.task.config).n_epochs,
-                best=tuple(max(run.best[0], 0.0) for run in active),
-            )
-        )
-
-
-_P = ParamSpec("_P")
-
-
-def _one_at_a_time(call: Callable[_P, None], lock: Lock) -> Callable[_P, None]:
-    """The same callback, never called from two threads at once."""
-
-    def tell(*args: _P.args, **kwargs: _P.kwargs) -> None:
-        with lock:
-            call(*args, **kwargs)
-
-    return tell
+    def _tell(self, head: str, seeds: Sequence[int], state: str, **at: Any) -> None:
+        with self._lock:
+            self.progress(FitProgress(head=head, seeds=tuple(seeds), state=state, **at))

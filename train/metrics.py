@@ -18,6 +18,9 @@ from train.seeds import make_rng
 N_RESAMPLES = 1000
 """Bootstrap resamples behind an interval."""
 
+SCALARS: tuple[str, ...] = ("loss", "map_mec", "map_rank", "acc", "uar", "f1_macro")
+"""The metrics that are plotted over epochs, in the order of history.csv."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Metrics:
@@ -38,6 +41,10 @@ class Metrics:
     """Mean negative log-likelihood of the true class, in nats."""
     confusion: NDArray[np.int64]
     """[K, K] Clips by true class (row) and predicted class (column)."""
+
+    def list_scalars(self) -> dict[str, float]:
+        """What the history of a run tells of an epoch."""
+        return {name: getattr(self, name) for name in SCALARS}
 
 
 def score_predictions(labels: NDArray[np.intp], scores: NDArray[np.floating]) -> Metrics:

@@ -22,47 +22,38 @@ def count_runs(
     Args:
         show: Where it is shown.
         n_runs: Of all heads, an ensemble's members among them, and seeds.
-        folds: As of ``run_fit_folds``, if there are some.
+        folds: As of ``run_fit_folds``, if there are some; nobody knows how many runs a fold for
+            each source makes.
     """
-    if folds is None:
-        return _RunCounter(show, n_runs).show_fit
-    return _RunCounter(show, n_runs * int(folds) if folds.isdecimal() else None).show_fit
+    wanted: int | None = n_runs
+    if folds is not None:
+        wanted = n_runs * int(folds) if folds.isdecimal() else None
+    n_done = n_failed = 0
+    under_way: dict[tuple[str, int], float] = {}  # (head, seed) -> share of its epochs
 
-
-class _RunCounter:
-    """Runs that are done, and how far those under way have come."""
-
-    def __init__(self, show: Show, n_runs: int | None) -> None:
-        """n_runs: Runs asked for; None where nobody knows, as with a fold for each source."""
-        self._show = show
-        self._n_runs = n_runs
-        self._n_done = self._n_failed = 0
-        self._under_way: dict[tuple[str, int], float] = {}
-        """(head, seed) -> share of its epochs."""
-
-    def show_fit(self, event: FitProgress) -> None:
-        """Take what ``fit`` tells. Runs that were complete before are no work: they leave the
-        count."""
+    def count(event: FitProgress) -> None:
+        nonlocal wanted, n_done, n_failed
         runs = [(event.head, seed) for seed in event.seeds]
-        if event.state in ("skipped", "scored"):
+        if event.state in ("skipped", "scored"):  # no work: they leave the count
             if event.state == "skipped":  # fit itself says which it scores
                 _log.info("%s: %d complete runs are kept", event.head, len(runs))
-            if self._n_runs is not None:
-                self._n_runs = max(self._n_runs - len(runs), 0)
+            wanted = None if wanted is None else max(wanted - len(runs), 0)
         elif event.state == "training":
-            self._under_way |= dict.fromkeys(runs, event.epoch / event.n_epochs)
+            under_way.update(dict.fromkeys(runs, event.epoch / event.n_epochs))
         else:
-            self._n_done += len(runs)
-            self._n_failed += len(runs) * (event.state == "failed")
+            n_done += len(runs)
+            n_failed += len(runs) * (event.state == "failed")
             for run in runs:
-                self._under_way.pop(run, None)
-        self._show(
-            self._n_done,
-            self._n_runs,
-            under_way=sum(self._under_way.values()),
-            n_failed=self._n_failed,
+                under_way.pop(run, None)
+        show(
+            n_done,
+            wanted,
+            under_way=sum(under_way.values()),
+            n_failed=n_failed,
             note=f"{event.head}: epoch {event.epoch} of {event.n_epochs}" if event.epoch else "",
         )
+
+    return count
 
 
 class TrialCounter:

@@ -13,7 +13,7 @@ Pure tables: clip ids in, clip ids with splits out.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -55,14 +55,7 @@ class Fold:
 
     def describe(self) -> dict[str, Any]:
         """What config.json tells of it."""
-        return {
-            "protocol": self.protocol,
-            "name": self.name,
-            "number": self.number,
-            "n_folds": self.n_folds,
-            "key": self.key,
-            "clips_sha256": self.clips_sha256,
-        }
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "splits"}
 
 
 def make_folds(clips: pd.DataFrame, folds: str) -> list[Fold]:
@@ -163,8 +156,7 @@ def split_test_stores(stores: Sequence[Store], test_stores: Sequence[Store]) -> 
     Raises:
         ConfigError: No test clip in ``test_stores``, or a clip id in both.
     """
-    learned = [_keep_splits(store, {"train", "val"}) for store in stores]
-    tested = [_keep_splits(store, {"test"}) for store in test_stores]
+    learned, tested = keep_splits(stores, "train", "val"), keep_splits(test_stores, "test")
     for store, whole in zip(tested, test_stores, strict=True):
         if len(store) == 0:
             raise ConfigError(
@@ -183,24 +175,17 @@ def split_test_stores(stores: Sequence[Store], test_stores: Sequence[Store]) -> 
     return [*learned, *tested]
 
 
-def leave_out_test(stores: Sequence[Store]) -> list[Store]:
-    """Views of stores without their test clips, of which nothing is read."""
-    return [_keep_splits(store, {"train", "val"}) for store in stores]
-
-
-def leave_out_train(stores: Sequence[Store]) -> list[Store]:
-    """Views of stores without their train clips: what a trained run is scored on."""
-    return [_keep_splits(store, {"val", "test"}) for store in stores]
+def keep_splits(stores: Sequence[Store], *splits: str) -> list[Store]:
+    """Views of stores with the clips of some splits; of the others nothing is read."""
+    return [_choose_clips(store, store.clips["split"].isin(splits)) for store in stores]
 
 
 def leave_out_unlabelled(stores: Sequence[Store], splits: Collection[str]) -> list[Store]:
     """Views of stores without the clips of some splits that have no label."""
-    views = []
-    for store in stores:
-        clips = store.clips
-        kept = clips[(clips["label"] != "") | ~clips["split"].isin(splits)]
-        views.append(store.with_splits(dict(zip(kept["clip_id"], kept["split"], strict=True))))
-    return views
+    return [
+        _choose_clips(store, (store.clips["label"] != "") | ~store.clips["split"].isin(splits))
+        for store in stores
+    ]
 
 
 def join_splits(stores: Sequence[Store]) -> list[Store]:
@@ -213,10 +198,9 @@ def split_stores(stores: Sequence[Store], fold: Fold) -> list[Store]:
     return [store.with_splits(fold.splits) for store in stores]
 
 
-def _keep_splits(store: Store, kept: set[str]) -> Store:
-    clips = store.clips
-    chosen = clips[clips["split"].isin(kept)]
-    return store.with_splits(dict(zip(chosen["clip_id"], chosen["split"], strict=True)))
+def _choose_clips(store: Store, kept: pd.Series[bool]) -> Store:
+    clips = store.clips[kept]
+    return store.with_splits(dict(zip(clips["clip_id"], clips["split"], strict=True)))
 
 
 def _parse_number(folds: str) -> int:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -19,7 +18,7 @@ from train.config import describe_settings
 from train.data.clips import ClipTable
 from train.heads.build import count_parameters
 from train.runs.folder import RUN_FORMAT, RUN_VERSION, Run, RunSummary
-from train.runs.predictions import summarise_scores, tabulate_predictions
+from train.runs.predictions import summarise_scores, tabulate_history, tabulate_predictions
 from train.streams import choose_grid
 from train.training.loop import Task, TrainedRun, plan_epochs
 from train.training.scoring import score_clips
@@ -74,7 +73,7 @@ def finish_run(
             "versions": _find_versions(),
         },
         summary=summary,
-        history=_tabulate_history(trained),
+        history=tabulate_history(trained.history),
         predictions=tabulate_predictions(scored, scores, task.classes),
     )
     weights = {name: tensor.contiguous() for name, tensor in trained.state.items()}
@@ -111,15 +110,6 @@ def _score(
     head = task.build_head()
     head.load_state_dict(dict(weights))
     return {split: score_clips(head, table, task.streams) for split, table in scored.items()}
-
-
-def _tabulate_history(trained: TrainedRun) -> pd.DataFrame:
-    names = ("loss", "map_mec", "map_rank", "acc", "uar", "f1_macro")
-    rows = []
-    for row in trained.history:
-        val = {f"val_{n}": getattr(row.val, n) if row.val else np.nan for n in names}
-        rows.append({"epoch": row.epoch, "train_loss": row.train_loss, **val})
-    return pd.DataFrame(rows)
 
 
 def _find_versions() -> dict[str, str]:

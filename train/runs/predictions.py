@@ -1,4 +1,4 @@
-"""Class probabilities of clips into what a run folder tells of them: metrics and predictions."""
+"""Class probabilities and metrics into what a run folder tells: metrics, predictions, history."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from train.data.clips import UNLABELLED, ClipTable
-from train.metrics import summarise_metrics
+from train.metrics import SCALARS, summarise_metrics
+from train.training.loop import Epoch
 
 
 def summarise_scores(table: ClipTable, scores: NDArray[np.float64]) -> dict[str, Any]:
@@ -45,3 +46,17 @@ def tabulate_predictions(
             part[f"p_{name}"] = of_split[:, k]
         parts.append(part)
     return pd.concat(parts, ignore_index=True)
+
+
+def tabulate_history(epochs: Sequence[Epoch]) -> pd.DataFrame:
+    """A row an epoch: epoch, train_loss, and ``val_<metric>``, empty where val was not scored."""
+    return pd.DataFrame(
+        [
+            {
+                "epoch": row.epoch,
+                "train_loss": row.train_loss,
+                **{f"val_{n}": getattr(row.val, n) if row.val else np.nan for n in SCALARS},
+            }
+            for row in epochs
+        ]
+    )

@@ -18,7 +18,7 @@ from features.fingerprint import hash_json
 from features.networks.runtime import choose_device
 from features.store.reader import open_store
 from train.config import check_heads, describe_settings, name_as_stored
-from train.data.splits import leave_out_test, leave_out_unlabelled, split_test_stores
+from train.data.splits import keep_splits, leave_out_unlabelled, split_test_stores
 from train.data.stores import check_stores, check_streams, describe_stores, find_shapes
 from train.fit import run_fit
 from train.fit_jobs import FitProgress
@@ -105,7 +105,7 @@ def run_sweep(
             "its members, then fit it with their best settings."
         )
     whole = [open_store(path, verify=verify) for path in stores]
-    opened = leave_out_unlabelled(leave_out_test(whole), ["train", "val"])
+    opened = leave_out_unlabelled(keep_splits(whole, "train", "val"), ["train", "val"])
     check_stores(opened)
     check_streams([sweep.head], sweep.config, find_shapes(opened))
     if test_stores:  # what the last step would refuse is refused before the first

@@ -14,7 +14,7 @@ import train.sweep.batches
 from features.errors import ConfigError
 from features.store.reader import open_store
 from tests.train.sweep.sweeps import QUICK, SPACE, batches_of_three, draw, hard_store
-from train.data.splits import leave_out_test
+from train.data.splits import keep_splits
 from train.sweep.storage import Trial, TrialStorage
 from train.sweep.trainer import TrialTrainer
 
@@ -112,7 +112,7 @@ def test_a_storage_that_cannot_be_opened_is_told(url: str, message: str, tmp_pat
 
 
 def test_a_trial_that_is_ended_leaves_the_others_as_they_were(tmp_path: Path) -> None:
-    stores = leave_out_test([open_store(hard_store(tmp_path))])
+    stores = keep_splits([open_store(hard_store(tmp_path))], "train", "val")
     trainer = TrialTrainer(stores, "face", torch.device("cpu"), scratch=tmp_path)
     configs = [replace(QUICK, lr=lr) for lr in (1e-3, 2e-3)]
     ended, other = trainer.train(configs, 1, lambda i, e, _: i == 0 and e == 2, lambda _: None)
