@@ -3,7 +3,8 @@
 A store of 4,917 train and 707 val clips is written (kept in --dir and used again); ``run_fit``
 trains six heads x 5 seeds x 30 epochs on it, as ``cli.py fit`` does. In the same process, before
 and after, the heads of ``naive_heads.py`` take --steps steps each and score val once: one run at a
-time, float32, features in memory.
+time, float32, features in memory; each head as a loop of ``nn.LSTMCell``, and those without
+attention as one call of ``nn.LSTM`` too.
 
 Compared is the clock. The naive way has the machine to itself, with all threads, a head after the
 other. ``fit`` trains a head a core; its epochs are timed from the second on, and heads that train
@@ -35,20 +36,23 @@ from threading import get_ident
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from benchmarks.naive_heads import NaiveHead
+from benchmarks.naive_heads import RNNS, NaiveHead, may_be_made_of
 from features.contracts import MEC_CLASSES, ClipFeatures
 from features.networks.runtime import choose_precision
 from features.store.reader import open_store
 from features.store.writer import write_store
 from train.config import PRESETS, FitConfig, find_matrices
-from train.data.batches import Batch, draw_phases, gather_batch, order_batches
+from train.data.batches import draw_phases, gather_batch, order_batches
+from train.data.clips import ClipTable
 from train.data.stores import read_tables
 from train.fit import run_fit
 from train.fit_jobs import FitProgress
 from train.request import FitRequest
-from train.streams import TABLE_1_HEADS, choose_streams
+from train.streams import TABLE_1_HEADS
 from train.training.parallel import count_workers
 
 N_CLIPS = {"train": 4917, "val": 707, "test": 64}
@@ -102,10 +106,14 @@ class Naive:
         tables = read_tables([open_store(store)], config, find_matrices(heads, config))
         self.table, self.val = tables["train"], tables["val"]
         self.config = config
-        self.models = {head: NaiveHead(head, len(MEC_CLASSES)) for head in heads}
+        self.models = {
+            (head, rnn): NaiveHead(head, len(MEC_CLASSES), rnn)
+            for head, rnn in product(heads, RNNS)
+            if may_be_made_of(head, rnn)
+        }
         self.adams = {
-            head: torch.optim.Adam(model.parameters(), config.lr)
-            for head, model in self.models.items()
+            key: torch.optim.Adam(model.parameters(), config.lr)
+            for key, model in self.models.items()
         }
         self.phases = draw_phases(self.table, 0, 1)
         lengths = np.array(
@@ -122,9 +130,9 @@ class Naive:
             kind: np.array_split(order, -(-len(order) // config.batch_size))
             for kind, order in (("same", np.argsort(-val_lengths)), ("shuffled", in_order))
         }
-        self.seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
-        """(head, kind of batch) -> of each step."""
-        self.val_seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
+        self.seconds: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+        """(head, module, kind of batch) -> of each step."""
+        self.val_seconds: dict[tuple[str, str, str], list[float]] = defaultdict(list)
         """The same, of scoring val."""
         self.by_length = {
             kind: sorted(batches, key=lambda clips: int(lengths[clips].max()))
@@ -133,44 +141,45 @@ class Naive:
 
     def take_steps(self, n_steps: int) -> None:
         """So many steps of every head, and val scored, on both kinds of batches."""
-        for head, kind in product(self.models, self.by_length):
+        for key, kind in product(self.models, self.by_length):
             # Batches differ in length: from each part of them, short to long, the one in its midst.
             batches = self.by_length[kind]
             places = [int((i + 0.5) * len(batches) / n_steps) for i in range(n_steps)]
             for step, place in enumerate([places[n_steps // 2], *places]):  # the first warms up
                 begin = time.perf_counter()
-                self._take_step(head, batches[place])
+                self._take_step(key, batches[place])
                 if step:
-                    self.seconds[head, kind].append(time.perf_counter() - begin)
+                    self.seconds[*key, kind].append(time.perf_counter() - begin)
             begin = time.perf_counter()
-            self._score_val(head, kind)
-            self.val_seconds[head, kind].append(time.perf_counter() - begin)
+            with torch.no_grad():
+                for clips in self.val_batches[kind]:
+                    logits, _ = self._score(key, self.val, clips, np.zeros_like(clips))
+                    torch.softmax(logits, 1).numpy()
+            self.val_seconds[*key, kind].append(time.perf_counter() - begin)
 
-    def find_ms(self, head: str, kind: str) -> float:
+    def find_ms(self, head: str, rnn: str, kind: str) -> float:
         """A step in the mean, with its share of scoring val."""
         n_steps = -(-len(self.table) // self.config.batch_size)
-        scoring = np.mean(self.val_seconds[head, kind]) / n_steps
-        return 1e3 * float(np.mean(self.seconds[head, kind]) + scoring)
+        scoring = np.mean(self.val_seconds[head, rnn, kind]) / n_steps
+        return 1e3 * float(np.mean(self.seconds[head, rnn, kind]) + scoring)
 
-    def _score_val(self, head: str, kind: str) -> None:
-        streams = choose_streams(head, context=self.config.context)
-        with torch.no_grad():
-            for clips in self.val_batches[kind]:
-                batch = gather_batch(self.val, clips, np.zeros_like(clips), streams)
-                inputs = {name: x.float() for name, x in batch.streams.items()}
-                torch.softmax(self.models[head](inputs, batch.n_steps), 1).numpy()
-
-    def _take_step(self, head: str, clips: NDArray[np.intp]) -> None:
-        batch: Batch = gather_batch(
-            self.table, clips, self.phases[clips], choose_streams(head, context=self.config.context)
-        )
+    def _score(
+        self,
+        key: tuple[str, str],
+        table: ClipTable,
+        clips: NDArray[np.intp],
+        phases: NDArray[np.intp],
+    ) -> tuple[Tensor, Tensor]:
+        """Logits and labels."""
+        batch = gather_batch(table, clips, phases, self.config.choose_streams(key[0]))
         streams = {name: x.float() for name, x in batch.streams.items()}
-        loss = torch.nn.functional.cross_entropy(
-            self.models[head](streams, batch.n_steps), batch.label
-        )
-        self.adams[head].zero_grad()
+        return self.models[key](streams, batch.n_steps), batch.label
+
+    def _take_step(self, key: tuple[str, str], clips: NDArray[np.intp]) -> None:
+        loss = cross_entropy(*self._score(key, self.table, clips, self.phases[clips]))
+        self.adams[key].zero_grad()
         loss.backward()
-        self.adams[head].step()
+        self.adams[key].step()
         loss.item()
 
 
@@ -247,28 +256,33 @@ def print_steps(
     heads: Sequence[str], naive: Naive | None, watch: Stopwatch, n_batches: int
 ) -> None:
     """What a step of one run takes, and what that makes of the whole table."""
-    ours, theirs = 0.0, {"same": 0.0, "shuffled": 0.0}
     n_side_by_side = min(count_workers("cpu"), len(heads))
-    print("ms a step         fit   naive, same batches   naive, shuffled batches")
+    ours: dict[str, float] = {}
+    theirs: dict[tuple[str, str], dict[str, float]] = {}
+    kinds = list(product(RNNS, naive.by_length)) if naive is not None else []
+    titles = "".join(f"{f'nn.{rnn}, {kind} batches':>30}" for rnn, kind in kinds)
+    print(f"{'ms a step':14}{'fit':>7}{titles}")
     for head in heads:
-        n_steps = watch.n_epochs[head] * n_batches * n_side_by_side
-        of_fit = 1e3 * watch.job_s[head] / n_steps
-        ours += of_fit
-        line = f"{head:14}{of_fit:7.1f}"
-        for kind in theirs if naive is not None else ():
-            of_naive = naive.find_ms(head, kind)
-            theirs[kind] += of_naive
-            line += f"{of_naive:14.1f} ({of_naive / of_fit:.2f} x)"
+        ours[head] = 1e3 * watch.job_s[head] / (watch.n_epochs[head] * n_batches * n_side_by_side)
+        line = f"{head:14}{ours[head]:7.1f}"
+        for rnn, kind in kinds:
+            if not may_be_made_of(head, rnn):
+                line += f"{'-':>30}"
+                continue
+            ms = theirs.setdefault((rnn, kind), {})[head] = naive.find_ms(head, rnn, kind)
+            line += f"{ms:18.1f} ({ms / ours[head]:6.2f} x)"
         print(line)
     n_steps = N_SEEDS * N_EPOCHS * -(-N_CLIPS["train"] // FitConfig().batch_size)
     print(
         f"EXTRAPOLATED to {N_SEEDS} seeds x {N_EPOCHS} epochs of {N_CLIPS['train']} clips: fit "
-        f"{ours * n_steps / 6e4:.0f} minutes"
+        f"{sum(ours.values()) * n_steps / 6e4:.0f} minutes"
     )
-    for kind, of_naive in theirs.items() if naive is not None else ():
+    for (rnn, kind), by_head in theirs.items():
+        same_heads = sum(ours[head] for head in by_head)
         print(
-            f"naive, {kind} batches: {of_naive * n_steps / 6e4:.0f} minutes, "
-            f"ratio overall {of_naive / ours:.2f}"
+            f"nn.{rnn}, {kind} batches, {len(by_head)} heads: "
+            f"{sum(by_head.values()) * n_steps / 6e4:.0f} minutes, "
+            f"ratio overall {sum(by_head.values()) / same_heads:.2f}"
         )
 
 

@@ -1,10 +1,13 @@
 """The heads of Table I as ordinary PyTorch code: what fit's speed is compared with.
 
-One run at a time, a loop of ``nn.LSTMCell`` over the steps, attention at each step, float32.
-Layers, sizes and numbers of parameters are those of ``train.heads.build``.
+One run at a time, float32: a loop of ``nn.LSTMCell`` over the steps, attention at each step; or,
+for heads without attention, one call of ``nn.LSTM``. Layers, sizes and numbers of parameters are
+those of ``train.heads.build``.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +15,18 @@ from torch import Tensor, nn
 SIZE = 128
 
 
-def last_steps(outputs: list[Tensor], n_steps: Tensor) -> Tensor:
-    """[T] x [B, H] to [B, H]: each clip's own last step."""
-    return torch.stack(outputs, 1)[torch.arange(len(n_steps)), n_steps - 1]
+RNNS = ("LSTMCell", "LSTM")
+"""Modules of ``torch.nn`` that a head is made of."""
+
+
+def may_be_made_of(name: str, rnn: str) -> bool:
+    """Attention asks at each step, so such heads are a loop."""
+    return rnn == "LSTMCell" or not name.startswith("caca")
+
+
+def last_steps(outputs: Tensor, n_steps: Tensor) -> Tensor:
+    """[B, T, H] to [B, H]: each clip's own last step."""
+    return outputs[torch.arange(len(n_steps)), n_steps - 1]
 
 
 class CellRnn(nn.Module):
@@ -30,8 +42,9 @@ class CellRnn(nn.Module):
 
     def forward(
         self, x: Tensor, first: tuple[Tensor, Tensor] | None, memory: Tensor | None, mask: Tensor
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """x: [B, T, n_in]. Returns hidden and cell state of the top layer at every step."""
+    ) -> tuple[Tensor, list[Tensor]]:
+        """x: [B, T, n_in]. Returns the top layer's hidden states [B, T, H], and its cell states,
+        one a step."""
         zeros = x.new_zeros(len(x), self.size)
         states = [first or (zeros, zeros) for _ in self.cells]
         hidden, cell = [], []
@@ -47,13 +60,22 @@ class CellRnn(nn.Module):
                 out = states[layer][0]
             hidden.append(states[-1][0])
             cell.append(states[-1][1])
-        return hidden, cell
+        return torch.stack(hidden, 1), cell
+
+
+class WholeRnn(nn.LSTM):
+    """The same layers without attention, a whole sequence at a time."""
+
+    def forward(
+        self, x: Tensor, first: None, memory: None, mask: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        return super().forward(x)[0], []
 
 
 class NaiveHead(nn.Module):
     """Any head of Table I, by name."""
 
-    def __init__(self, name: str, n_classes: int) -> None:
+    def __init__(self, name: str, n_classes: int, rnn: str = "LSTMCell") -> None:
         super().__init__()
         self.name = name
         sizes = {"context": 2048, "face": 512}
@@ -64,14 +86,12 @@ class NaiveHead(nn.Module):
         }.get(name, ["context", "face"])
         encoded = 512 if name == "face" else SIZE
         self.encode = nn.ModuleDict({s: nn.Linear(sizes[s], encoded) for s in self.streams})
-        if name in ("face", "context"):
-            rnns = [CellRnn(encoded, 2 * SIZE, 2)]
-        elif name == "concatenated":
-            rnns = [CellRnn(2 * SIZE, 2 * SIZE, 2)]
-        elif name == "parallel":
-            rnns = [CellRnn(SIZE, SIZE, 2), CellRnn(SIZE, SIZE, 2)]
-        else:
+        sizes = {"parallel": [(SIZE, SIZE)] * 2, "concatenated": [(2 * SIZE, 2 * SIZE)]}
+        if name.startswith("caca"):
             rnns = [CellRnn(SIZE, SIZE, 2), CellRnn(SIZE, SIZE, 1, attends=True)]
+        else:
+            made = CellRnn if rnn == "LSTMCell" else partial(WholeRnn, batch_first=True)
+            rnns = [made(n_in, size, 2) for n_in, size in sizes.get(name, [(encoded, 2 * SIZE)])]
         self.rnns = nn.ModuleList(rnns)
         self.classify = nn.Linear(SIZE if name.startswith("caca") else 2 * SIZE, n_classes)
 
@@ -81,8 +101,8 @@ class NaiveHead(nn.Module):
         mask = torch.arange(x[0].shape[1]) < n_steps.unsqueeze(1)
         if self.name.startswith("caca"):
             hidden, cell = self.rnns[0](x[0], None, None, mask)
-            first = (last_steps(hidden, n_steps), last_steps(cell, n_steps))
-            hidden, _ = self.rnns[1](x[1], first, torch.stack(hidden, 1), mask)
+            first = (last_steps(hidden, n_steps), last_steps(torch.stack(cell, 1), n_steps))
+            hidden, _ = self.rnns[1](x[1], first, hidden, mask)
             return self.classify(last_steps(hidden, n_steps))
         if self.name == "concatenated":
             x = [torch.cat(x, 2)]

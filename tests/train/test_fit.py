@@ -316,6 +316,16 @@ def test_an_interrupt_leaves_no_half_run_and_training_goes_on_later(
     assert len(fit_runs([store], tmp_path, ["face"], [0, 1], QUICK)) == 2
 
 
+def test_a_config_that_lacks_a_part_is_named(store: Path, tmp_path: Path) -> None:
+    (summary,) = fit_runs([store], tmp_path, ["face"], [0], QUICK)
+    file = tmp_path / summary.run / "config.json"
+    config = json.loads(file.read_text())
+    del config["store"]
+    file.write_text(json.dumps(config))
+    with pytest.raises(RunError, match=r"config\.json: lacks store\. Copy the folder again"):
+        fit_runs([store], tmp_path, ["face"], [0], QUICK)
+
+
 def test_a_damaged_run_folder_is_named(store: Path, tmp_path: Path) -> None:
     (summary,) = fit_runs([store], tmp_path, ["face"], [0], QUICK)
     (tmp_path / summary.run / "history.csv").unlink()

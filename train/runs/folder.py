@@ -28,6 +28,7 @@ import pandas as pd
 from features.disk import partial_path, publish, uninterrupted
 from features.errors import RunError
 from train.config import rename_stored
+from train.streams import ENSEMBLE
 
 RUN_FORMAT = "caca-rnn-run"
 RUN_VERSION = 1
@@ -238,13 +239,14 @@ def complete_config(config: dict[str, Any], file: Path) -> dict[str, Any]:
     Raises:
         DamagedRunError: It lacks a part that is read.
     """
-    missing = [name for name in _PARTS if name not in config]
+    parts = (*_PARTS, "members") if config.get("head") == ENSEMBLE else _PARTS
+    missing = [name for name in parts if name not in config]
     for name in ("settings", "store", "fold"):
-        parts = config.get(name, {})
-        if not isinstance(parts, dict):
-            raise DamagedRunError(f"{file}: {name} is {parts!r}, expected a JSON object. {_REMEDY}")
+        value = config.get(name, {})
+        if not isinstance(value, dict):
+            raise DamagedRunError(f"{file}: {name} is {value!r}, expected a JSON object. {_REMEDY}")
         if name in config:
-            missing += [f"{name}.{part}" for part in _PARTS_OF[name] if part not in parts]
+            missing += [f"{name}.{part}" for part in _PARTS_OF[name] if part not in value]
     if missing:
         raise DamagedRunError(f"{file}: lacks {', '.join(missing)}. {_REMEDY}")
     return {**config, "settings": rename_stored(config["settings"])}

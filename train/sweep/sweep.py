@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -113,18 +113,7 @@ def run_sweep(
         check_stores(tested)
         check_streams([sweep.head], sweep.config, find_shapes(tested))
     described = describe_stores(opened)
-    settings = describe_settings(sweep.head, sweep.config)
-    key = hash_json(
-        [
-            name_as_stored({k: v for k, v in settings.items() if k not in sweep.space}),
-            describe_space(sweep.space),
-            ["grid", "trials"][sweep.is_drawn],
-            sweep.trial_seeds,
-            described["fingerprint"],
-            described["learned_sha256"],
-        ]
-    )
-    name = f"{sweep.head}-{key[:12]}"
+    name = f"{sweep.head}-{hash_sweep(sweep, described)[:12]}"
     check_writable(runs)
     folder = runs / f"sweep-{name}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -175,7 +164,7 @@ def run_sweep(
             sweep=folder.name,
             head=sweep.head,
             kind="trials" if sweep.is_drawn else "grid",
-            settings=settings,
+            settings=describe_settings(sweep.head, sweep.config),
             space={k: json.loads(distribution_to_json(d)) for k, d in sweep.space.items()},
             trial_seeds=sweep.trial_seeds,
             store={name: described[name] for name in ("fingerprint", "learned_sha256")},
@@ -185,6 +174,21 @@ def run_sweep(
         write_record(folder, record)
     return SweepSummary(
         folder=folder, trials=table, importance=importance, best=best, runs=tuple(summaries)
+    )
+
+
+def hash_sweep(sweep: Sweep, store: Mapping[str, Any]) -> str:
+    """What names a sweep beside its head. store: ``describe_stores`` of train and val."""
+    settings = describe_settings(sweep.head, sweep.config)
+    return hash_json(
+        [
+            name_as_stored({k: v for k, v in settings.items() if k not in sweep.space}),
+            describe_space(sweep.space),
+            "trials" if sweep.is_drawn else "grid",
+            sweep.trial_seeds,
+            store["fingerprint"],
+            store["learned_sha256"],
+        ]
     )
 
 

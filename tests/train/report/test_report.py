@@ -76,6 +76,7 @@ def write_fake_run(
             "head": head,
             "seed": seed,
             "context": "7x7" if head == "caca" else "2x2",
+            "streams": {},
             "n_epochs": 3,
             "settings": asdict(config),
             "device": "cpu",
@@ -268,6 +269,19 @@ def test_a_run_of_newer_code_is_refused(tmp_path: Path) -> None:
     (path / "config.json").write_text(text)
     with pytest.raises(RunError, match=r"version 2, but this code reads .* 1\. Update the code"):
         run_report(tmp_path / "runs", tmp_path / "out")
+
+
+def test_a_run_whose_config_lacks_a_part_is_named_and_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for seed in (0, 1):
+        path = write_fake_run(tmp_path / "runs", "face", seed, 4)
+    config = json.loads((path / "config.json").read_text())
+    del config["store"]["classes"], config["versions"]
+    (path / "config.json").write_text(json.dumps(config))
+    run_report(tmp_path / "runs", tmp_path / "out")
+    assert f"{path / 'config.json'}: lacks versions, store.classes." in caplog.text
+    assert [row["Seed"] for _, row in read_table(tmp_path / "out", "runs").iterrows()] == ["0"]
 
 
 def make_strange(runs: Path) -> dict[str, str]:

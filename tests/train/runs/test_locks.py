@@ -223,6 +223,21 @@ def test_a_head_without_a_finite_loss_stops_no_other(
 
 
 @pytest.mark.usefixtures("one_thread")
+def test_the_complete_runs_are_told_in_json_beside_the_error(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_face(monkeypatch)
+    arguments = f"fit --store {store} --runs {tmp_path} --seeds 1 --head face --head context --json"
+    settings = ["--set", "epochs=1", "--set", "min_updates=0"]
+    result = CliRunner().invoke(cli, [*arguments.split(), *settings])
+    assert result.exit_code == 1
+    told = json.loads(result.stdout)
+    assert [run["head"] for run in told["runs"]] == ["context"]
+    assert told["error"].startswith("1 of 2 run(s) came to no result")
+    assert "head face, seed 0: the loss is nan" in result.stderr
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_a_fold_without_a_finite_loss_stops_no_other(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
