@@ -8,6 +8,7 @@ that the face RNN of ``caca`` and ``caca-a`` gives to the planted frame at its l
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -15,11 +16,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
 
-from benchmarks.planted_attention import read_attention
-from benchmarks.planted_store import CLASSES, N_STEPS, PLANTED, write_planted_store
+from benchmarks.planted_store import CLASSES, N_STEPS, PLANTED, PLANTED_STEP, write_planted_store
+from features.store.reader import open_store
 from train.config import FitConfig
 from train.fit import run_fit
+from train.heads.build import build_head
+from train.heads.cascade import Cascade
 from train.request import FitRequest
 from train.runs.folder import RunSummary
 from train.streams import TABLE_1_HEADS
@@ -60,6 +66,39 @@ def tell_attention(of_head: Sequence[RunSummary], runs: Path, store: Path) -> st
     mean = tell_spread([float(w[:, 0].mean()) for w in weights])
     first = tell_spread([float((w.argmax(1) == 0).mean()) for w in weights])
     return f"   attention on the planted frame {mean}, greatest in {first} of the clips"
+
+
+def read_attention(run: Path, store: Path) -> NDArray[np.float64]:
+    """What a run looks at when it has seen all faces of a clip: the test clips of a store.
+
+    Args:
+        run: Folder of a run of ``caca`` or ``caca-a``: its face RNN attends to the frames.
+        store: A store planted in ``both``.
+
+    Returns:
+        [N, T] Attention weights of the last step (Eq. 2), the planted frame's first, then the
+        others in their order.
+    """
+    config = json.loads((run / "config.json").read_text())
+    head = build_head(config["head"], len(config["store"]["classes"]), context=config["context"])
+    if not isinstance(head, Cascade):
+        raise ValueError(f"{config['head']} has no attention")
+    head.load_state_dict(load_file(run / "weights.safetensors"))
+    rows = []
+    for clip in open_store(store).iter_clips(context_7x7=True):
+        if clip.split != "test":
+            continue
+        context = clip.context_7x7 if config["context"] == "7x7" else clip.context_2x2
+        streams = {
+            "context": torch.from_numpy(context).float().reshape(1, clip.n_frames, -1),
+            "face": torch.from_numpy(clip.face_vector).float()[None],
+        }
+        with torch.no_grad():
+            (weights,) = head.attend(streams, torch.tensor([clip.n_frames]))  # [1, T, T]
+        planted = int(clip.extra[PLANTED_STEP])
+        last = weights[0, -1].double().numpy()
+        rows.append(np.concatenate([last[planted : planted + 1], np.delete(last, planted)]))
+    return np.stack(rows)
 
 
 def tell_spread(shares: Sequence[float]) -> str:

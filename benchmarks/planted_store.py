@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from features.contracts import CONTEXT_CHANNELS, FACE_MAP_SHAPE, ClipFeatures
 from features.store.writer import write_store
+from tests.builders import clip_features
 
 CLASSES = ("happy", "sad", "angry")
 N_STEPS = 6
@@ -75,20 +76,14 @@ def _iter_clips(
                 moods[:] = label
             face = _add_noise(np.tile(sign[signed], (N_STEPS, 1)), rng)  # [F, 512]
             context = _add_noise(place[places] + mood[moods], rng)  # [F, 512]
-            yield ClipFeatures(
-                clip_id=f"{split}-{i:05}",
+            yield clip_features(
+                f"{split}-{i:05}",
+                n_frames=N_STEPS,
                 label=CLASSES[label],
                 split=split,
                 extra={PLANTED_STEP: str(step)} if planted == "both" else {},
-                pts_s=np.arange(N_STEPS) / 5,
-                phase=np.zeros(N_STEPS, np.int16),
                 context_2x2=_put_in_corner(context, 2),
                 context_7x7=_put_in_corner(context, 7),
-                face_frame=np.arange(N_STEPS, dtype=np.int32),
-                box_px=np.tile(np.float32([0, 0, 128, 128]), (N_STEPS, 1)),
-                score=np.ones(N_STEPS, np.float32),
-                landmarks_px=np.zeros((N_STEPS, 5, 2), np.float32),
-                track=np.zeros(N_STEPS, np.int32),
                 face_vector=face,
                 face_map=_spread(face) if face_map else None,
             )

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from features.contracts import MEC_CLASSES, ClipFeatures
 from features.store.writer import write_store
+from tests.builders import clip_features
 from train.config import FitConfig
 from train.fit import run_fit
 from train.request import FitRequest
@@ -38,22 +39,13 @@ def iter_clips() -> Iterator[ClipFeatures]:
     """Clips of ``N_STEPS`` frames with a face each; noise, with a little of the class in it."""
     rng = np.random.default_rng(0)
     of_class = rng.random((len(MEC_CLASSES), 512))
-    context_7x7 = np.zeros((N_STEPS, 512, 7, 7), np.float16)
     for i in range(N_TRAIN + N_VAL):
         label = i % len(MEC_CLASSES)
-        yield ClipFeatures(
-            clip_id=f"c{i:05}",
+        yield clip_features(
+            f"c{i:05}",
+            n_frames=N_STEPS,
             label=MEC_CLASSES[label],
             split="train" if i < N_TRAIN else "val",
-            pts_s=np.arange(N_STEPS) / 5,
-            phase=np.zeros(N_STEPS, np.int16),
-            context_2x2=rng.random((N_STEPS, 512, 2, 2)).astype(np.float16),
-            context_7x7=context_7x7,
-            face_frame=np.arange(N_STEPS, dtype=np.int32),
-            box_px=np.zeros((N_STEPS, 4), np.float32),
-            score=np.ones(N_STEPS, np.float32),
-            landmarks_px=np.zeros((N_STEPS, 5, 2), np.float32),
-            track=np.zeros(N_STEPS, np.int32),
             face_vector=(of_class[label] + rng.random((N_STEPS, 512))).astype(np.float16),
         )
 

@@ -31,7 +31,7 @@ def test_the_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     config = FitConfig(epochs=1, min_updates=0)
     fit_runs([tmp_path / "store"], tmp_path / "runs", ["caca-a"], [0], config)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.S)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     names: dict[str, object] = {}
     for block in blocks:
         exec(block, names)

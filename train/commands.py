@@ -71,9 +71,6 @@ _settings = click.option(
 @_settings
 @add_json_option
 def fit(
-    stores: Sequence[Path],
-    test_stores: Sequence[Path],
-    runs: Path,
     preset: str,
     heads: Sequence[str],
     streams: str | None,
@@ -81,10 +78,9 @@ def fit(
     folds: str | None,
     tensorboard: Path | None,
     no_verify: bool,
-    device: str,
-    memory_gb: float | None,
     settings: Sequence[str],
     as_json: bool,
+    **asked: Any,
 ) -> None:
     """Stage two: train heads on the store's features; a run that exists complete is kept.
 
@@ -107,15 +103,11 @@ def fit(
 
     named = [] if streams is None else [f"streams={streams}"]
     request = FitRequest(
-        stores=stores,
-        runs=runs,
         heads=heads or PRESETS[preset].heads,
         seeds=range(seeds),
         config=parse_settings([*settings, *named], PRESETS[preset].config),
-        test_stores=test_stores,
-        device=device,
-        memory_gb=memory_gb,
         verify=not no_verify,
+        **asked,
     )
     error = ""
     with show_progress("fit", "runs") as show, open_event_files(tensorboard) as add_epoch:
@@ -185,20 +177,16 @@ def fit(
 @_settings
 @add_json_option
 def sweep(
-    stores: Sequence[Path],
-    test_stores: Sequence[Path],
-    runs: Path,
     head: str,
     grid: Sequence[str],
     trials: int | None,
     search: Sequence[str],
-    storage: str,
     trial_seeds: int,
     seeds: int,
     no_verify: bool,
-    device: str,
     settings: Sequence[str],
     as_json: bool,
+    **asked: Any,
 ) -> None:
     """Try settings of a head on train and val, then train the best over seeds as fit does.
 
@@ -223,7 +211,7 @@ def sweep(
         raise click.UsageError("--search goes with --trials; --grid lists what to try itself")
     config = parse_settings(settings, choose_preset(head).config)
     space: Space = parse_grid(grid, config) if grid else parse_space(search, config)
-    asked = Sweep(
+    tried = Sweep(
         head=head,
         config=config,
         space=space or DEFAULT_SPACE,
@@ -233,16 +221,12 @@ def sweep(
     with show_progress("sweep", "trials") as show:
         counter = TrialCounter(show, head, seeds)
         summary = run_sweep(
-            stores,
-            runs,
-            asked,
-            range(seeds),
-            test_stores=test_stores,
-            storage=storage,
-            device=device,
+            sweep=tried,
+            seeds=range(seeds),
             verify=not no_verify,
             progress=counter.show_sweep,
             fit_progress=counter.show_fit,
+            **asked,
         )
     if as_json:
         print_json(summary.as_json())

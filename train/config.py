@@ -17,7 +17,6 @@ from train.streams import (
     ENSEMBLE,
     HEADS,
     NETWORKS,
-    TABLE_1_HEADS,
     choose_grid,
     choose_streams,
     split_names,
@@ -158,11 +157,11 @@ class Preset:
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
-        "table1": Preset(heads=TABLE_1_HEADS, config=FitConfig(context="2x2")),
-        "submitted": Preset(
-            heads=tuple(n for n, spec in HEADS.items() if spec.preset == "submitted"),
-            config=FitConfig(context="7x7"),
-        ),
+        name: Preset(
+            heads=tuple(head for head, spec in HEADS.items() if spec.preset == name),
+            config=FitConfig(context=grid),
+        )
+        for name, grid in (("table1", "2x2"), ("submitted", "7x7"))
     }
 )
 """``table1``: the comparison of section V. ``submitted``: the two networks of Table II."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.planted_attention import read_attention
+from benchmarks.planted import read_attention
 from benchmarks.planted_store import CLASSES, N_STEPS, write_planted_store
 from tests.fits import fit_runs
 from train.config import FitConfig

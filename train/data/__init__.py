@@ -1,1 +1,1 @@
-"""Clips of stores as batches of sequences, in memory or from disk."""
+"""What heads learn from: stores, the splits of their clips, features as sequences and batches."""

@@ -1,1 +1,1 @@
-"""The recurrent heads of the paper, one run or several side by side."""
+"""The networks of the paper, one run or several side by side."""

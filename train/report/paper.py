@@ -60,25 +60,18 @@ class SubmittedRow:
     test: PaperScore
 
 
-TABLE_2: tuple[SubmittedRow, ...] = (
+TABLE_2: tuple[SubmittedRow, ...] = tuple(
     SubmittedRow(
-        head="caca",
-        title="CACA-RNN",
-        val=PaperScore(map_mec=41.53, acc=51.34),
-        test=PaperScore(map_mec=45.51, acc=47.30),
-    ),
-    SubmittedRow(
-        head="ensemble",
-        title="CACA-RNN + 2D-3D-CNN",
-        val=PaperScore(map_mec=52.16, acc=56.58),
-        test=PaperScore(map_mec=44.74, acc=52.99),
-    ),
-    SubmittedRow(
-        head="",
-        title="MEC 2017 baseline",
-        val=PaperScore(map_mec=34.1, acc=36.5),
-        test=PaperScore(map_mec=21.7, acc=35.3),
-    ),
+        head=head,
+        title=title,
+        val=PaperScore(map_mec=val[0], acc=val[1]),
+        test=PaperScore(map_mec=test[0], acc=test[1]),
+    )
+    for head, title, val, test in (
+        ("caca", "CACA-RNN", (41.53, 51.34), (45.51, 47.30)),
+        ("ensemble", "CACA-RNN + 2D-3D-CNN", (52.16, 56.58), (44.74, 52.99)),
+        ("", "MEC 2017 baseline", (34.1, 36.5), (21.7, 35.3)),
+    )
 )
 
 TITLES: Mapping[str, str] = MappingProxyType(

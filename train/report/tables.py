@@ -59,26 +59,19 @@ def tabulate_table_2(results: StoreResults) -> pd.DataFrame:
     """Table II: the submitted networks on val and test, median run; empty without such runs."""
     rows = []
     for row in TABLE_2:
-        ours = results.find([row.head], context="7x7")
-        for result in ours:
-            if result.settings.get("members", _SUBMITTED) != _SUBMITTED:
-                continue
-            summary = result.median_run.summary
-            rows.append(
-                {
-                    "Method": result.title,
-                    **_format_scores("val", summary.val, row.val),
-                    **_format_scores("test", summary.test, row.test),
-                }
-            )
-        if not ours and row.head == "":
-            rows.append(
-                {
-                    "Method": row.title,
-                    **_format_scores("val", {}, row.val),
-                    **_format_scores("test", {}, row.test),
-                }
-            )
+        ours = [
+            (result.title, result.median_run.summary.val, result.median_run.summary.test)
+            for result in results.find([row.head], context="7x7")
+            if result.settings.get("members", _SUBMITTED) == _SUBMITTED
+        ]
+        rows += [
+            {
+                "Method": title,
+                **_format_scores("val", val, row.val),
+                **_format_scores("test", test, row.test),
+            }
+            for title, val, test in (ours if row.head else [(row.title, {}, {})])
+        ]
     return pd.DataFrame(rows if len(rows) > 1 else [])
 
 

@@ -9,8 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+import pandas as pd
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -44,15 +43,14 @@ def finish_run(
         The run, and the content of weights.safetensors.
     """
     config = task.config
-    scores = _score(task, trained.state, scored)
+    metrics, predictions = _score(task, trained.state, scored)
     summary = RunSummary(
         run=path.name,
         head=task.head,
         seed=trained.spec.seed,
         n_parameters=count_parameters(task.build_head()),
         best_epoch=trained.best_epoch,
-        val=summarise_scores(scored["val"], scores["val"]),
-        test=summarise_scores(scored["test"], scores["test"]),
+        **metrics,
     )
     run = Run(
         path=path,
@@ -74,7 +72,7 @@ def finish_run(
         },
         summary=summary,
         history=tabulate_history(trained.history),
-        predictions=tabulate_predictions(scored, scores, task.classes),
+        predictions=predictions,
     )
     weights = {name: tensor.contiguous() for name, tensor in trained.state.items()}
     return run, save(weights)
@@ -91,25 +89,24 @@ def score_again(
         scored: As of ``finish_run``.
         described: As of ``finish_run``.
     """
-    scores = _score(task, load_file(run.weights_path), scored)
+    metrics, predictions = _score(task, load_file(run.weights_path), scored)
     return replace(
         run,
         config={**run.config, **described},
-        summary=replace(
-            run.summary,
-            val=summarise_scores(scored["val"], scores["val"]),
-            test=summarise_scores(scored["test"], scores["test"]),
-        ),
-        predictions=tabulate_predictions(scored, scores, task.classes),
+        summary=replace(run.summary, **metrics),
+        predictions=predictions,
     )
 
 
 def _score(
     task: Task, weights: Mapping[str, Tensor], scored: Mapping[str, ClipTable]
-) -> dict[str, NDArray[np.float64]]:
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Split -> its metrics, and the predictions of all."""
     head = task.build_head()
     head.load_state_dict(dict(weights))
-    return {split: score_clips(head, table, task.streams) for split, table in scored.items()}
+    scores = {split: score_clips(head, table, task.streams) for split, table in scored.items()}
+    metrics = {split: summarise_scores(scored[split], scores[split]) for split in scored}
+    return metrics, tabulate_predictions(scored, scores, task.classes)
 
 
 def _find_versions() -> dict[str, str]:

@@ -1,1 +1,1 @@
-"""The search for settings: trials, their storage, and what they tell."""
+"""The search for settings: what is tried, trials and their storage, what came of them."""

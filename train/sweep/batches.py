@@ -17,12 +17,7 @@ from optuna.distributions import CategoricalDistribution
 
 from train.config import FitConfig
 from train.sweep.space import Grid, Space, list_points, round_settings
-from train.sweep.storage import (
-    DEAD_AFTER_S,
-    Trial,
-    TrialStorage,
-    make_history,
-)
+from train.sweep.storage import DEAD_AFTER_S, Trial, TrialStorage, make_history
 from train.sweep.tables import find_best
 from train.sweep.trainer import Judge, TrialTrainer
 from train.training.specs import RunSpec, group_specs

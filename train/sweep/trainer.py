@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from threading import Event, Lock
 from typing import Any
@@ -128,16 +129,17 @@ class TrialTrainer:
         for same_tables in groups.values():
             task = self._make_task(trials[same_tables[0][0]].config)
             jobs = [
-                _Group(
-                    task=replace(task, config=trials[group[0]].config),
-                    trials={i: trials[i] for i in group},
-                    seeds=range(FIRST_SEED, FIRST_SEED + n_seeds),
-                    judge=judge,
-                    tell=tell,
+                partial(
+                    _train_group,
+                    replace(task, config=trials[group[0]].config),
+                    {i: trials[i] for i in group},
+                    range(FIRST_SEED, FIRST_SEED + n_seeds),
+                    judge,
+                    tell,
                 )
                 for group in same_tables
             ]
-            run_jobs([job.run for job in jobs], n_workers)
+            run_jobs(jobs, n_workers)
         return trials
 
     def _make_task(self, config: FitConfig) -> Task:
@@ -167,39 +169,33 @@ class TrialTrainer:
         return (config.faces, config.max_time_steps, config.precision, *matrices)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Group:
-    """Trials that train as one batched model, all seeds of a trial with it."""
+def _train_group(
+    task: Task,
+    trials: Mapping[int, TrainedTrial],
+    seeds: Sequence[int],
+    judge: Judge,
+    tell: Callable[[int], None],
+    stop: Event,
+) -> None:
+    """Train trials as one batched model, all seeds of a trial with it."""
 
-    task: Task
-    trials: Mapping[int, TrainedTrial]
-    seeds: Sequence[int]
-    judge: Judge
-    tell: Callable[[int], None]
-
-    def run(self, stop: Event) -> None:
-        specs = [
-            RunSpec(seed=seed, config=trial.config)
-            for trial in self.trials.values()
-            for seed in self.seeds
-        ]
-        train_runs(self.task, specs, self._end_epoch, stop)
-
-    def _end_epoch(self, epoch: int, active: Sequence[TrainedRun]) -> list[TrainedRun]:
+    def end_epoch(epoch: int, active: Sequence[TrainedRun]) -> list[TrainedRun]:
         """The runs that end here: those of trials that are judged to, or that have failed."""
         if epoch == 1:
-            for place, trial in enumerate(self.trials.values()):
-                begin = place * len(self.seeds)
-                trial.runs = list(active[begin : begin + len(self.seeds)])
+            for place, trial in enumerate(trials.values()):
+                trial.runs = list(active[place * len(seeds) : (place + 1) * len(seeds)])
         ended: list[TrainedRun] = []
-        for i, trial in self.trials.items():
+        for i, trial in trials.items():
             going = [run for run in trial.runs if any(run is other for other in active)]
             if going and trial.error:
                 ended += going
             elif any(run.history[-1].val is not None for run in going):
                 trial.by_epoch[epoch] = float(trial.median_run.best[0])
-                if self.judge(i, epoch, trial.by_epoch[epoch]):
+                if judge(i, epoch, trial.by_epoch[epoch]):
                     trial.is_pruned = True
                     ended += going
-        self.tell(epoch)
+        tell(epoch)
         return ended
+
+    specs = [RunSpec(seed=seed, config=trial.config) for trial in trials.values() for seed in seeds]
+    train_runs(task, specs, end_epoch, stop)

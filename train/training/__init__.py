@@ -1,1 +1,1 @@
-"""The training loop: batches to updates to scores."""
+"""Training: batches to updates; val is scored, and chooses the epoch that each run keeps."""

@@ -1,7 +1,8 @@
-"""Trains runs of one head side by side, as one model with a run dimension.
+"""Trains runs of one head side by side, as one model with a run dimension; val chooses epochs.
 
 Each run has its own seed and settings, and from them its own weights, order of batches, initial
-frames, noise and end: the numbers are those of training it alone, up to rounding.
+frames, noise and end: the numbers are those of training it alone, up to rounding. After an epoch
+``train.training.scoring`` scores val; here is decided which epoch a run keeps, and when it ends.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from train.heads.layers import Head, read_run_state, set_noise, stack_runs
 from train.metrics import Metrics, score_predictions
 from train.streams import Shapes
 from train.training.adam import RunOptimizer
-from train.training.loss import RunLosses, make_losses
+from train.training.loss import make_losses
 from train.training.scoring import score_clips
 from train.training.specs import RunSpec, may_train_together
 
@@ -158,7 +159,7 @@ def train_runs(
     if missing:
         raise ConfigError(f"head {task.head}: the store gives no {', '.join(sorted(missing))}.")
     runs = [TrainedRun(spec=spec) for spec in specs]
-    model = _Model.build(task, runs)
+    model = _Model(task, runs)
     schedule = plan_epochs(len(task.train.labelled), task.config)
     for epoch in range(1, schedule.n_epochs + 1):
         active = list(model.runs)
@@ -176,7 +177,7 @@ def train_runs(
         going = [
             i
             for i, run in enumerate(active)
-            if run.error is None and run not in dropped and not _is_tired(run, epoch, schedule)
+            if run.error is None and run not in dropped and not _has_ended(run, epoch, schedule)
         ]
         if not going:
             break
@@ -188,30 +189,14 @@ def train_runs(
 class _Model:
     """The runs that still train: their weights side by side, and what trains them."""
 
-    def __init__(
-        self,
-        task: Task,
-        runs: Sequence[TrainedRun],
-        stacked: Head,
-        optimizer: RunOptimizer,
-        losses: RunLosses,
-    ) -> None:
+    def __init__(self, task: Task, runs: Sequence[TrainedRun]) -> None:
         self.task, self.runs = task, list(runs)
-        self._stacked, self._optimizer, self._losses = stacked, optimizer, losses
-
-    @classmethod
-    def build(cls, task: Task, runs: Sequence[TrainedRun]) -> _Model:
-        heads = [task.build_head(run.spec.seed) for run in runs]
-        stacked = stack_runs(heads).to(task.device)
         configs = [run.spec.config for run in runs]
+        heads = [task.build_head(run.spec.seed) for run in runs]
+        self._stacked = stack_runs(heads).to(task.device)
+        self._optimizer = RunOptimizer(self._stacked, [config.lr for config in configs])
         label = task.train.label[task.train.labelled]
-        return cls(
-            task,
-            runs,
-            stacked,
-            RunOptimizer(stacked, [config.lr for config in configs]),
-            make_losses(configs, label, len(task.classes), task.device),
-        )
+        self._losses = make_losses(configs, label, len(task.classes), task.device)
 
     def train_epoch(self, epoch: int, stop: Event | None) -> list[float]:
         """One pass over the train clips. Returns each run's mean loss."""
@@ -300,7 +285,7 @@ def _note_epoch(task: Task, run: TrainedRun, epoch: Epoch) -> None:
         run.best, run.best_epoch = key, epoch.epoch
 
 
-def _is_tired(run: TrainedRun, epoch: int, schedule: Schedule) -> bool:
+def _has_ended(run: TrainedRun, epoch: int, schedule: Schedule) -> bool:
     """Whether a run's best epoch lies so far back that it ends."""
     patience = math.ceil(run.spec.config.patience * schedule.n_epochs)
     return bool(run.state) and epoch - max(run.best_epoch, 1) >= patience

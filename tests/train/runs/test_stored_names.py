@@ -1,4 +1,4 @@
-"""Settings that got another name: what was written under the old one is read, and named the same."""
+"""Settings that got another name: what holds the old one is read, and is named the same."""
 
 from __future__ import annotations
 
