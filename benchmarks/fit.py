@@ -45,6 +45,7 @@ from features.contracts import MEC_CLASSES, ClipFeatures
 from features.networks.runtime import choose_precision
 from features.store.reader import open_store
 from features.store.writer import write_store
+from tests.builders import clip_features
 from train.config import PRESETS, FitConfig, find_matrices
 from train.data.batches import draw_phases, gather_batch, order_batches
 from train.data.clips import ClipTable
@@ -81,8 +82,9 @@ def iter_clips(share: float) -> Iterator[ClipFeatures]:
             telling = slice(n // 2 // n_phases * n_phases, (n // 2 // n_phases + 1) * n_phases)
             context[telling] += 0.2 * context_means[label]
             places = context.astype(np.float16)[:, :, None, None]
-            yield ClipFeatures(
-                clip_id=f"{split}{i:05}",
+            yield clip_features(
+                f"{split}{i:05}",
+                n_frames=n,
                 label=MEC_CLASSES[label],
                 split=split,
                 pts_s=np.arange(n) / (5 * n_phases),
@@ -90,11 +92,6 @@ def iter_clips(share: float) -> Iterator[ClipFeatures]:
                 n_phases=n_phases,
                 context_2x2=np.broadcast_to(places, (n, 512, 2, 2)).copy(),
                 context_7x7=np.broadcast_to(places, (n, 512, 7, 7)).copy(),
-                face_frame=np.arange(n, dtype=np.int32),
-                box_px=np.tile(np.float32([0, 0, 128, 128]), (n, 1)),
-                score=np.ones(n, np.float32),
-                landmarks_px=np.zeros((n, 5, 2), np.float32),
-                track=np.zeros(n, np.int32),
                 face_vector=face.astype(np.float16),
             )
 
