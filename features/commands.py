@@ -208,7 +208,7 @@ def weights(as_json: bool) -> None:
     Example:
         cli.py weights
     """
-    from features.networks.weights_table import describe_weights
+    from features.networks.weights import describe_weights
 
     described = [asdict(described) for described in describe_weights()]
     if as_json:

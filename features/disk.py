@@ -15,11 +15,7 @@ Progress = Callable[[int, int], None]
 """Told how many bytes were gone through, and how many there are to go through in all."""
 
 
-ENDING = frozenset(
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
-    if hasattr(signal, name)
-)
+ENDING = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 """Ctrl-C, a batch system's stop, a lost terminal: they ask a command to end."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +17,15 @@ from torch.nn import functional as F
 from features.contracts import FACE_CROP_PX, FACE_VECTOR_SIZE
 from features.disk import write_atomically
 from features.errors import WeightsError
+from features.json_records import JsonFormat
 from features.networks.weights import SHIPPED_FACE_WEIGHTS
 
-FACE_WEIGHTS_FORMAT = "caca-rnn face CNN"
-FACE_WEIGHTS_VERSION = 1
+_HEADER_JSON = JsonFormat(
+    name="caca-rnn face CNN",
+    damaged=WeightsError,
+    other_version=WeightsError,
+    remedy="Give a file that fit-face wrote, or copy it again.",
+)
 FACE_ARCHITECTURE = "squeezenet1_1-bn-grey"
 
 _FIRES = (
@@ -136,8 +142,8 @@ def write_face_cnn(net: FaceCNN, path: Path, training: Mapping[str, Any]) -> Non
     training: facts about how the weights came to be, kept in the file's header as JSON.
     """
     metadata = {
-        "format": FACE_WEIGHTS_FORMAT,
-        "version": str(FACE_WEIGHTS_VERSION),
+        "format": str(_HEADER_JSON.name),
+        "version": str(_HEADER_JSON.version),
         "architecture": FACE_ARCHITECTURE,
         "classes": json.dumps(net.classes),
         "training": json.dumps(training, sort_keys=True),
@@ -153,12 +159,11 @@ def read_face_cnn(path: Path = SHIPPED_FACE_WEIGHTS) -> FaceCNN:
     Raises:
         WeightsError: missing, damaged, not a face CNN, or of a version this code does not read.
     """
-    metadata, state = _read_safetensors(path)
-    _check_metadata(path, metadata)
-    net = FaceCNN(json.loads(metadata["classes"]))
+    header, state = _read_safetensors(path)
     try:
+        net = FaceCNN(header.classes)
         net.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         first = str(error).splitlines()[-1].strip()
         raise WeightsError(
             f"{path}: its tensors are not those of {FACE_ARCHITECTURE} ({first}). "
@@ -169,36 +174,38 @@ def read_face_cnn(path: Path = SHIPPED_FACE_WEIGHTS) -> FaceCNN:
 
 def read_face_training(path: Path = SHIPPED_FACE_WEIGHTS) -> dict[str, Any]:
     """The facts about the training that ``write_face_cnn`` kept. Raises WeightsError."""
-    metadata, _ = _read_safetensors(path)
-    _check_metadata(path, metadata)
-    training: dict[str, Any] = json.loads(metadata["training"])
+    training: dict[str, Any] = json.loads(_read_safetensors(path)[0].training)
     return training
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+@dataclass(frozen=True, kw_only=True)
+class _Header:
+    """What a file says of its weights."""
+
+    architecture: str
+    classes: tuple[str, ...]
+    training: str = "{}"
+    """JSON; may hold numbers that are not finite."""
+
+    def __post_init__(self) -> None:
+        if self.architecture != FACE_ARCHITECTURE:
+            raise ValueError(f"architecture {self.architecture!r}, expected {FACE_ARCHITECTURE!r}")
+
+
+def _read_safetensors(path: Path) -> tuple[_Header, dict[str, Tensor]]:
     if not path.is_file():
         raise WeightsError(f"{path}: no such file. Give a file that fit-face wrote.")
     try:
         with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise WeightsError(
             f"{path}: not a whole safetensors file ({error}). Copy it again, or give one "
             "that fit-face wrote."
         ) from error
-
-
-def _check_metadata(path: Path, metadata: Mapping[str, str]) -> None:
-    found = metadata.get("format")
-    if found != FACE_WEIGHTS_FORMAT:
-        raise WeightsError(
-            f"{path}: format {found!r}, expected {FACE_WEIGHTS_FORMAT!r}. "
-            "Give a file that fit-face wrote."
-        )
-    version, architecture = metadata.get("version"), metadata.get("architecture")
-    if (version, architecture) != (str(FACE_WEIGHTS_VERSION), FACE_ARCHITECTURE):
-        raise WeightsError(
-            f"{path}: version {version}, architecture {architecture!r}; this code reads version "
-            f"{FACE_WEIGHTS_VERSION} of {FACE_ARCHITECTURE!r}. Update the code if the file is "
-            "newer, or run fit-face again."
-        )
+    parts = [
+        f"{json.dumps(name)}: {text if name in ('version', 'classes') else json.dumps(text)}"
+        for name, text in metadata.items()
+    ]
+    return _HEADER_JSON.read(_Header, f"{{{', '.join(parts)}}}", str(path)), state

@@ -1,4 +1,4 @@
-"""Where pretrained weights come from, which file they must be, and how it is opened safely.
+"""Which pretrained weights are in use, from where, and how their files are opened safely.
 
 A file is hashed first and unpickled only when the hash is the pinned one: a pickle of unknown
 origin can run any code. Packages are asked where their files lie; none of their code is imported
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.errors import WeightsError
+from features.fingerprint import hash_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +134,47 @@ def read_mtcnn(name: str) -> list[NDArray[np.float32]]:
     # joblib has no restricted unpickler; the bytes are the pinned ones, so they are known.
     arrays: list[NDArray[np.float32]] = joblib.load(io.BytesIO(MTCNN_FILES[name].read()))
     return arrays
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsRow:
+    """One network's weights: from where, which file, its hash, its licence."""
+
+    network: str
+    origin: str
+    file: str
+    sha256: str
+    licence: str
+
+
+def describe_weights() -> list[WeightsRow]:
+    """A row for each network of stage one, its file checked.
+
+    Raises:
+        WeightsError: a file is missing or is not the pinned one.
+    """
+    rows = []
+    for pinned in (*MTCNN_FILES.values(), SQUEEZENET_NDF):
+        pinned.read()  # checks the hash
+        rows.append(
+            WeightsRow(
+                network=pinned.network,
+                origin=f"package {pinned.package}: {pinned.origin}",
+                file=str(pinned.find()),
+                sha256=pinned.sha256,
+                licence=pinned.licence,
+            )
+        )
+    rows.append(
+        WeightsRow(
+            network="face CNN",
+            origin="this project: trained by fit-face on FER+, see face_cnn.md beside the file",
+            file=str(SHIPPED_FACE_WEIGHTS),
+            sha256=hash_file(SHIPPED_FACE_WEIGHTS),
+            licence="MIT; trained on FER2013 pictures (research use)",
+        )
+    )
+    return rows
 
 
 class _ArrayUnpickler(pickle.Unpickler):

@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from features.disk import Progress, ignore_progress, partial_path, publish
 from features.errors import ConfigError, ShardError
 from features.fingerprint import hash_file
-from features.json_text import MOST_JSON_BYTES, check_object, check_texts, parse_object
+from features.json_records import MOST_JSON_BYTES, JsonFormat
 from features.store.bundle_members import (
     ADMITTED,
     SEAL,
@@ -35,21 +34,13 @@ from features.store.bundle_members import (
 from features.store.index import parse_store_index, read_failures
 from features.store.reader import open_store, verify_store
 
-BUNDLE_FORMAT = "caca-rnn-bundle"
-BUNDLE_VERSION = 1
+_BUNDLE_JSON = JsonFormat(
+    name="caca-rnn-bundle",
+    damaged=ShardError,
+    other_version=ShardError,
+    remedy="Copy the bundle again from where it is whole, or pack it again.",
+)
 _OWN = {"bundle.json", SEAL}
-_FILE = {"name": str, "n_bytes": int, "sha256": str}
-_INFO = {
-    "fingerprint": str,
-    "classes": list,
-    "n_clips": int,
-    "n_frames": int,
-    "n_faces": int,
-    "config": dict,
-    "weights": dict,
-    "versions": dict,
-    "files": list,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +50,10 @@ class BundleFile:
     name: str
     n_bytes: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        if not ADMITTED.fullmatch(self.name):
+            raise ValueError(f"it lists {self.name!r}, which no store has")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +65,14 @@ class BundleInfo:
     n_clips: int
     n_frames: int
     n_faces: int
-    config: dict[str, Any]
-    weights: dict[str, str]
-    versions: dict[str, str]
+    config: Mapping[str, Any]
+    weights: Mapping[str, str]
+    versions: Mapping[str, str]
     files: tuple[BundleFile, ...]
+
+    def __post_init__(self) -> None:
+        if len({listed.name for listed in self.files}) < len(self.files):
+            raise ValueError("it lists a file twice")
 
 
 def pack_bundle(store: Path, file: Path, *, progress: Progress = ignore_progress) -> BundleInfo:
@@ -111,12 +110,10 @@ def pack_bundle(store: Path, file: Path, *, progress: Progress = ignore_progress
         files=tuple(_describe(name, content) for name, content in members),
     )
     progress(2 * n_bytes, 4 * n_bytes)
-    described = {"format": BUNDLE_FORMAT, "version": BUNDLE_VERSION, **asdict(info)}
-    text = json.dumps(described, indent=1, ensure_ascii=False) + "\n"
     partial = partial_path(file)
     try:
         with partial.open("wb") as raw:
-            for name, content in [("bundle.json", text.encode()), *members]:
+            for name, content in [("bundle.json", _BUNDLE_JSON.dump(info).encode()), *members]:
                 write_member(raw, name, content)
                 progress(2 * n_bytes + min(raw.tell(), n_bytes), 4 * n_bytes)
         seal = hash_file(partial)
@@ -226,37 +223,9 @@ def read_bundle_info(file: Path) -> BundleInfo:
 
 
 def _parse_info(file: Path, raw: IO[bytes], members: Mapping[str, Member]) -> BundleInfo:
-    """bundle.json. Raises ShardError."""
-    try:
-        described = parse_object(_read_member(raw, members, "bundle.json"))
-    except ValueError as error:
-        raise ShardError(f"{file}: its bundle.json is missing or damaged ({error})") from error
-    version = described.get("format"), described.get("version")
-    if version != (BUNDLE_FORMAT, BUNDLE_VERSION):
-        raise ShardError(
-            f"{file}: bundle format {version[0]!r} version {version[1]!r}, but this code reads "
-            f"{BUNDLE_FORMAT!r} version {BUNDLE_VERSION}. Update the code if the bundle is newer."
-        )
-    try:
-        check_object(described, _INFO)
-        for name in ("weights", "versions"):
-            check_texts(described[name], name)
-        for name in described["classes"]:
-            if not isinstance(name, str):
-                raise ValueError(f"class {name!r}")
-        files = tuple(
-            BundleFile(**{key: check_object(listed, _FILE)[key] for key in _FILE})
-            for listed in described["files"]
-        )
-    except ValueError as error:
-        raise ShardError(f"{file}: its bundle.json is missing or damaged ({error})") from error
-    for listed in files:
-        if not ADMITTED.fullmatch(listed.name):
-            raise ShardError(f"{file}: lists {listed.name!r}, which no store has")
-    if len({listed.name for listed in files}) < len(files):
-        raise ShardError(f"{file}: lists a file twice")
-    values = {key: described[key] for key in _INFO}
-    return BundleInfo(**values | {"classes": tuple(described["classes"]), "files": files})
+    """bundle.json. Raises ShardError, ValueError where there is none."""
+    text = _read_member(raw, members, "bundle.json")
+    return _BUNDLE_JSON.read(BundleInfo, text, f"{file}: its bundle.json")
 
 
 def _check(raw: IO[bytes], members: Mapping[str, Member], listed: BundleFile) -> str:

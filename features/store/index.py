@@ -6,10 +6,9 @@ import csv
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -17,13 +16,16 @@ import pandas as pd
 from features.disk import write_atomically
 from features.errors import ShardError
 from features.fingerprint import hash_file, hash_json
-from features.json_text import MOST_JSON_BYTES, check_object, parse_object
-from features.store.shard_reader import FORMAT_VERSION, ShardHeader, read_shard_index
+from features.json_records import JsonFormat
+from features.store.shard_format import FORMAT_VERSION, ShardHeader
+from features.store.shard_reader import read_shard_index
 
-STORE_FORMAT = "caca-rnn-store"
-STORE_VERSION = 1
-
-_REMEDY = "Delete it and run extract: it is made again from the shards."
+_STORE_JSON = JsonFormat(
+    name="caca-rnn-store",
+    damaged=ShardError,
+    other_version=ShardError,
+    remedy="Delete it and run extract: it is made again from the shards.",
+)
 
 FAILURE_COLUMNS = ("clip_id", "path", "step", "reason")
 WORKER_STEP = "worker"
@@ -32,22 +34,7 @@ WORKER_STEP = "worker"
 MOST_FAILURES_BYTES = 1 << 28
 """Of failures.csv: a million clips."""
 
-SHARD_NAME = re.compile(r"shards/[0-9]+\.h5")
-_ENTRY = {
-    "name": str,
-    "sha256": str,
-    "n_bytes": int,
-    "n_clips": int,
-    "n_frames": int,
-    "n_faces": int,
-}
-_HEADER = {
-    "fingerprint": str,
-    "classes": list,
-    "config": dict,
-    "weights": dict,
-    "versions": dict,
-}
+SHARD_NAME = re.compile(r"shards/[0-9]{1,18}\.h5")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +57,18 @@ class ShardEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _StoreIndex:
+    """What store.json says."""
+
+    header: ShardHeader
+    shards: tuple[ShardEntry, ...]
+
+    def __post_init__(self) -> None:
+        if len({shard.name for shard in self.shards}) < len(self.shards):
+            raise ValueError("a shard is listed twice")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Failure:
     """A clip that could not be used: a row of failures.csv."""
 
@@ -89,45 +88,27 @@ def read_store_index(path: Path) -> tuple[ShardHeader, list[ShardEntry]]:
     file = path / "store.json"
     if not file.is_file():
         raise ShardError(f"{path}: no store.json here. Make a store with: cli.py extract")
-    with file.open("rb") as opened:
-        return parse_store_index(opened.read(MOST_JSON_BYTES + 1), str(file))
+    return parse_store_index(file, str(file))
 
 
-def parse_store_index(text: bytes, where: str) -> tuple[ShardHeader, list[ShardEntry]]:
-    """As ``read_store_index``, of a store.json's content. where: its path, for messages."""
-    try:
-        described = parse_object(text)
-    except ValueError as error:
-        raise ShardError(f"{where}: damaged ({error}). {_REMEDY}") from error
-    if described.get("format") != STORE_FORMAT or described.get("version") != STORE_VERSION:
-        raise ShardError(
-            f"{where}: format {described.get('format')!r} version {described.get('version')!r}, "
-            f"but this code reads {STORE_FORMAT!r} version {STORE_VERSION}. Update the code if "
-            "the store is newer."
-        )
+def parse_store_index(source: Path | bytes, where: str) -> tuple[ShardHeader, list[ShardEntry]]:
+    """As ``read_store_index``, of a store.json or its content. where: its path, for messages."""
+    described = _STORE_JSON.parse(source, where)
     if described.pop("sha256", None) != hash_json(described):
-        raise ShardError(f"{where}: damaged (its SHA-256 does not fit its content). {_REMEDY}")
-    try:
-        check_object(described, {"header": dict, "shards": list})
-        header = _read_header(check_object(described["header"], _HEADER))
-        shards = [
-            ShardEntry(**{key: check_object(entry, _ENTRY)[key] for key in _ENTRY})
-            for entry in described["shards"]
-        ]
-        if len({shard.name for shard in shards}) < len(shards):
-            raise ValueError("a shard is listed twice")
-    except (TypeError, ValueError) as error:
-        raise ShardError(f"{where}: not as FORMAT.md says ({error}). {_REMEDY}") from error
-    return header, shards
+        raise ShardError(
+            f"{where}: damaged (its SHA-256 does not fit its content). {_STORE_JSON.remedy}"
+        )
+    index = _STORE_JSON.build(_StoreIndex, described, where)
+    return index.header, sorted(index.shards, key=lambda shard: order_shard(shard.name))
 
 
 def write_store_index(path: Path, header: ShardHeader, shards: Sequence[ShardEntry]) -> None:
     """Replace store.json."""
     described: dict[str, Any] = {
-        "format": STORE_FORMAT,
-        "version": STORE_VERSION,
+        "format": _STORE_JSON.name,
+        "version": _STORE_JSON.version,
         "shard_format_version": FORMAT_VERSION,
-        "header": _describe_header(header),
+        "header": vars(header),
         "shards": [asdict(shard) for shard in shards],
     }
     described["sha256"] = hash_json(described)
@@ -135,13 +116,18 @@ def write_store_index(path: Path, header: ShardHeader, shards: Sequence[ShardEnt
     write_atomically(path / "store.json", text)
 
 
+def order_shard(name: str) -> tuple[int, str]:
+    """What shards are sorted by: their number, 9999.h5 before 10000.h5."""
+    return int(Path(name).stem), name
+
+
 def find_shard_files(path: Path) -> list[str]:
-    """Names of the finished shards in a store's folder, listed or not, in order.
+    """Names of the finished shards in a store's folder, listed or not, by number.
 
     What has another name, as a copy that a file manager made, is none.
     """
     names = (f"shards/{file.name}" for file in (path / "shards").glob("[0-9]*.h5"))
-    return sorted(filter(SHARD_NAME.fullmatch, names))
+    return sorted(filter(SHARD_NAME.fullmatch, names), key=order_shard)
 
 
 def describe_shard(store: Path, file: Path) -> ShardEntry:
@@ -187,33 +173,3 @@ def write_failures(path: Path, failures: Sequence[Failure]) -> None:
     writer.writerow(FAILURE_COLUMNS)
     writer.writerows([f.clip_id, f.path, f.step, f.reason] for f in failures)
     write_atomically(path / "failures.csv", text.getvalue())
-
-
-def _describe_header(header: ShardHeader) -> dict[str, Any]:
-    return {
-        "fingerprint": header.fingerprint,
-        "classes": list(header.classes),
-        "config": dict(header.config),
-        "weights": dict(header.weights),
-        "versions": dict(header.versions),
-        "face_map_shape": header.face_map_shape and list(header.face_map_shape),
-        "streams": dict(header.streams),
-    }
-
-
-def _read_header(described: Mapping[str, Any]) -> ShardHeader:
-    shape = described.get("face_map_shape")
-    streams = described.get("streams", {})
-    if shape is not None and [type(n) for n in shape] != [int] * 3:
-        raise ValueError(f"face_map_shape is {shape!r}")
-    if not isinstance(streams, dict) or not all(type(n) is int for n in streams.values()):
-        raise ValueError(f"streams is {streams!r}")
-    return ShardHeader(
-        fingerprint=described["fingerprint"],
-        classes=tuple(described["classes"]),
-        config=MappingProxyType(described["config"]),
-        weights=MappingProxyType(described["weights"]),
-        versions=MappingProxyType(described["versions"]),
-        face_map_shape=None if shape is None else (shape[0], shape[1], shape[2]),
-        streams=MappingProxyType(streams),
-    )

@@ -23,8 +23,8 @@ from features.disk import Progress, ignore_progress, read_state
 from features.errors import ShardError
 from features.fingerprint import hash_file
 from features.store.index import ShardEntry, find_shard_files, read_failures, read_store_index
+from features.store.shard_format import ShardHeader
 from features.store.shard_reader import (
-    ShardHeader,
     ShardIndex,
     find_shard_problems,
     iter_shard_clips,

@@ -1,15 +1,14 @@
-"""Reads shards: ragged clips as flat arrays with offsets (FORMAT.md); names what is in them.
+"""Reads shards: ragged clips as flat arrays with offsets (FORMAT.md).
 
-With ``features.store.shard_layout`` and ``features.store.shard_writer`` the only door to h5py.
+With ``features.store.shard_checks`` and ``features.store.shard_writer`` the only door to h5py.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import h5py
@@ -17,89 +16,29 @@ import hdf5plugin  # noqa: F401 - HDF5 then reads columns packed by zstd
 import numpy as np
 from numpy.typing import NDArray
 
-from features.contracts import (
-    CONTEXT_CHANNELS,
-    FACE_VECTOR_SIZE,
-    ClipFeatures,
-    check_stream_name,
-)
+from features.contracts import CONTEXT_CHANNELS, ClipFeatures
 from features.disk import FileState, read_state
 from features.errors import ShardError
-from features.json_text import check_texts, parse_object
-from features.store.shard_layout import (
+from features.json_records import build_record, parse_object
+from features.store.shard_checks import (
     Columns,
     check_clip,
     check_offsets,
     check_phases,
     read_attribute,
 )
-
-FORMAT_NAME = "caca-rnn-shard"
-FORMAT_VERSION = 1
-
-TEXT_COLUMNS = (
-    "id",
-    "label",
-    "split",
-    "subject",
-    "source",
-    "sha256",
-    "status",
-    "decoder",
-    "extra",
+from features.store.shard_format import (
+    FACE_COLUMNS,
+    FORMAT_NAME,
+    FRAME_COLUMNS,
+    NUMBER_COLUMNS,
+    OPTIONAL_COLUMNS,
+    TEXT_COLUMNS,
+    ShardHeader,
 )
-OPTIONAL_COLUMNS = {"notes": "{}"}
-"""Text columns that came after the first shards, and what stands in one that lacks them."""
-NUMBER_COLUMNS = {"start_s": "f8", "end_s": "f8", "n_phases": "i2"}
-FRAME_COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
-    "pts_s": ("f8", ()),
-    "phase": ("i2", ()),
-    "context_7x7": ("f2", (CONTEXT_CHANNELS, 7, 7)),
-    "context_2x2": ("f2", (CONTEXT_CHANNELS, 2, 2)),
-}
-FACE_COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
-    "frame": ("i8", ()),
-    "box_px": ("f4", (4,)),
-    "score": ("f4", ()),
-    "landmarks_px": ("f4", (5, 2)),
-    "track": ("i4", ()),
-    "vector": ("f2", (FACE_VECTOR_SIZE,)),
-}
+
 _READ_FRAMES = 1024
 """Clips are read in blocks of about this many frames, so that chunks are inflated once."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardHeader:
-    """What every shard of a store says about all of its clips."""
-
-    fingerprint: str
-    classes: tuple[str, ...]
-    config: Mapping[str, Any]
-    weights: Mapping[str, str]
-    """Network -> SHA-256."""
-    versions: Mapping[str, str]
-    """Library -> version, when the shard was written."""
-    face_map_shape: tuple[int, int, int] | None = None
-    """(512, h, w) where face maps are kept."""
-    streams: Mapping[str, int] = field(default_factory=dict)
-    """Extra stream -> values a frame."""
-
-    def __post_init__(self) -> None:
-        names = self.classes
-        if not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(
-            names
-        ):
-            raise ValueError(f"classes {list(names)}: expected names, each once")
-        for what in ("weights", "versions"):
-            check_texts(dict(getattr(self, what)), what)
-        shape = self.face_map_shape
-        if shape is not None and (shape[0] != CONTEXT_CHANNELS or min(shape) < 1):
-            raise ValueError(f"face maps of {shape}, expected ({CONTEXT_CHANNELS}, h, w)")
-        for name, size in self.streams.items():
-            check_stream_name(name)
-            if size < 1:
-                raise ValueError(f"stream {name}: {size} values a frame")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -240,10 +179,8 @@ def _read_index_v1(path: Path, file: h5py.File) -> ShardIndex:
         columns.open(f"face/{name}", dtype, (n_faces, *shape))
     face_map_shape = None
     if "map" in columns.list_names("face"):
-        channels, height, width = columns.open(
-            "face/map", "f2", (n_faces, CONTEXT_CHANNELS, None, None)
-        ).shape[1:]
-        face_map_shape = (channels, height, width)
+        maps = columns.open("face/map", "f2", (n_faces, CONTEXT_CHANNELS, None, None))
+        face_map_shape = list(maps.shape[1:])
     streams = {
         name: int(columns.open(f"stream/{name}", "f2", (n_frames, None)).shape[1])
         for name in columns.list_names("stream")
@@ -266,26 +203,19 @@ def _read_index_v1(path: Path, file: h5py.File) -> ShardIndex:
     }
     # One object of them: what is wrong is then told by its name.
     parts = [f'"{name}": {texts[name]}' for name in texts if name != "fingerprint"]
-    said = parse_object(
-        f"{{{', '.join(parts)}}}",
-        {"classes": list, "config": dict, "weights": dict, "versions": dict},
-    )
-    header = ShardHeader(
-        fingerprint=texts["fingerprint"],
-        classes=tuple(said["classes"]),
-        config=MappingProxyType(said["config"]),
-        weights=MappingProxyType(said["weights"]),
-        versions=MappingProxyType(said["versions"]),
-        face_map_shape=face_map_shape,
-        streams=MappingProxyType(streams),
-    )
+    described = parse_object(f"{{{', '.join(parts)}}}") | {
+        "fingerprint": texts["fingerprint"],
+        "face_map_shape": face_map_shape,
+        "streams": streams,
+    }
+    header: ShardHeader = build_record(ShardHeader, described)
     for row, n_clip_faces in enumerate(np.diff(face_offset).tolist()):
         values = {name: column[row] for name, column in clips.items()}
         check_clip(values, header.classes, n_faces=n_clip_faces)
     return ShardIndex(
         path=path,
         header=header,
-        columns=MappingProxyType(clips),
+        columns=clips,
         frame_offset=frame_offset,
         face_offset=face_offset,
     )
@@ -329,12 +259,6 @@ def _read_clips_v1(
 
 
 _READERS = {1: _Reader(_read_index_v1, _read_clips_v1)}
-
-
-def group_rows(file: h5py.File, n_frames: int, n_faces: int) -> dict[str, int]:
-    """How many rows the columns of each group have; extra streams are optional."""
-    rows = {"frame": n_frames, "face": n_faces, "stream": n_frames}
-    return {group: n for group, n in rows.items() if group in file}
 
 
 def _read_state(file: h5py.File) -> FileState:

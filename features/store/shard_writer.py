@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from features.contracts import ClipFeatures
 from features.disk import partial_path, publish
-from features.store.shard_layout import check_phases
-from features.store.shard_reader import (
+from features.store.shard_checks import check_phases
+from features.store.shard_format import (
     FACE_COLUMNS,
     FORMAT_NAME,
     FORMAT_VERSION,
@@ -28,9 +28,8 @@ from features.store.shard_reader import (
     OPTIONAL_COLUMNS,
     TEXT_COLUMNS,
     ShardHeader,
-    group_rows,
-    read_shard_index,
 )
+from features.store.shard_reader import read_shard_index
 
 _CHUNK_BYTES = 1 << 19
 _RESERVE_BYTES = 8 << 20
@@ -131,8 +130,8 @@ class ShardWriter:
     def finish(self) -> None:
         """Write the clip columns, make the file durable, give it its name. Raises OSError."""
         n_frames, n_faces = self.frame_offset[-1], self.face_offset[-1]
-        for group, n_rows in group_rows(self._file, n_frames, n_faces).items():
-            for dataset in self._file[group].values():
+        for group, n_rows in (("frame", n_frames), ("face", n_faces), ("stream", n_frames)):
+            for dataset in self._file.get(group, {}).values():
                 dataset.resize(n_rows, axis=0)  # drops rows of no clip
         _write_columns(self._file, self.columns)
         self._file["clip/frame_offset"] = np.array(self.frame_offset, dtype=np.int64)

@@ -20,7 +20,8 @@ from features.store.index import (
     write_store_index,
 )
 from features.store.reader import Store, find_damage
-from features.store.shard_reader import ShardHeader, find_shard_problems, read_shard_index
+from features.store.shard_format import ShardHeader
+from features.store.shard_reader import find_shard_problems, read_shard_index
 from features.store.shard_writer import ShardWriter, rewrite_clip_columns
 
 SHARD_FRAMES = 4096

@@ -27,6 +27,7 @@ import pandas as pd
 
 from features.disk import partial_path, publish, uninterrupted
 from features.errors import RunError
+from features.json_records import JsonFormat, parse_object
 from train.config import rename_stored
 from train.streams import ENSEMBLE
 
@@ -60,6 +61,16 @@ _log = logging.getLogger(__name__)
 
 class DamagedRunError(RunError):
     """A file of a run's, sweep's or folds' folder is missing or cannot be read."""
+
+
+_CONFIG_JSON = JsonFormat(
+    name=RUN_FORMAT,
+    version=RUN_VERSION,
+    damaged=DamagedRunError,
+    other_version=RunError,
+    remedy=_REMEDY,
+)
+_METRICS_JSON = JsonFormat(name=None, damaged=DamagedRunError, remedy=_REMEDY, strict=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,14 +234,9 @@ def read_run(path: Path) -> Run:
 
 def read_config(path: Path) -> dict[str, Any]:
     """config.json of a run. Raises RunError where it cannot be read, or newer code wrote it."""
-    config = read_json(path / "config.json")
-    found = (config.get("format"), config.get("version"))
-    if found != (RUN_FORMAT, RUN_VERSION):
-        raise RunError(
-            f"{path / 'config.json'}: format {found[0]!r} version {found[1]!r}, but this code "
-            f"reads {RUN_FORMAT!r} version {RUN_VERSION}. Update the code, or run fit again."
-        )
-    return complete_config(config, path / "config.json")
+    file = path / "config.json"
+    return complete_config(_CONFIG_JSON.parse(file), file)
+
 
 
 def complete_config(config: dict[str, Any], file: Path) -> dict[str, Any]:
@@ -254,18 +260,14 @@ def complete_config(config: dict[str, Any], file: Path) -> dict[str, Any]:
 
 def read_summary(path: Path) -> RunSummary:
     """metrics.json of a run. Raises RunError where it cannot be read."""
-    file = path / "metrics.json"
-    try:
-        return RunSummary(**read_json(file))
-    except TypeError as error:
-        raise DamagedRunError(f"{file}: not a run's summary ({error}). {_REMEDY}") from error
+    return _METRICS_JSON.read(RunSummary, path / "metrics.json")
 
 
 def is_marked(file: Path, expected: str) -> bool:
     """Whether a JSON file says that it is of one of our formats; what is no file is not opened."""
     try:
-        return file.is_file() and read_json(file).get("format") == expected
-    except (RunError, OSError):
+        return file.is_file() and parse_object(file.read_bytes()).get("format") == expected
+    except (ValueError, OSError):
         return False
 
 
@@ -273,16 +275,6 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(
         json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise DamagedRunError(f"{path}: not JSON ({error}). {_REMEDY}") from error
-    if not isinstance(value, dict):
-        raise DamagedRunError(f"{path}: not a JSON object. {_REMEDY}")
-    return value
 
 
 def _write_files(partial: Path, run: Run, weights: bytes) -> None:

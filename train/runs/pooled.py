@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,19 @@ import pandas as pd
 from features.disk import partial_path
 from features.errors import RunError
 from features.fingerprint import hash_json
+from features.json_records import JsonFormat
 from train.config import rename_stored
 from train.metrics import summarise_metrics
-from train.runs.folder import DamagedRunError, Run, is_marked, publish_folder, read_json, write_json
+from train.runs.folder import DamagedRunError, Run, is_marked, publish_folder
 
 POOLED_FORMAT = "caca-rnn-folds"
-POOLED_VERSION = 1
+_POOLED_JSON = JsonFormat(
+    name=POOLED_FORMAT,
+    damaged=DamagedRunError,
+    other_version=RunError,
+    remedy="Run fit again.",
+    strict=True,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -103,13 +110,12 @@ def write_pooled(folder: Path, pooled: Pooled, predictions: pd.DataFrame) -> Non
     """Write ``folder / pooled.pooled``, whole or not at all; another one is replaced."""
     path = folder / pooled.pooled
     file = path / "pooled.json"
-    if is_marked(file, POOLED_FORMAT) and _read_pooled(file) == pooled:
+    if is_marked(file, POOLED_FORMAT) and _POOLED_JSON.read(Pooled, file) == pooled:
         return
     partial = partial_path(path)
     shutil.rmtree(partial, ignore_errors=True)  # what a killed fit left
     partial.mkdir(parents=True)
-    told = {"format": POOLED_FORMAT, "version": POOLED_VERSION, **asdict(pooled)}
-    write_json(partial / "pooled.json", told)
+    (partial / "pooled.json").write_text(_POOLED_JSON.dump(pooled), encoding="utf-8")
     predictions.to_csv(
         partial / "predictions.csv", index=False, lineterminator="\n", float_format="%.9g"
     )
@@ -129,22 +135,8 @@ def find_pooled(runs: Path) -> list[Pooled]:
     for file in files:
         if is_marked(file, POOLED_FORMAT):
             try:
-                pooled = _read_pooled(file)
+                pooled = _POOLED_JSON.read(Pooled, file)
                 read.append(replace(pooled, settings=rename_stored(pooled.settings)))
             except DamagedRunError as error:
                 _log.warning("passed over: %s", error)
     return read
-
-
-def _read_pooled(file: Path) -> Pooled:
-    told = read_json(file)
-    found = (told.pop("format", None), told.pop("version", None))
-    if found != (POOLED_FORMAT, POOLED_VERSION):
-        raise RunError(
-            f"{file}: format {found[0]!r} version {found[1]!r}, but this code reads "
-            f"{POOLED_FORMAT!r} version {POOLED_VERSION}. Update the code, or run fit again."
-        )
-    try:
-        return Pooled(**{**told, "runs": tuple(told["runs"])})
-    except (TypeError, KeyError) as error:
-        raise DamagedRunError(f"{file}: not as fit writes it ({error}). Run fit again.") from error

@@ -11,9 +11,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,17 @@ import pandas as pd
 
 from features.disk import write_atomically
 from features.errors import RunError
-from train.runs.folder import DamagedRunError, is_marked, read_json
+from features.json_records import JsonFormat
+from train.runs.folder import DamagedRunError, is_marked
 
 SWEEP_FORMAT = "caca-rnn-sweep"
-SWEEP_VERSION = 1
+_SWEEP_JSON = JsonFormat(
+    name=SWEEP_FORMAT,
+    damaged=DamagedRunError,
+    other_version=RunError,
+    remedy="Run sweep again.",
+    strict=True,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +65,7 @@ def write_tables(folder: Path, trials: pd.DataFrame, importance: pd.DataFrame) -
 
 def write_record(folder: Path, record: SweepRecord) -> None:
     """Write sweep.json."""
-    told = {"format": SWEEP_FORMAT, "version": SWEEP_VERSION, **asdict(record)}
-    write_atomically(folder / "sweep.json", json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(folder / "sweep.json", _SWEEP_JSON.dump(record))
 
 
 def find_sweeps(runs: Path) -> list[Path]:
@@ -71,20 +76,7 @@ def find_sweeps(runs: Path) -> list[Path]:
 
 def read_record(folder: Path) -> SweepRecord:
     """sweep.json of a folder. Raises RunError where it cannot be read."""
-    file = folder / "sweep.json"
-    told = read_json(file)
-    found = (told.pop("format", None), told.pop("version", None))
-    if found != (SWEEP_FORMAT, SWEEP_VERSION):
-        raise RunError(
-            f"{file}: format {found[0]!r} version {found[1]!r}, but this code reads "
-            f"{SWEEP_FORMAT!r} version {SWEEP_VERSION}. Update the code, or run sweep again."
-        )
-    try:
-        return SweepRecord(**{**told, "runs": tuple(told["runs"])})
-    except (TypeError, KeyError) as error:
-        raise DamagedRunError(
-            f"{file}: not as sweep writes it ({error}). Run sweep again."
-        ) from error
+    return _SWEEP_JSON.read(SweepRecord, folder / "sweep.json")
 
 
 def read_tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:

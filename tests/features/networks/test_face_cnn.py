@@ -126,9 +126,15 @@ METADATA = {
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        pytest.param({"format": "other"}, "Give a file that fit-face wrote", id="foreign"),
+        pytest.param(
+            {"format": "other"}, "format 'other' version 1, but this code reads", id="foreign"
+        ),
         pytest.param({"version": "2"}, "Update the code if the file is newer", id="newer"),
-        pytest.param({"architecture": "resnet"}, "this code reads version", id="architecture"),
+        pytest.param(
+            {"architecture": "resnet"}, "architecture 'resnet', expected", id="architecture"
+        ),
+        pytest.param({"classes": '["a", 1]'}, r"classes\[1\] is 1, expected a text", id="a class"),
+        pytest.param({"classes": '["a", "b'}, r"safetensors: damaged \(", id="no JSON"),
         pytest.param({}, "its tensors are not those of", id="tensors missing"),
     ],
 )

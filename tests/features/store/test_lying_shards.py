@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -183,20 +184,35 @@ def describe(store: Path, **changed: Any) -> None:
     (store / "store.json").write_text(json.dumps({**said, "sha256": hash_json(said)}))
 
 
+COUNTS = ("n_bytes", "n_clips", "n_frames", "n_faces")
+LONG = f"shards/{'9' * 5000}.h5"
+
+
 @pytest.mark.parametrize(
-    "changed",
+    ("changed", "problem"),
     [
-        pytest.param({"header": None}, id="no header"),
-        pytest.param({"header": {"classes": 3}}, id="a header without a fingerprint"),
-        pytest.param({"shards": {}}, id="shards that are no list"),
-        pytest.param({"shards": [7]}, id="a shard that is a number"),
-        pytest.param({"shards": [{"name": "shards/0000.h5"}]}, id="a shard without a hash"),
+        pytest.param({"header": None}, "header is None, expected an object", id="no header"),
+        pytest.param(
+            {"header": {"classes": 3}}, "header.fingerprint is missing", id="no fingerprint"
+        ),
+        pytest.param({"shards": {}}, "shards is {}, expected a list", id="shards that are no list"),
+        pytest.param({"shards": [7]}, "shards[0] is 7, expected an object", id="a shard: a number"),
+        pytest.param(
+            {"shards": [{"name": "shards/0000.h5"}]}, "shards[0].sha256 is missing", id="no hash"
+        ),
+        pytest.param(
+            {"shards": [dict.fromkeys(COUNTS, 0) | {"name": LONG, "sha256": ""}]},
+            f"shard '{LONG}'",
+            id="a number of 5000 digits",
+        ),
     ],
 )
-def test_an_index_of_another_make_is_refused(tmp_path: Path, changed: dict[str, Any]) -> None:
+def test_an_index_of_another_make_is_refused(
+    tmp_path: Path, changed: dict[str, Any], problem: str
+) -> None:
     store = small_store(tmp_path / "s")
     describe(store, **changed)
-    with pytest.raises(ShardError, match=r"store\.json: not as FORMAT\.md says"):
+    with pytest.raises(ShardError, match=rf"store\.json: damaged \({re.escape(problem)}"):
         open_store(store)
 
 

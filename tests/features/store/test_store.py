@@ -21,7 +21,8 @@ import features.store.writer
 from features.contracts import MEC_CLASSES, ClipFeatures
 from features.errors import ConfigError, ShardError
 from features.store.reader import open_store, verify_store
-from features.store.shard_reader import ShardHeader, find_shard_problems, read_shard_index
+from features.store.shard_format import ShardHeader
+from features.store.shard_reader import find_shard_problems, read_shard_index
 from features.store.shard_writer import rewrite_clip_columns
 from features.store.writer import StoreWriter, write_store
 from tests.builders import clip_features, small_store
@@ -223,7 +224,7 @@ def test_a_full_disk_loses_the_shard_at_hand_and_no_other(
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from features.store.shard_reader import ShardHeader
+from features.store.shard_format import ShardHeader
 from features.store.writer import StoreWriter
 from features.contracts import MEC_CLASSES
 from tests.builders import clip_features
@@ -458,7 +459,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from features.contracts import MEC_CLASSES
-from features.store.shard_reader import ShardHeader
+from features.store.shard_format import ShardHeader
 from features.store.reader import open_store, verify_store
 from features.store.writer import StoreWriter
 from tests.builders import clip_features

@@ -17,7 +17,7 @@ import pytest
 from features.contracts import MEC_CLASSES, Clip
 from features.errors import WeightsError, WorkerError
 from features.store.reader import open_store, verify_store
-from features.store.shard_reader import ShardHeader
+from features.store.shard_format import ShardHeader
 from features.store.writer import StoreWriter
 from pipeline.config import ExtractConfig
 from pipeline.failures import FailureLog

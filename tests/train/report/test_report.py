@@ -339,7 +339,7 @@ def test_a_run_that_was_cut_off_in_copying_is_passed_over(
     file.write_bytes(file.read_bytes()[:100])
     run_report(tmp_path / "runs", tmp_path / "out")
     assert read_table(tmp_path / "out", "table1")["Seeds"].tolist() == ["1"]
-    assert f"passed over: {file}: not JSON" in caplog.text
+    assert f"passed over: {file}: damaged (" in caplog.text
     assert "elete" not in caplog.text
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.contracts import CLIP_ID, SPLITS
-from features.json_text import check_amounts, check_texts, parse_object
+from features.json_records import build_record, parse_object
 
 _ZSTD, _SHUFFLE, _FLETCHER32 = 32015, 2, 3
 """The filters that a shard may use; of each is known how much it unpacks to."""
@@ -192,8 +192,9 @@ def check_clip(values: Mapping[str, Any], classes: Sequence[str], n_faces: int) 
     for name, right in is_right.items():
         if not right:
             raise ValueError(f"/clip/{name} of clip {values['id']!r} is {values[name]!r}")
-    check_texts(parse_object(values["extra"]), f"/clip/extra of clip {values['id']!r}")
-    check_amounts(parse_object(values["notes"]), f"/clip/notes of clip {values['id']!r}")
+    for name, kind in (("extra", Mapping[str, str]), ("notes", Mapping[str, float])):
+        if values[name] != "{}":
+            build_record(kind, parse_object(values[name]), f"/clip/{name} of clip {values['id']!r}")
 
 
 def check_offsets(offset: NDArray[np.int64], name: str) -> None:
