@@ -32,116 +32,135 @@ _TEXT_REFERENCE = np.dtype([("n_bytes", "<u4"), ("place", "V12")])
 
 
 class Columns:
-    """The columns of an open shard, each checked when it is asked for. All raise ValueError."""
+    """The columns of an open shard, each checked when it is asked for. All raise ValueError.
+
+    Through h5py's low-level calls, each group opened once: a shard has some 25 columns, and on
+    small shards opening them is most of the time.
+    """
 
     def __init__(self, file: h5py.File) -> None:
         if file.userblock_size:
             raise ValueError("the file begins with a user block")
         self._file = file
+        self._groups: dict[str, Any] = {"": file.id}
         self._n_bytes = int(file.id.get_filesize())
         self._n_stored = self._n_unpacked = self._n_text = 0
 
     def list_names(self, group: str) -> list[str]:
-        """What a group holds; nothing where it is missing."""
-        if self._file.get(group, getlink=True) is None:
-            return []
-        found = self._find(group)
-        if not isinstance(found, h5py.Group):
-            raise ValueError(f"/{group} is no group")
-        return list(found)
+        """What a group at the root holds; nothing where it is missing."""
+        return list(h5py.Group(self._find_group(group))) if group in self._file.id else []
 
-    def open(self, name: str, dtype: str, shape: tuple[int | None, ...]) -> h5py.Dataset:
-        """A column of numbers. shape: None stands for any size."""
-        dataset = self._find(name)
-        if not isinstance(dataset, h5py.Dataset):
-            raise ValueError(f"/{name} is no dataset")
-        expected = np.dtype(dtype).newbyteorder("<")
-        if dataset.dtype != expected or not _fits(dataset.shape, shape):
-            raise ValueError(
-                f"/{name} is {dataset.dtype} {dataset.shape}, expected {expected} "
-                f"{tuple('any' if n is None else n for n in shape)}"
-            )
-        self._check_storage(dataset, dataset.size * expected.itemsize)
-        return dataset
+    def check(self, name: str, dtype: str, shape: tuple[int | None, ...]) -> tuple[int, ...]:
+        """Check a column of numbers. shape: None stands for any size. Returns its shape."""
+        found: tuple[int, ...] = self._open(name, dtype, shape).shape
+        return found
+
+    def read(self, name: str, dtype: str, n_rows: int | None) -> NDArray[Any]:
+        """[n_rows] A column of numbers; None: of any size."""
+        dataset = self._open(name, dtype, (n_rows,))
+        values = np.empty(dataset.shape, dataset.dtype)
+        dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, values)
+        return values
 
     def read_texts(self, name: str, n_rows: int) -> list[str]:
         """[n_rows] A column of UTF-8 texts of variable length."""
-        dataset = self._find(name)
-        if not isinstance(dataset, h5py.Dataset):
-            raise ValueError(f"/{name} is no dataset")
+        dataset = self._find_dataset(name)
         text = h5py.check_string_dtype(dataset.dtype)
         if text != ("utf-8", None) or dataset.shape != (n_rows,):
             raise ValueError(
                 f"/{name} is {dataset.dtype} {dataset.shape}, expected UTF-8 of variable length "
                 f"({n_rows},)"
             )
-        if dataset.chunks is not None:
+        if dataset.get_create_plist().get_layout() == h5py.h5d.CHUNKED:
             raise ValueError(f"/{name} is chunked, expected in one piece")
-        self._check_storage(dataset, n_rows * _TEXT_REFERENCE.itemsize)
+        self._check_storage(name, dataset, n_rows * _TEXT_REFERENCE.itemsize)
         if n_rows == 0:
             return []
-        stored = self._read_bytes(dataset.id.get_offset(), n_rows * _TEXT_REFERENCE.itemsize)
+        stored = self._read_bytes(dataset.get_offset(), n_rows * _TEXT_REFERENCE.itemsize)
         lengths = np.frombuffer(stored, _TEXT_REFERENCE)["n_bytes"].astype(np.int64)
         self._n_text += int(lengths.sum())
         if lengths.max() > _MOST_TEXT_BYTES or self._n_text > min(self._n_bytes, _MOST_TEXTS_BYTES):
             raise ValueError(f"/{name} has texts of {lengths.max()} bytes, too long for this file")
+        texts = np.empty(n_rows, dataset.dtype)
+        dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, texts)
         try:
-            return list(dataset.asstr()[:])
+            return [text.decode() for text in texts]
         except UnicodeDecodeError as error:
             raise ValueError(f"/{name} has a text that is not UTF-8 ({error})") from error
 
-    def _find(self, name: str) -> Any:
-        """The object of a name, by hard links alone: no other file is opened."""
-        found: Any = self._file
-        for part in filter(None, name.split("/")):
-            if not isinstance(found, h5py.Group):
-                raise ValueError(f"/{name}: what holds {part!r} is no group")
-            link = found.get(part, getlink=True)
-            if link is None:
-                raise ValueError(f"/{name} is missing")
-            if not isinstance(link, h5py.HardLink):
-                raise ValueError(f"/{name} is a link to elsewhere ({type(link).__name__})")
-            found = found[part]
+    def _open(self, name: str, dtype: str, shape: tuple[int | None, ...]) -> Any:
+        dataset = self._find_dataset(name)
+        expected = np.dtype(dtype).newbyteorder("<")
+        if dataset.dtype != expected or not _fits(dataset.shape, shape):
+            raise ValueError(
+                f"/{name} is {dataset.dtype} {dataset.shape}, expected {expected} "
+                f"{tuple('any' if n is None else n for n in shape)}"
+            )
+        self._check_storage(name, dataset, math.prod(dataset.shape) * expected.itemsize)
+        return dataset
+
+    def _find_group(self, name: str) -> Any:
+        if name not in self._groups:
+            found = self._follow(self._file.id, name, name)
+            if not isinstance(found, h5py.h5g.GroupID):
+                raise ValueError(f"/{name} is no group")
+            self._groups[name] = found
+        return self._groups[name]
+
+    def _find_dataset(self, name: str) -> Any:
+        group, _, column = name.partition("/")
+        found = self._follow(self._find_group(group), column, name)
+        if not isinstance(found, h5py.h5d.DatasetID):
+            raise ValueError(f"/{name} is no dataset")
         return found
 
-    def _check_storage(self, dataset: h5py.Dataset, n_bytes: int) -> None:
+    def _follow(self, group: Any, part: str, name: str) -> Any:
+        """The object that a hard link leads to: no other file is opened."""
+        if part.encode() not in group:
+            raise ValueError(f"/{name} is missing")
+        if group.links.get_info(part.encode()).type != h5py.h5l.TYPE_HARD:
+            raise ValueError(f"/{name} is a link to elsewhere")
+        return h5py.h5o.open(group, part.encode())
+
+    def _check_storage(self, name: str, dataset: Any, n_bytes: int) -> None:
         """n_bytes: of the column, unpacked."""
-        properties = dataset.id.get_create_plist()
-        if dataset.chunks is not None:
-            self._check_chunks(dataset, properties, n_bytes)
-        elif properties.get_layout() == h5py.h5d.VIRTUAL or properties.get_external_count():
-            raise ValueError(f"{dataset.name} lies in other files")
-        elif dataset.id.get_storage_size() != n_bytes:
-            raise ValueError(f"{dataset.name} has not stored all of its {n_bytes} bytes")
+        properties = dataset.get_create_plist()
+        layout = properties.get_layout()
+        if layout == h5py.h5d.CHUNKED:
+            self._check_chunks(name, dataset, properties, n_bytes)
+        elif layout == h5py.h5d.VIRTUAL or properties.get_external_count():
+            raise ValueError(f"/{name} lies in other files")
+        elif dataset.get_storage_size() != n_bytes:
+            raise ValueError(f"/{name} has not stored all of its {n_bytes} bytes")
         else:
             self._n_stored += n_bytes
         self._n_unpacked += n_bytes
         if self._n_stored > self._n_bytes:
-            raise ValueError(f"{dataset.name}: its bytes are those of other columns, or not there")
+            raise ValueError(f"/{name}: its bytes are those of other columns, or not there")
         if self._n_unpacked > _MOST_UNPACKED * self._n_bytes + _UNPACKED_FREE:
-            raise ValueError(f"{dataset.name} claims {n_bytes} bytes, too many for this file")
+            raise ValueError(f"/{name} claims {n_bytes} bytes, too many for this file")
 
-    def _check_chunks(self, dataset: h5py.Dataset, properties: Any, n_bytes: int) -> None:
+    def _check_chunks(self, name: str, dataset: Any, properties: Any, n_bytes: int) -> None:
         filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
         strange = sorted(set(filters) - {_ZSTD, _SHUFFLE, _FLETCHER32})
         if strange or filters.count(_ZSTD) > 1:
             raise ValueError(
-                f"{dataset.name} is packed by the HDF5 filters {filters}, expected zstd ({_ZSTD}), "
+                f"/{name} is packed by the HDF5 filters {filters}, expected zstd ({_ZSTD}), "
                 f"shuffle ({_SHUFFLE}) or Fletcher-32 ({_FLETCHER32})"
             )
-        chunk_bytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
+        chunk_shape = properties.get_chunk()
+        chunk_bytes = math.prod(chunk_shape) * dataset.dtype.itemsize
         if chunk_bytes > _MOST_CHUNK_BYTES:
             raise ValueError(
-                f"{dataset.name} has chunks of {chunk_bytes} bytes, expected {_MOST_CHUNK_BYTES} "
-                "at most"
+                f"/{name} has chunks of {chunk_bytes} bytes, expected {_MOST_CHUNK_BYTES} at most"
             )
         n_chunks = math.prod(
-            -(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True)
+            -(-size // chunk) for size, chunk in zip(dataset.shape, chunk_shape, strict=True)
         )
-        if dataset.id.get_num_chunks() != n_chunks:
-            raise ValueError(f"{dataset.name} has not stored all of its {n_bytes} bytes")
+        if dataset.get_num_chunks() != n_chunks:
+            raise ValueError(f"/{name} has not stored all of its {n_bytes} bytes")
         chunks: list[Any] = []
-        dataset.id.chunk_iter(chunks.append)
+        dataset.chunk_iter(chunks.append)
         for chunk in chunks:
             self._n_stored += chunk.size
             packed = _ZSTD in filters and not chunk.filter_mask >> filters.index(_ZSTD) & 1
@@ -151,7 +170,7 @@ class Columns:
             # Fletcher-32 adds four bytes, before or after packing.
             if unpacked > chunk_bytes + 4 or chunk.size > 2 * chunk_bytes + 1024:
                 raise ValueError(
-                    f"{dataset.name} has a chunk that unpacks to {unpacked} bytes, expected "
+                    f"/{name} has a chunk that unpacks to {unpacked} bytes, expected "
                     f"{chunk_bytes}"
                 )
 
@@ -161,7 +180,7 @@ class Columns:
 
 def read_attribute(file: h5py.File, name: str, kind: type) -> Any:
     """A root attribute: one text, or one whole number. Raises ValueError, also where missing."""
-    if name not in file.attrs:
+    if not h5py.h5a.exists(file.id, name.encode()):
         raise ValueError(f"root attribute {name!r} is missing")
     attribute = h5py.h5a.open(file.id, name.encode())
     value = None

@@ -165,29 +165,25 @@ _DAMAGE = (OSError, KeyError, RuntimeError, TypeError, ValueError)
 
 def _read_index_v1(path: Path, file: h5py.File) -> ShardIndex:
     columns = Columns(file)
-    frame_offset = columns.open("clip/frame_offset", "i8", (None,))[:]
+    frame_offset = columns.read("clip/frame_offset", "i8", None)
     n_clips = len(frame_offset) - 1
     if n_clips < 0:
         raise ValueError("/clip/frame_offset is empty")
-    face_offset = columns.open("clip/face_offset", "i8", (n_clips + 1,))[:]
+    face_offset = columns.read("clip/face_offset", "i8", n_clips + 1)
     check_offsets(frame_offset, "clip/frame_offset")
     check_offsets(face_offset, "clip/face_offset")
     n_frames, n_faces = int(frame_offset[-1]), int(face_offset[-1])
     for name, (dtype, shape) in FRAME_COLUMNS.items():
-        columns.open(f"frame/{name}", dtype, (n_frames, *shape))
+        columns.check(f"frame/{name}", dtype, (n_frames, *shape))
     for name, (dtype, shape) in FACE_COLUMNS.items():
-        columns.open(f"face/{name}", dtype, (n_faces, *shape))
+        columns.check(f"face/{name}", dtype, (n_faces, *shape))
     face_map_shape = None
     if "map" in columns.list_names("face"):
-        maps = columns.open("face/map", "f2", (n_faces, CONTEXT_CHANNELS, None, None))
-        face_map_shape = list(maps.shape[1:])
+        maps = columns.check("face/map", "f2", (n_faces, CONTEXT_CHANNELS, None, None))
+        face_map_shape = list(maps[1:])
     streams = {
-        name: int(columns.open(f"stream/{name}", "f2", (n_frames, None)).shape[1])
+        name: columns.check(f"stream/{name}", "f2", (n_frames, None))[1]
         for name in columns.list_names("stream")
-    }
-    numbers = {
-        name: columns.open(f"clip/{name}", dtype, (n_clips,))
-        for name, dtype in NUMBER_COLUMNS.items()
     }
     clips: dict[str, Sequence[Any]] = {
         name: columns.read_texts(f"clip/{name}", n_clips) for name in TEXT_COLUMNS
@@ -196,7 +192,8 @@ def _read_index_v1(path: Path, file: h5py.File) -> ShardIndex:
     for name, missing in OPTIONAL_COLUMNS.items():
         found = columns.read_texts(f"clip/{name}", n_clips) if name in present else None
         clips[name] = found or [missing] * n_clips
-    clips |= {name: dataset[:].tolist() for name, dataset in numbers.items()}
+    for name, dtype in NUMBER_COLUMNS.items():
+        clips[name] = columns.read(f"clip/{name}", dtype, n_clips).tolist()
     texts = {
         name: read_attribute(file, name, str)
         for name in ("fingerprint", "classes", "config", "weights", "versions")
