@@ -1,7 +1,7 @@
-"""Reads stores of very many small shards: seconds of each call, peak memory.
+"""Reads stores of very many small shards: seconds of each call (and of a core's work), peak memory.
 
-    python -m benchmarks.shards --shards 10001 --clips 10
-    python -m benchmarks.shards --shards 391 --clips 256
+python -m benchmarks.shards --shards 10001 --clips 10
+python -m benchmarks.shards --shards 391 --clips 256
 """
 
 from __future__ import annotations
@@ -82,9 +82,10 @@ def make_store(path: Path, n_shards: int, n_clips: int) -> None:
 
 @contextmanager
 def timed(what: str) -> Iterator[None]:
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     yield
-    print(f"{what:28} {time.perf_counter() - start:7.2f} s", flush=True)
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu_start
+    print(f"{what:28} {seconds:7.2f} s  ({cpu:6.2f} s of one core)", flush=True)
 
 
 @click.command()
@@ -112,7 +113,9 @@ def main(n_shards: int, n_clips: int, verify: bool, folder: Path | None) -> None
             for i in chosen:
                 store.read_clip(int(i))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(f"{'peak memory':28} {peak * (1 if sys.platform == 'darwin' else 1024) / 1e9:7.2f} GB")
+        print(
+            f"{'peak memory':28} {peak * (1 if sys.platform == 'darwin' else 1024) / 1e9:7.2f} GB"
+        )
     finally:
         if folder is None:
             shutil.rmtree(path.parent)

@@ -14,6 +14,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import pandas as pd
@@ -162,8 +164,8 @@ class Store:
         Raises:
             ShardError: a shard is damaged, or the store keeps no face maps.
         """
-        for number, index in enumerate(self._indices):
-            rows = [row for shard, row in self._places if shard == number]
+        for number, places in groupby(self._places, key=itemgetter(0)):
+            rows, index = [row for _, row in places], self._indices[number]
             for clip in iter_shard_clips(index, rows, context_7x7=context_7x7, face_map=face_map):
                 yield self._put_in_split(clip)
 

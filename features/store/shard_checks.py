@@ -52,28 +52,26 @@ class Columns:
 
     def check(self, name: str, dtype: str, shape: tuple[int | None, ...]) -> tuple[int, ...]:
         """Check a column of numbers. shape: None stands for any size. Returns its shape."""
-        found: tuple[int, ...] = self._open(name, dtype, shape).shape
-        return found
+        return self._open(name, dtype, shape)[1]
 
     def read(self, name: str, dtype: str, n_rows: int | None) -> NDArray[Any]:
         """[n_rows] A column of numbers; None: of any size."""
-        dataset = self._open(name, dtype, (n_rows,))
-        values = np.empty(dataset.shape, dataset.dtype)
+        dataset, shape = self._open(name, dtype, (n_rows,))
+        values = np.empty(shape, np.dtype(dtype).newbyteorder("<"))
         dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, values)
         return values
 
     def read_texts(self, name: str, n_rows: int) -> list[str]:
         """[n_rows] A column of UTF-8 texts of variable length."""
         dataset = self._find_dataset(name)
-        text = h5py.check_string_dtype(dataset.dtype)
-        if text != ("utf-8", None) or dataset.shape != (n_rows,):
+        dtype, shape = dataset.dtype, dataset.shape
+        if h5py.check_string_dtype(dtype) != ("utf-8", None) or shape != (n_rows,):
             raise ValueError(
-                f"/{name} is {dataset.dtype} {dataset.shape}, expected UTF-8 of variable length "
-                f"({n_rows},)"
+                f"/{name} is {dtype} {shape}, expected UTF-8 of variable length ({n_rows},)"
             )
         if dataset.get_create_plist().get_layout() == h5py.h5d.CHUNKED:
             raise ValueError(f"/{name} is chunked, expected in one piece")
-        self._check_storage(name, dataset, n_rows * _TEXT_REFERENCE.itemsize)
+        self._check_storage(name, dataset, shape, _TEXT_REFERENCE.itemsize)
         if n_rows == 0:
             return []
         stored = self._read_bytes(dataset.get_offset(), n_rows * _TEXT_REFERENCE.itemsize)
@@ -81,23 +79,25 @@ class Columns:
         self._n_text += int(lengths.sum())
         if lengths.max() > _MOST_TEXT_BYTES or self._n_text > min(self._n_bytes, _MOST_TEXTS_BYTES):
             raise ValueError(f"/{name} has texts of {lengths.max()} bytes, too long for this file")
-        texts = np.empty(n_rows, dataset.dtype)
+        texts = np.empty(n_rows, dtype)
         dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, texts)
         try:
             return [text.decode() for text in texts]
         except UnicodeDecodeError as error:
             raise ValueError(f"/{name} has a text that is not UTF-8 ({error})") from error
 
-    def _open(self, name: str, dtype: str, shape: tuple[int | None, ...]) -> Any:
+    def _open(
+        self, name: str, dtype: str, shape: tuple[int | None, ...]
+    ) -> tuple[Any, tuple[int, ...]]:
         dataset = self._find_dataset(name)
-        expected = np.dtype(dtype).newbyteorder("<")
-        if dataset.dtype != expected or not _fits(dataset.shape, shape):
+        expected, found = np.dtype(dtype).newbyteorder("<"), dataset.shape
+        if dataset.dtype != expected or not _fits(found, shape):
             raise ValueError(
-                f"/{name} is {dataset.dtype} {dataset.shape}, expected {expected} "
+                f"/{name} is {dataset.dtype} {found}, expected {expected} "
                 f"{tuple('any' if n is None else n for n in shape)}"
             )
-        self._check_storage(name, dataset, math.prod(dataset.shape) * expected.itemsize)
-        return dataset
+        self._check_storage(name, dataset, found, expected.itemsize)
+        return dataset, found
 
     def _find_group(self, name: str) -> Any:
         if name not in self._groups:
@@ -116,18 +116,21 @@ class Columns:
 
     def _follow(self, group: Any, part: str, name: str) -> Any:
         """The object that a hard link leads to: no other file is opened."""
-        if part.encode() not in group:
-            raise ValueError(f"/{name} is missing")
-        if group.links.get_info(part.encode()).type != h5py.h5l.TYPE_HARD:
+        try:
+            link = group.links.get_info(part.encode())
+        except KeyError:
+            raise ValueError(f"/{name} is missing") from None
+        if link.type != h5py.h5l.TYPE_HARD:
             raise ValueError(f"/{name} is a link to elsewhere")
         return h5py.h5o.open(group, part.encode())
 
-    def _check_storage(self, name: str, dataset: Any, n_bytes: int) -> None:
-        """n_bytes: of the column, unpacked."""
-        properties = dataset.get_create_plist()
+    def _check_storage(
+        self, name: str, dataset: Any, shape: tuple[int, ...], value_bytes: int
+    ) -> None:
+        properties, n_bytes = dataset.get_create_plist(), math.prod(shape) * value_bytes
         layout = properties.get_layout()
         if layout == h5py.h5d.CHUNKED:
-            self._check_chunks(name, dataset, properties, n_bytes)
+            self._check_chunks(name, dataset, properties, shape, value_bytes)
         elif layout == h5py.h5d.VIRTUAL or properties.get_external_count():
             raise ValueError(f"/{name} lies in other files")
         elif dataset.get_storage_size() != n_bytes:
@@ -140,7 +143,9 @@ class Columns:
         if self._n_unpacked > _MOST_UNPACKED * self._n_bytes + _UNPACKED_FREE:
             raise ValueError(f"/{name} claims {n_bytes} bytes, too many for this file")
 
-    def _check_chunks(self, name: str, dataset: Any, properties: Any, n_bytes: int) -> None:
+    def _check_chunks(
+        self, name: str, dataset: Any, properties: Any, shape: tuple[int, ...], value_bytes: int
+    ) -> None:
         filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
         strange = sorted(set(filters) - {_ZSTD, _SHUFFLE, _FLETCHER32})
         if strange or filters.count(_ZSTD) > 1:
@@ -149,16 +154,16 @@ class Columns:
                 f"shuffle ({_SHUFFLE}) or Fletcher-32 ({_FLETCHER32})"
             )
         chunk_shape = properties.get_chunk()
-        chunk_bytes = math.prod(chunk_shape) * dataset.dtype.itemsize
+        chunk_bytes = math.prod(chunk_shape) * value_bytes
         if chunk_bytes > _MOST_CHUNK_BYTES:
             raise ValueError(
                 f"/{name} has chunks of {chunk_bytes} bytes, expected {_MOST_CHUNK_BYTES} at most"
             )
         n_chunks = math.prod(
-            -(-size // chunk) for size, chunk in zip(dataset.shape, chunk_shape, strict=True)
+            -(-size // chunk) for size, chunk in zip(shape, chunk_shape, strict=True)
         )
         if dataset.get_num_chunks() != n_chunks:
-            raise ValueError(f"/{name} has not stored all of its {n_bytes} bytes")
+            raise ValueError(f"/{name} has not stored all of its {n_chunks} chunks")
         chunks: list[Any] = []
         dataset.chunk_iter(chunks.append)
         for chunk in chunks:
@@ -170,8 +175,7 @@ class Columns:
             # Fletcher-32 adds four bytes, before or after packing.
             if unpacked > chunk_bytes + 4 or chunk.size > 2 * chunk_bytes + 1024:
                 raise ValueError(
-                    f"/{name} has a chunk that unpacks to {unpacked} bytes, expected "
-                    f"{chunk_bytes}"
+                    f"/{name} has a chunk that unpacks to {unpacked} bytes, expected {chunk_bytes}"
                 )
 
     def _read_bytes(self, offset: int, n_bytes: int) -> bytes:
@@ -228,10 +232,10 @@ def check_phases(phase: NDArray[np.int16], n_phases: int) -> None:
         raise ValueError(f"/frame/phase goes from {phase.min()} to {phase.max()}, P is {n_phases}")
 
 
-def _fits(found: tuple[int, ...] | None, expected: tuple[int | None, ...]) -> bool:
-    if found is None or len(found) != len(expected):
-        return False
-    return all(e is None or f == e for f, e in zip(found, expected, strict=True))
+def _fits(found: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
+    return len(found) == len(expected) and all(
+        e in (None, f) for f, e in zip(found, expected, strict=True)
+    )
 
 
 def _read_zstd_size(head: bytes) -> int:

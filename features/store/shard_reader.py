@@ -226,14 +226,10 @@ def _read_clips_v1(
     frame_0, face_0 = int(index.frame_offset[first]), int(index.face_offset[first])
     frames = slice(frame_0, int(index.frame_offset[last]))
     faces = slice(face_0, int(index.face_offset[last]))
-    frame = {
-        name: file[f"frame/{name}"][frames]
-        for name in FRAME_COLUMNS
-        if context_7x7 or name != "context_7x7"
-    }
-    names = (*FACE_COLUMNS, "map") if face_map else tuple(FACE_COLUMNS)
-    face = {name: file[f"face/{name}"][faces] for name in names}
-    stream = {name: file[f"stream/{name}"][frames] for name in index.header.streams}
+    names = [name for name in FRAME_COLUMNS if context_7x7 or name != "context_7x7"]
+    frame = _read_columns(file, "frame", names, frames)
+    face = _read_columns(file, "face", [*FACE_COLUMNS, *["map"] * face_map], faces)
+    stream = _read_columns(file, "stream", list(index.header.streams), frames)
     for row in rows:
         of_frame = slice(*(index.frame_offset[row : row + 2] - frame_0))
         check_phases(frame["phase"][of_frame], index.columns["n_phases"][row])
@@ -256,6 +252,13 @@ def _read_clips_v1(
 
 
 _READERS = {1: _Reader(_read_index_v1, _read_clips_v1)}
+
+
+def _read_columns(
+    file: h5py.File, group: str, names: Sequence[str], rows: slice
+) -> dict[str, NDArray[Any]]:
+    columns = file[group] if names else {}
+    return {name: columns[name][rows] for name in names}
 
 
 def _read_state(file: h5py.File) -> FileState:
