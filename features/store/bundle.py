@@ -154,15 +154,12 @@ def verify_bundle(file: Path, *, progress: Progress = ignore_progress) -> list[s
             raise ShardError(
                 f"{file}: {error}".replace(f"{file}: {file}: ", f"{file}: ")
             ) from error
-        problems = []
+        problems = _compare_listing(members, info)
         for listed in info.files:
-            if problem := _check(raw, members, listed):
-                problems.append(problem)
+            problems += _compare_hash(raw, members, listed)
             progress(n_sealed + min(raw.tell(), n_sealed), 2 * n_sealed)
-        unlisted = members.keys() - {listed.name for listed in info.files} - _OWN
-        problems += [f"{name} is not listed in bundle.json" for name in sorted(unlisted)]
         if not problems and whole:
-            problems = _find_contradictions(raw, members, info)
+            problems = _compare_index(raw, members, info)
     if not problems and not whole:
         problems = ["damaged between its files, or cut off"]
     return [f"{file}: {problem}" for problem in problems]
@@ -210,16 +207,26 @@ def unpack_bundle(file: Path, folder: Path, *, progress: Progress = ignore_progr
 
 
 def read_bundle_info(file: Path) -> BundleInfo:
-    """What a bundle says about itself, without checking the rest; see ``verify_bundle``.
+    """What a bundle says about itself; only ``verify_bundle`` reads its shards.
 
     Raises:
-        ShardError: the file is no bundle, or of a version that this code does not read.
+        ShardError: the file is no bundle, or of a version that this code does not read; or its
+            bundle.json contradicts the archive: its files, their sizes, store.json.
     """
     try:
         with file.open("rb") as raw:
-            return _parse_info(file, raw, find_members(raw))
+            members = find_members(raw)
+            info = _parse_info(file, raw, members)
+            problems = _compare_listing(members, info)
+            for listed in info.files:
+                if listed.name in ("store.json", "failures.csv"):
+                    problems += _compare_hash(raw, members, listed)
+            problems = problems or _compare_index(raw, members, info)
     except (OSError, ValueError) as error:
         raise ShardError(f"{file}: not a bundle, or cut off ({error})") from error
+    if problems:
+        raise ShardError("\n".join(f"{file}: {problem}" for problem in problems))
+    return info
 
 
 def _parse_info(file: Path, raw: IO[bytes], members: Mapping[str, Member]) -> BundleInfo:
@@ -228,21 +235,34 @@ def _parse_info(file: Path, raw: IO[bytes], members: Mapping[str, Member]) -> Bu
     return _BUNDLE_JSON.read(BundleInfo, text, f"{file}: its bundle.json")
 
 
-def _check(raw: IO[bytes], members: Mapping[str, Member], listed: BundleFile) -> str:
-    """What is wrong with a listed file, or an empty text."""
+def _compare_listing(members: Mapping[str, Member], info: BundleInfo) -> list[str]:
+    """Files that are not there, of another size, or not listed."""
+    found = {name: member.n_bytes for name, member in members.items() if name not in _OWN}
+    listed = {file.name: file.n_bytes for file in info.files}
+    return [
+        *(f"{name} is missing" for name in listed if name not in found),
+        *(
+            f"{name} has {found[name]} bytes, expected {n_bytes} as in bundle.json"
+            for name, n_bytes in listed.items()
+            if found.get(name, n_bytes) != n_bytes
+        ),
+        *(f"{name} is not listed in bundle.json" for name in sorted(found.keys() - listed.keys())),
+    ]
+
+
+def _compare_hash(raw: IO[bytes], members: Mapping[str, Member], listed: BundleFile) -> list[str]:
+    """What is wrong with the content of a file that is as long as listed."""
     member = members.get(listed.name)
     if member is None or member.n_bytes != listed.n_bytes:
-        return f"{listed.name} is missing or cut off"
+        return []
     digest = hashlib.sha256()
     for block in _iter_member(raw, member):
         digest.update(block)
     differs = digest.hexdigest() != listed.sha256
-    return f"{listed.name} is damaged (SHA-256 differs)" if differs else ""
+    return [f"{listed.name} is damaged (SHA-256 differs)"] if differs else []
 
 
-def _find_contradictions(
-    raw: IO[bytes], members: Mapping[str, Member], info: BundleInfo
-) -> list[str]:
+def _compare_index(raw: IO[bytes], members: Mapping[str, Member], info: BundleInfo) -> list[str]:
     """Where store.json says otherwise than bundle.json."""
     try:
         text = _read_member(raw, members, "store.json")
@@ -255,11 +275,17 @@ def _find_contradictions(
         "classes": (header.classes, info.classes),
         "shards": ({(s.name, s.n_bytes, s.sha256) for s in shards}, files),
     }
-    return [
+    problems = [
         f"its bundle.json and its store.json name other {what}"
         for what, (stored, listed) in said.items()
         if stored != listed
     ]
+    for what in ("n_clips", "n_frames", "n_faces"):
+        # Fewer are right: of a clip that was extracted again only the newest counts.
+        most = sum(getattr(shard, what) for shard in shards)
+        if getattr(info, what) > most:
+            problems.append(f"its bundle.json says {what} {getattr(info, what)}, its shards {most}")
+    return problems
 
 
 def _check_unpacked(file: Path, folder: Path, info: BundleInfo) -> None:

@@ -126,6 +126,7 @@ LIES: dict[str, Lie] = {
     "an index of other shards": lambda files: index(files, shards=[]),
     "a path among its files": lambda files: files.update({"../../x": b"x"}),
     "an absolute path among its files": lambda files: files.update({"/tmp/x": b"x"}),
+    "more clips than in its shards": lambda files: list_files(files, n_clips=7),
     "another fingerprint": lambda files: list_files(files, fingerprint="other"),
 }  # fmt: skip
 LIES_INSIDE: dict[str, Lie] = {
@@ -137,7 +138,7 @@ LIES_INSIDE: dict[str, Lie] = {
         files.update({"failures.csv": b"\xff\xfe\x00"}),
         list_files(files),
     )[1],
-    "another count of clips": lambda files: list_files(files, n_clips=7),
+    "fewer clips": lambda files: list_files(files, n_clips=5),
     "a label that is not declared": change_shard(set_label),
     "a shard that is none": lambda files: (
         files.update({"shards/0000.h5": b"none"}),
@@ -154,6 +155,38 @@ def test_a_bundle_that_lies_is_refused(tmp_path: Path, honest: Files, lie: Lie) 
     file = write_bundle(tmp_path / "x.bundle", files)
     assert is_noticed(file)
     assert_not_unpacked(file, tmp_path)
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES.keys())
+def test_info_of_a_bundle_that_lies_is_an_error(tmp_path: Path, honest: Files, lie: Lie) -> None:
+    files = dict(honest)
+    lie(files)
+    file = write_bundle(tmp_path / "x.bundle", files)
+    with pytest.raises(ShardError, match=file.name):
+        read_bundle_info(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"n_bytes": 9}, r"shards/0000\.h5 has \d+ bytes, expected 9 as in bundle\.json"),
+        (
+            {"name": "shards/0001.h5"},
+            r"shards/0001\.h5 is missing\n.*shards/0000\.h5 is not listed",
+        ),
+        ({"sha256": "0" * 64}, r"its bundle\.json and its store\.json name other shards"),
+    ],
+    ids=["size", "listing", "hash"],
+)
+def test_info_tells_how_bundle_json_contradicts_the_archive(
+    tmp_path: Path, honest: Files, change: dict[str, Any], problem: str
+) -> None:
+    described = json.loads(honest["bundle.json"])
+    (shard,) = [file for file in described["files"] if file["name"] == "shards/0000.h5"]
+    shard |= change
+    files = {**honest, "bundle.json": json.dumps(described).encode()}
+    with pytest.raises(ShardError, match=problem):
+        read_bundle_info(write_bundle(tmp_path / "x.bundle", files))
 
 
 @pytest.mark.parametrize("lie", LIES_INSIDE.values(), ids=LIES_INSIDE.keys())
