@@ -21,9 +21,6 @@ from features.errors import ConfigError
 
 T = TypeVar("T")
 
-_MOST_PARTS = 1024
-"""Of one read: what Linux and the BSDs allow."""
-
 
 class DiskMatrix:
     """A matrix in a file without a name: gone when it is closed, also after a crash.
@@ -32,19 +29,27 @@ class DiskMatrix:
     """
 
     def __init__(self, n_rows: int, n_values: int, dtype: torch.dtype, folder: Path | None) -> None:
-        """All zeros. folder: where the file's space is taken; None: the system's scratch folder."""
+        """All zeros.
+
+        Args:
+            n_rows: Rows.
+            n_values: Of each.
+            dtype: Of 16 bits.
+            folder: Where the file's space is taken; None: the system's scratch folder.
+        """
         self.shape = (n_rows, n_values)
         self.dtype = dtype
-        self._row_bytes = n_values * dtype.itemsize
         self._folder = folder
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - open as long as we live
         weakref.finalize(self, self._file.close)
-        self._file.truncate(n_rows * self._row_bytes)
+        self._file.truncate(n_rows * n_values * dtype.itemsize)
+        self._rows = np.memmap(self._file, np.int16, "r", shape=self.shape)
 
     def write(self, first: int, rows: Tensor) -> None:
         """Write rows [N, n_values] from row ``first`` on. Raises ConfigError on a full disk."""
-        data = _see_bytes(rows.to(self.dtype).contiguous())
-        at = first * self._row_bytes
+        # Not through the map: there a full disk ends the process.
+        data = rows.to(self.dtype).contiguous().flatten().view(torch.uint8).numpy().data
+        at = first * self._rows.strides[0]
         while data:
             try:
                 n = os.pwrite(self._file.fileno(), data, at)
@@ -57,24 +62,8 @@ class DiskMatrix:
             data, at = data[n:], at + n
 
     def gather(self, rows: Tensor) -> Tensor:
-        """[N] row numbers to [N, n_values]. Neighbours in the file are read at once, in whatever
-        order they are wanted; row 0 is known as zero."""
-        out = torch.empty(len(rows), self.shape[1], dtype=self.dtype)
-        out[rows == 0] = 0
-        buffer, size = _see_bytes(out), self._row_bytes
-        wanted = rows.numpy()
-        places = np.argsort(wanted, kind="stable")
-        places = places[np.searchsorted(wanted, 1, sorter=places) :]
-        cuts = np.flatnonzero(np.diff(wanted[places]) != 1) + 1
-        for neighbours in np.split(places, cuts) if len(places) else ():
-            parts = [buffer[i * size : (i + 1) * size] for i in neighbours.tolist()]
-            at = int(wanted[neighbours[0]]) * size
-            while parts:
-                n_read = os.preadv(self._file.fileno(), parts[:_MOST_PARTS], at) // size
-                if n_read == 0:
-                    raise ValueError(f"rows up to {wanted[neighbours[-1]]} of {self.shape[0]}")
-                parts, at = parts[n_read:], at + n_read * size
-        return out
+        """[N] row numbers to [N, n_values]."""
+        return torch.from_numpy(np.asarray(self._rows[rows.numpy()])).view(self.dtype)
 
 
 Matrix = Tensor | DiskMatrix
@@ -103,8 +92,3 @@ def read_ahead(items: Iterator[T]) -> Iterator[T]:
         while (item := ahead.result()) is not None:
             ahead = pool.submit(next, items, None)
             yield item
-
-
-def _see_bytes(tensor: Tensor) -> memoryview:
-    """The memory of a contiguous tensor."""
-    return tensor.flatten().view(torch.uint8).numpy().data
