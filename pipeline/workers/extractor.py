@@ -13,7 +13,6 @@ from functools import partial
 import torch
 
 from features.contracts import SPLITS, Clip, ClipFeatures
-from features.memory import keep_freed_memory
 from features.networks.runtime import choose_device, choose_precision
 from pipeline.decode.sampling import Frames, iter_chosen_frames
 from pipeline.embed.encoder import EmbeddedFrame, FrameEncoder
@@ -50,7 +49,6 @@ class Extractor:
         Raises:
             WeightsError: a network's weights are missing or not the expected ones.
         """
-        keep_freed_memory()
         self._work = work
         self._device = torch.device(work.device)
         self._inputs = Inputs(work.inputs)

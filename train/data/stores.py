@@ -16,7 +16,7 @@ import torch
 
 from features.contracts import SPLITS
 from features.errors import ConfigError, ShardError
-from features.memory import return_freed_memory
+from features.machine import return_freed_memory
 from features.store.reader import Store
 from train.config import FitConfig
 from train.data.clips import ClipTable, TableBuilder, is_finite, number_label, read_matrix

@@ -15,15 +15,10 @@ from threading import Event
 
 import torch
 
-from features.machine import bound_cores
-from features.memory import keep_freed_memory, return_freed_memory
+from features.machine import bound_cores, return_freed_memory
 
 MOST_WORKERS = 8
 """Beyond, threads mostly wait for the interpreter."""
-
-_KEPT_BYTES = 1 << 25
-"""Buffers up to this size are kept for the next batch. Larger ones are batches of the largest
-features: their work outweighs taking the memory anew, and two of a kind are gigabytes."""
 
 
 def count_workers(device: str) -> int:
@@ -50,7 +45,6 @@ def run_jobs(jobs: Sequence[Callable[[Event], None]], n_workers: int) -> None:
     A job is given an event and ends early, by any exception, once it is set. When a job fails, or
     Ctrl-C arrives, it is set, the jobs not begun are dropped, and the first error is raised.
     """
-    keep_freed_memory(_KEPT_BYTES)
     stop = Event()
     n_workers = min(n_workers, len(jobs))
     with _torch_threads(bound_cores(torch.get_num_threads()) // n_workers):

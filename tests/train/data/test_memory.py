@@ -203,7 +203,7 @@ def test_what_fails_ahead_fails_where_it_is_read() -> None:
 
 _HOLES = """
 from pathlib import Path
-from features.memory import return_freed_memory
+from features.machine import return_freed_memory
 
 def count_kib():
     status = Path("/proc/self/status").read_text()
@@ -222,36 +222,3 @@ print(full - count_kib())
 def test_freed_memory_goes_back_to_the_system() -> None:
     ran = subprocess.run([sys.executable, "-c", _HOLES], capture_output=True, text=True, check=True)
     assert int(ran.stdout) > 80_000  # of 97,000 KiB
-
-
-_ARENAS = """
-import ctypes, sys, threading
-from pathlib import Path
-from features.memory import keep_freed_memory
-
-def allocate():
-    all_run.wait()
-    bytearray(50_000)
-    all_run.wait()
-
-keep_freed_memory()
-all_run = threading.Barrier(8)
-threads = [threading.Thread(target=allocate) for _ in range(8)]
-for thread in threads:
-    thread.start()
-for thread in threads:
-    thread.join()
-libc = ctypes.CDLL(None)
-libc.fopen.restype = ctypes.c_void_p
-file = ctypes.c_void_p(libc.fopen(sys.argv[1].encode(), b"w"))
-libc.malloc_info(0, file)
-libc.fclose(file)
-print(Path(sys.argv[1]).read_text().count("<heap nr="))
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's malloc")
-def test_threads_share_two_places_for_memory(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", _ARENAS, str(tmp_path / "info.xml")]
-    ran = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert int(ran.stdout) <= 2  # nine without
