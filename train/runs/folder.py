@@ -238,7 +238,6 @@ def read_config(path: Path) -> dict[str, Any]:
     return complete_config(_CONFIG_JSON.parse(file), file)
 
 
-
 def complete_config(config: dict[str, Any], file: Path) -> dict[str, Any]:
     """What config.json holds, its settings by the names of now.
 
