@@ -65,6 +65,23 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     sync_folder(path.parent)
 
 
+def append_whole(path: Path, text: str) -> None:
+    """Add text to the end of a file, which is made if absent. Raises OSError; none is then added.
+
+    Not durable at once: it outlives this process, not a power cut.
+    """
+    left = memoryview(text.encode())
+    with path.open("ab", buffering=0) as file:
+        n_bytes = file.tell()
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError as error:
+            file.truncate(n_bytes)
+            error.filename = str(path)
+            raise
+
+
 def publish(partial: Path, path: Path) -> None:
     """Make a finished partial file or folder durable and give it its final name."""
     files = [p for p in partial.rglob("*") if p.is_file()] if partial.is_dir() else [partial]

@@ -165,7 +165,7 @@ def extract(
     from features.networks.weights import SHIPPED_FACE_WEIGHTS
     from pipeline.config import ExtractConfig
     from pipeline.extract import run_extract
-    from pipeline.workers.budgets import make_budgets
+    from pipeline.workers.resources import make_budgets
 
     budgets = make_budgets(clip_timeout, worker_memory)
     given = {name: value for name, value in settings.items() if value is not None}

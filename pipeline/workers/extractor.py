@@ -69,7 +69,7 @@ class Extractor:
             tell: Told as it happens which clip is read, and that there is progress.
 
         Raises:
-            Exception: a fault of this process or its GPU (``pipeline.workers.faults``).
+            Exception: a fault of this process or its GPU (``is_fault``).
         """
         config = self._work.config
         self._read_twice = ReadTwice()

@@ -6,8 +6,9 @@
                                        ^ a channel each
                                      workers
 
-What a worker had finished is kept. A clip that ends its worker is tried once more, alone in a new
-one; then it is a failure like any other, and its step is ``worker``.
+What a worker had in finished shards is kept; the clips of its unfinished one are extracted again. A
+clip that ends its worker is tried once more, alone in a new one; then it is a failure like any
+other, and its step is ``worker``.
 """
 
 from __future__ import annotations
@@ -15,59 +16,43 @@ from __future__ import annotations
 import logging
 import selectors
 import time
-from collections.abc import Collection, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from features.contracts import Clip, ClipFeatures
-from features.errors import WorkerError
-from features.store.index import WORKER_STEP, Failure
+from features.disk import uninterrupted
+from features.errors import UserError, WorkerError
+from features.store.index import WORKER_STEP, Failure, describe_shard
 from pipeline.workers.assignments import Assignments
-from pipeline.workers.budgets import Budgets, ClipLimits
 from pipeline.workers.messages import (
     Begun,
     ClipEnd,
     Death,
+    Given,
     Item,
     Loaded,
     Lost,
     Machine,
     NextClip,
     Progressed,
+    ShardBegun,
+    ShardFinished,
+    Stop,
     Timing,
     Work,
+    Writing,
 )
-from pipeline.workers.plan import count_workers, plan_works
-from pipeline.workers.process import WorkerProcess
+from pipeline.workers.process import TIME, Worker, WorkerProcess
+from pipeline.workers.resources import Job, count_workers, plan_works
 
 _log = logging.getLogger(__name__)
 
-_TIME = "time"
-"""The kind of death of a worker that took too long."""
 _TICK_S = 0.1
 """How often time and memory are looked at."""
 _LONGEST_TICK_S = 2.0
 """What counts of a longer one: then it was this process that stood still, not a worker."""
 _START_S = 600.0
 """Until the first worker tells what there is."""
-
-
-@dataclass(kw_only=True)
-class _Worker:
-    """A worker at work."""
-
-    number: int
-    process: WorkerProcess
-    is_idle: bool = False
-    """It has asked for a clip and got no answer yet."""
-    read_id: str | None = None
-    """The clip that it reads; None where it holds none."""
-    limits: ClipLimits | None = None
-    """Of that clip; None: those of a worker that holds none."""
-    began_s: float
-    """When it began to read it, by the pool's clock."""
-    progressed_s: float
-    """When it last made progress."""
 
 
 class WorkerPool:
@@ -85,7 +70,7 @@ class WorkerPool:
         self._device = device
         self._extractor = extractor
         self._machine: Machine | None = None
-        self._workers: dict[int, _Worker] = {}
+        self._workers: dict[int, Worker] = {}
         self._selector = selectors.DefaultSelector()
         self.clock_s = 0.0
         """Seconds that this process was awake: what counts against a worker."""
@@ -99,6 +84,7 @@ class WorkerPool:
             worker.process.kill()
         for worker in self._workers.values():
             worker.process.wait()
+            worker.process.channel.close()
         self._workers.clear()
         self._selector.close()
 
@@ -127,107 +113,152 @@ class WorkerPool:
                 raise WorkerError(f"the first worker {process.describe_end().reason}") from None
         return self._machine
 
-    def iter_items(
-        self,
-        work: Work,
-        clips: Sequence[Clip],
-        n_workers: int | None,
-        budgets: Budgets,
-        alone_ids: Collection[str] = (),
-    ) -> Generator[tuple[int, Item]]:
-        """Yield what the workers give, each item with its worker's number. Once for each pool.
+    def run(self, job: Job, record: Callable[[int, Item], None]) -> None:
+        """Extract clips into shards; all workers have ended then. Once for each pool.
 
-        Of one number come word that it is ready, the parts of a clip, then its end, clip after
-        clip, and timings. ``Lost`` ends a clip that will come again.
+        Whatever ends it, an error or Ctrl-C, workers first finish the shards that they have at
+        hand, where they can.
 
         Args:
-            work: How; device, threads and decoders are chosen here.
-            clips: Which, about in order.
-            n_workers: None: as many as pay, see ``count_workers``.
-            budgets: Of each clip and worker.
-            alone_ids: Clips that ended their worker in an earlier run.
+            job: What is to be done.
+            record: Told a worker's number, and that it is ready, a clip has ended, a shard with
+                those that ended is finished, or it is lost with its unfinished shard.
 
         Raises:
             ConfigError: no such device. WorkerError: workers die that clips are not to blame for.
             WeightsError: a network's weights are missing or not the expected ones.
+            OSError: the store cannot be written (a full disk).
         """
         machine = self.find_machine()
-        n_workers = min(n_workers or count_workers(len(clips), machine), len(clips))
-        works = plan_works(work, len(clips), machine, n_workers)
+        n_workers = min(job.n_workers or count_workers(len(job.clips), machine), len(job.clips))
         run = _Run(
-            assignments=Assignments(clips, alone_ids),
-            works=works,
-            budgets=budgets,
-            worker_bytes=budgets.find_worker_bytes(n_workers),
+            job=job,
+            record=record,
+            assignments=Assignments(job.clips, job.alone_ids),
+            works=plan_works(job.work, len(job.clips), machine, n_workers),
+            worker_bytes=job.budgets.find_worker_bytes(n_workers),
         )
-        for number in range(n_workers):
-            worker = self._workers.get(number) or self._start(number)
-            _send(worker, works[number])
-        self._looked_s = time.monotonic()
-        while run.assignments.are_waiting or not all(w.is_idle for w in self._workers.values()):
+        try:
+            for number in range(n_workers):
+                run.give_work(self._workers.get(number) or self._start(number))
+            self._looked_s = time.monotonic()
+            while self._workers:
+                self._step(run)
+                if not run.assignments.are_waiting and all(
+                    worker.is_idle or worker.is_stopping for worker in self._workers.values()
+                ):
+                    self._stop()
+        except BaseException as error:
+            failed = self._stop_early(run)
+            if failed is not None and not isinstance(error, OSError):
+                raise failed from error
+            raise
+
+    def _stop(self) -> None:
+        """Tell all workers to finish their shards and to end."""
+        for worker in self._workers.values():
+            if not worker.is_stopping:
+                worker.is_stopping, worker.is_idle = True, False
+                worker.progressed_s = self.clock_s
+                worker.process.send(Stop())
+
+    def _stop_early(self, run: _Run) -> OSError | None:
+        """Wait for the shards that workers have at hand. Returns why one is not finished."""
+        failed: OSError | None = None
+        run.is_over = True
+        with uninterrupted():
+            self._stop()
+            while self._workers:
+                try:
+                    self._step(run)
+                except OSError as error:  # a full disk: another shard may need less
+                    failed = failed or error
+                except UserError:
+                    _log.debug("of a worker that was to stop", exc_info=True)
+        return failed
+
+    def _step(self, run: _Run) -> None:
+        """Take what has arrived, or wait a moment for it; end workers that take too much."""
+        with uninterrupted():  # no shard is finished and not recorded
             for key, _ in self._selector.select(_TICK_S):
-                yield from self._receive(key.data, run)
+                self._receive(key.data, run)
             self.count_time()
             for worker in list(self._workers.values()):
-                death = self._find_excess(worker, run)
+                death = worker.find_excess(self.clock_s, run.job.budgets, run.worker_bytes)
                 if death is not None:
-                    yield from self._replace(worker, death, run)
+                    self._replace(worker, death, run)
 
-    def _start(self, number: int) -> _Worker:
+    def _start(self, number: int) -> Worker:
         process = WorkerProcess(self._device, self._extractor)
-        worker = _Worker(
-            number=number,
-            process=process,
-            began_s=self.clock_s,
-            progressed_s=self.clock_s,
-        )
+        now_s = self.clock_s
+        worker = Worker(number=number, process=process, began_s=now_s, progressed_s=now_s)
         self._workers[number] = worker
         self._selector.register(process.channel, selectors.EVENT_READ, worker)
         return worker
 
-    def _receive(self, worker: _Worker, run: _Run) -> Iterator[tuple[int, Item]]:
+    def _receive(self, worker: Worker, run: _Run) -> None:
         """Take what has arrived from a worker."""
         if self._workers.get(worker.number) is not worker:
             return  # it was ended in this very round
         try:
-            messages = worker.process.channel.receive_arrived()
+            worker.inbox += worker.process.channel.receive_arrived()
         except (EOFError, OSError):
-            yield from self._replace(worker, worker.process.describe_end(), run)
+            self._read_inbox(worker, run)
+            if worker.is_stopping and worker.process.ended_well():
+                self._forget(worker)
+            else:
+                self._replace(worker, worker.process.describe_end(), run)
             return
-        for message in messages:
-            if isinstance(message, Death):
-                yield from self._replace(worker, message, run)
-                return
-            yield from self._take(worker, message, run)
+        self._read_inbox(worker, run)
 
-    def _take(self, worker: _Worker, message: Any, run: _Run) -> Iterator[tuple[int, Item]]:
+    def _read_inbox(self, worker: Worker, run: _Run) -> None:
+        """Take what it said, one by one: what an error leaves there is taken later."""
+        while worker.inbox:
+            message = worker.inbox.popleft()
+            if isinstance(message, Death):
+                self._replace(worker, message, run)
+                return
+            self._take(worker, message, run)
+
+    def _take(self, worker: Worker, message: Any, run: _Run) -> None:
         if isinstance(message, NextClip):
-            worker.is_idle = True
+            worker.is_idle = not worker.is_stopping
             self._answer(worker, run)
-            return
-        if isinstance(message, Begun):
+        elif isinstance(message, Begun):
             task = run.assignments.find(worker.number, message.clip_id)
             if task is not None:
                 worker.read_id = message.clip_id
-                worker.limits = run.budgets.find_clip_limits(task.clip.path)
+                worker.limits = run.job.budgets.find_clip_limits(task.clip.path)
             worker.began_s = worker.progressed_s = self.clock_s
-        elif isinstance(message, ClipFeatures | ClipEnd):
-            worker.progressed_s = self.clock_s
-            clip_id = message.clip.clip_id if isinstance(message, ClipEnd) else message.clip_id
-            task = run.assignments.find(worker.number, clip_id)
-            if isinstance(message, ClipEnd):
-                run.assignments.end(worker.number, failed=message.failure is not None)
-                if not run.assignments.holds_any(worker.number):
-                    worker.read_id = worker.limits = None
-            if task is not None and not task.was_done:
-                yield worker.number, message
+        elif isinstance(message, ClipEnd):
+            self._end_clip(worker, message, run)
+        elif isinstance(message, ShardBegun):
+            worker.shard_name = message.name
+        elif isinstance(message, Writing):
+            worker.progressed_s = worker.writes_since_s = self.clock_s
+        elif isinstance(message, Progressed):
+            worker.note_progress(self.clock_s)
+        elif isinstance(message, ShardFinished):
+            worker.note_progress(self.clock_s)
+            worker.shard_name, worker.n_frames = None, 0
+            run.assignments.finish(worker.number)
+            run.record(worker.number, message)
         elif isinstance(message, Loaded | Timing):
             worker.progressed_s = self.clock_s
-            yield worker.number, message
-        elif isinstance(message, Progressed):
-            worker.progressed_s = self.clock_s
+            run.record(worker.number, message)
         else:
             self._take_answer(message)
+
+    def _end_clip(self, worker: Worker, end: ClipEnd, run: _Run) -> None:
+        worker.progressed_s = self.clock_s
+        task = run.assignments.find(worker.number, end.clip.clip_id)
+        run.assignments.end(worker.number, failed=end.failure is not None)
+        if not run.assignments.holds_any(worker.number):
+            worker.read_id = worker.limits = None
+        if task is not None and not task.was_done:
+            if end.failure is None:
+                worker.n_frames += end.n_frames
+            run.record(worker.number, end)
 
     def _take_answer(self, message: Any) -> None:
         """What any worker may say before it is ready, and what is logged."""
@@ -240,53 +271,56 @@ class WorkerPool:
         elif isinstance(message, logging.LogRecord):
             logging.getLogger(message.name).handle(message)
 
-    def _answer(self, worker: _Worker, run: _Run) -> None:
+    def _answer(self, worker: Worker, run: _Run) -> None:
         """Give a worker a clip, or word to end those it has; else it stays idle."""
+        if worker.is_stopping or self._workers.get(worker.number) is not worker:
+            return
         clip = run.assignments.give(worker.number)
         if clip is None and not run.assignments.holds_any(worker.number):
             return
         worker.is_idle = False
         worker.progressed_s = self.clock_s
-        _send(worker, clip)
+        if clip is None:
+            worker.process.send(None)
+            return
+        task = run.assignments.find(worker.number, clip.clip_id)
+        worker.process.send(Given(clip=clip, is_kept=task is None or not task.was_done))
 
-    def _replace(self, worker: _Worker, death: Death, run: _Run) -> Iterator[tuple[int, Item]]:
-        """End a worker; a clip that it took down is given up or tried again."""
+    def _forget(self, worker: Worker) -> None:
         self._selector.unregister(worker.process.channel)
+        worker.process.channel.close()
+        del self._workers[worker.number]
+
+    def _replace(self, worker: Worker, death: Death, run: _Run) -> None:
+        """End a worker; a clip that it took down is given up or tried again."""
         worker.process.kill()
         worker.process.wait()
-        del self._workers[worker.number]
-        yield worker.number, Lost()
-        suspect_id = worker.read_id if death.kind == _TIME else None
+        rest = worker.process.channel.receive_rest()
+        worker.inbox += (message for message in rest if not isinstance(message, Death))
+        self._forget(worker)
+        self._read_inbox(worker, run)
+        store = run.job.output.store
+        if worker.shard_name is not None and (store / worker.shard_name).is_file():
+            # It finished the shard and died before it said so.
+            entry = describe_shard(store, store / worker.shard_name)
+            self._take(worker, ShardFinished(entry=entry), run)
+        run.record(worker.number, Lost(shard_name=worker.shard_name))
+        if run.is_over:
+            return
+        suspect_id = worker.read_id if death.kind == TIME else None
         for clip in run.assignments.lose(worker.number, death, suspect_id):
             reason = f"its worker {death.reason}".replace(str(clip.path), clip.path.name)
             failure = Failure(
                 clip_id=clip.clip_id, path=str(clip.path), step=WORKER_STEP, reason=reason
             )
-            yield worker.number, ClipEnd(clip=clip, failure=failure)
+            run.record(worker.number, ClipEnd(clip=clip, failure=failure))
         if run.assignments.are_waiting:
-            _send(self._start(worker.number), run.works[worker.number])
+            # So that workers that die again and again still get on.
+            first_frames = max(worker.n_frames // 2, 1) if worker.n_frames else None
+            run.give_work(self._start(worker.number), first_frames)
             for other in self._workers.values():
                 if other.is_idle:
                     self._answer(other, run)
-
-    def _find_excess(self, worker: _Worker, run: _Run) -> Death | None:
-        """Whether a worker takes more time or memory than it may."""
-        limit = run.worker_bytes
-        if limit is not None and worker.process.read_used_bytes() > limit:
-            gigabytes = f"{limit / 1e9:.2g} GB"
-            return Death(
-                kind="memory", reason=f"took more memory than {gigabytes} (--worker-memory)"
-            )
-        if worker.is_idle:
-            return None
-        limits = worker.limits or run.budgets.idle_limits
-        if self.clock_s - worker.progressed_s > limits.still_s:
-            reason = f"made no progress for {limits.still_s:.0f} s (--clip-timeout)"
-        elif self.clock_s - worker.began_s > limits.total_s:
-            reason = f"was not done with it after {limits.total_s:.0f} s (--clip-timeout)"
-        else:
-            return None
-        return Death(kind=_TIME, reason=reason)
 
     def count_time(self) -> None:
         """Bring the clock up to date."""
@@ -295,20 +329,21 @@ class WorkerPool:
         self._looked_s = now_s
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class _Run:
-    """What one call of ``iter_items`` is about."""
+    """What one call of ``run`` is about."""
 
+    job: Job
+    record: Callable[[int, Item], None]
     assignments: Assignments
     works: Sequence[Work]
     """Of each worker, by its number."""
-    budgets: Budgets
     worker_bytes: int | None
+    is_over: bool = False
+    """No clip is given any more."""
 
-
-def _send(worker: _Worker, message: object) -> None:
-    """To one that has died nothing is sent; its channel tells."""
-    try:
-        worker.process.channel.send(message)
-    except OSError:
-        _log.debug("worker %d is gone", worker.number)
+    def give_work(self, worker: Worker, first_frames: int | None = None) -> None:
+        """Tell a worker what to do. first_frames: see ``Output``; None: as the job says."""
+        output = self.job.output
+        worker.process.send(self.works[worker.number])
+        worker.process.send(replace(output, first_frames=first_frames or output.first_frames))

@@ -1,30 +1,40 @@
-"""A worker, seen from its parent: starts it, watches its memory, ends it, tells how it ended."""
+"""A worker, seen from its parent: its process, what it is at, when it takes too much."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from features.disk import ENDING
-from pipeline.workers.channel import Channel
-from pipeline.workers.messages import Death, Start
+from pipeline.workers.messages import Channel, Death, Start
+from pipeline.workers.resources import Budgets, ClipLimits
 
 _PACKAGES = ("features", "pipeline")
 """Whose log comes here."""
+TIME = "time"
+"""The kind of death of a worker that took too long."""
+_STOP_LIMITS = ClipLimits(still_s=10.0, total_s=math.inf)
+"""Until a worker that is to stop says that it writes its last shard."""
 _END_S = 5.0
 """Until a process that was killed is gone; one that waits for a dead disk may stay for ever."""
 _CODE = """
-import sys
+import ctypes, os, sys
 descriptor, parent, *sys.path = sys.argv[1:]
-from pipeline.workers.parent import end_with_parent
-end_with_parent(int(parent))
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL: from now on it ends with its parent
+if os.getppid() != int(parent):  # which ended before
+    os._exit(1)
 from pipeline.workers.worker import main
 main(int(descriptor))
 """
@@ -48,8 +58,12 @@ class WorkerProcess:
             )
         self.channel = Channel(ours)
         levels = {name: logging.getLogger(name).getEffectiveLevel() for name in _PACKAGES}
-        with contextlib.suppress(OSError):  # it died: the channel tells
-            self.channel.send(Start(device=device, log_levels=levels, extractor=extractor))
+        self.send(Start(device=device, log_levels=levels, extractor=extractor))
+
+    def send(self, message: object) -> None:
+        """To one that has died nothing is sent; its channel tells."""
+        with contextlib.suppress(OSError):
+            self.channel.send(message)
 
     def read_used_bytes(self) -> int:
         """Memory that it holds for itself, swapped out or not; 0 where the system does not tell."""
@@ -60,14 +74,18 @@ class WorkerProcess:
         return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(_OWN_MEMORY))
 
     def kill(self) -> None:
-        """End it, in whatever state it is; it has nothing to lose."""
+        """End it, in whatever state it is; only its shard at hand is lost."""
         self._process.kill()
-        self.channel.close()
 
     def wait(self) -> None:
         """Wait until it is gone, some seconds at most."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_END_S)
+
+    def ended_well(self) -> bool:
+        """Whether it ended as it was asked to; its channel is at its end."""
+        self.wait()
+        return self._process.returncode == 0
 
     def describe_end(self) -> Death:
         """How it ended by itself; its channel is at its end."""
@@ -83,6 +101,65 @@ class WorkerProcess:
         else:
             reason = f"crashed (signal {-status}, {name})"
         return Death(kind=name, reason=reason)
+
+
+@dataclass(kw_only=True)
+class Worker:
+    """A worker at work. All times are those of the pool's clock."""
+
+    number: int
+    process: WorkerProcess
+    inbox: deque[Any] = field(default_factory=deque)
+    """What it said and nobody has looked at yet."""
+    is_idle: bool = False
+    """It has asked for a clip and got no answer yet."""
+    is_stopping: bool = False
+    """It was told to."""
+    shard_name: str | None = None
+    """Of the shard that it has at hand."""
+    n_frames: int = 0
+    """Of the clips in it."""
+    writes_since_s: float | None = None
+    """When it began to wait for the disk; None: it does not."""
+    read_id: str | None = None
+    """The clip that it reads; None where it holds none."""
+    limits: ClipLimits | None = None
+    """Of that clip; None: those of a worker that holds none."""
+    began_s: float
+    """When it began to read it; later by the time in which it wrote."""
+    progressed_s: float
+    """When it last made progress."""
+
+    def note_progress(self, now_s: float) -> None:
+        """It waits no more for the disk, if it did; how long that took counts against no clip."""
+        if self.writes_since_s is not None:
+            self.began_s += now_s - self.writes_since_s
+            self.writes_since_s = None
+        self.progressed_s = now_s
+
+    def find_excess(self, now_s: float, budgets: Budgets, n_bytes: int | None) -> Death | None:
+        """Whether it takes more time or memory (n_bytes, None: any) than it may."""
+        if n_bytes is not None and self.process.read_used_bytes() > n_bytes:
+            gigabytes = f"{n_bytes / 1e9:.2g} GB"
+            return Death(
+                kind="memory", reason=f"took more memory than {gigabytes} (--worker-memory)"
+            )
+        if self.is_idle:
+            return None
+        limits = self.limits or budgets.idle_limits
+        if self.writes_since_s is not None:
+            limits = budgets.idle_limits
+        elif self.is_stopping:
+            limits = _STOP_LIMITS
+        if now_s - self.progressed_s > limits.still_s:
+            reason = f"made no progress for {limits.still_s:.0f} s (--clip-timeout)"
+            if self.writes_since_s is not None:
+                reason = f"waited for the disk for {limits.still_s:.0f} s"
+        elif now_s - self.began_s > limits.total_s:
+            reason = f"was not done with it after {limits.total_s:.0f} s (--clip-timeout)"
+        else:
+            return None
+        return Death(kind=TIME, reason=reason)
 
 
 @contextlib.contextmanager

@@ -29,8 +29,7 @@ from features.store.index import Failure
 from pipeline.decode.sampling import DecodedFrame, Frames
 from pipeline.embed.encoder import DetectedFrame, EmbeddedFrame, FrameEncoder
 from pipeline.inputs import InputFile
-from pipeline.workers.faults import is_fault
-from pipeline.workers.messages import ClipEnd
+from pipeline.workers.messages import ClipEnd, is_fault
 from pipeline.workers.prefetch import Prefetcher
 
 _log = logging.getLogger(__name__)
@@ -105,7 +104,7 @@ class Stages:
         """Yield each clip's frames in order, then its end, clip after clip.
 
         A clip that goes wrong has an end with a failure; of what it raises nothing comes out here
-        but faults of the process (``pipeline.workers.faults``). Closing the generator stops all
+        but faults of the process (``is_fault``). Closing the generator stops all
         threads.
         """
         limits = self._limits

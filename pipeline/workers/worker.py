@@ -1,31 +1,51 @@
-"""A worker: the process that extracts clips, asking its parent for one after another.
+"""A worker: the process that extracts clips, one after another, and writes its own shards.
 
 ::
 
     parent  <--Machine, Loaded--              worker
-            <--NextClip--  --a clip, or None-->
-            <--parts of clips, their ends, Begun, Progressed, what is logged--
+            <--NextClip--  --Given, or None-->
+            <--ShardBegun, ClipEnd ..., Writing, ShardFinished--
+            <--Begun, Progressed, what is logged--
+                           --Stop-->          finishes its shard and ends
 
-It ends when its parent does (see also ``pipeline.workers.parent``).
+It ends when its parent does, however that does.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pkgutil
 import queue
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from logging.handlers import QueueHandler
 from typing import TYPE_CHECKING, Any, cast
 
-from features.contracts import Clip
+from features.contracts import Clip, ClipFeatures
 from features.errors import UserError
-from pipeline.workers.channel import Channel
-from pipeline.workers.faults import describe_fault
-from pipeline.workers.messages import Loaded, NextClip, Start, Work
+from features.store.writer import ClipWriter
+from pipeline.workers.messages import (
+    Channel,
+    ClipEnd,
+    Given,
+    Loaded,
+    NextClip,
+    Output,
+    Progressed,
+    ShardBegun,
+    ShardFinished,
+    Start,
+    Stop,
+    Timing,
+    Work,
+    Writing,
+    describe_fault,
+)
 
 if TYPE_CHECKING:
     from pipeline.workers.extractor import Extractor
@@ -33,56 +53,179 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-def main(descriptor: int) -> None:
-    """Work until the parent ends this process.
+class ShardOutput:
+    """Writes what an extractor yields to the shards of one worker, and tells the parent."""
 
-    descriptor: Of a socket to it.
-    """
-    channel = Channel(socket.socket(fileno=descriptor))
-    inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(channel, inbox), daemon=True).start()
-    try:
-        _run(channel, inbox.get)
-    except OSError:
-        _log.debug("the parent is gone", exc_info=True)
+    def __init__(self, output: Output, send: Callable[[Any], None]) -> None:
+        """Nothing is written yet. send: tells the parent."""
+        self._most_frames = output.shard_frames
+        self._clips = ClipWriter(output.store, output.header, output.first_frames)
+        self._send = send
+        self._lock = threading.Lock()
+        self._part: ClipFeatures | None = None
+        """The last rows of the clip at hand."""
+        self._n_frames = self._n_faces = 0
+        """Of that clip."""
+        self._write_s = 0.0
+        """Seconds since the last ``Timing``."""
+
+    def take(self, item: ClipFeatures | ClipEnd | Timing, *, is_kept: bool = True) -> None:
+        """Write rows, end a clip, or pass on a timing.
+
+        Args:
+            item: In the order in which the extractor yields them.
+            is_kept: Whether the rows of its clip are to be in a shard.
+
+        Raises:
+            OSError: the store cannot be written (a full disk); ``finish`` keeps what is done.
+        """
+        with self._lock:
+            if isinstance(item, Timing):
+                self._send(Timing(step_s={**item.step_s, "write": self._write_s}))
+                self._write_s = 0.0
+            elif isinstance(item, ClipFeatures):
+                if is_kept:
+                    self._add_rows(item)
+            else:
+                self._end_clip(item, is_kept)
+                if self._clips.is_full:
+                    self._finish()
+
+    def finish(self) -> None:
+        """Finish the shard at hand with the clips that have ended. Raises OSError."""
+        with self._lock:
+            self._finish()
+
+    def stop(self) -> None:
+        """As ``finish``; whoever writes after that waits for ever."""
+        self._send(Writing())
+        self._lock.acquire()
+        self._finish()
+
+    def _add_rows(self, part: ClipFeatures) -> None:
+        begun = self._clips.shard_name
+        with self._writing():
+            self._clips.add_rows(part)
+        if self._clips.shard_name != begun:
+            self._send(ShardBegun(name=str(self._clips.shard_name)))
+        self._send(Progressed())
+        self._part = part
+        self._n_frames += part.n_frames
+        self._n_faces += part.n_faces
+
+    def _end_clip(self, end: ClipEnd, is_kept: bool) -> None:
+        part, n_frames, n_faces = self._part, self._n_frames, self._n_faces
+        self._part, self._n_frames, self._n_faces = None, 0, 0
+        if end.file is None or not is_kept:
+            self._clips.drop_clip()
+        elif part is None:
+            raise ValueError(f"clip {end.clip.clip_id} has ended without a row")
+        else:
+            self._clips.close_clip(replace(part, sha256=end.file.sha256, notes=end.notes))
+        # Before its shard has its name: so a parent that finds the shard knows what is in it.
+        self._send(replace(end, n_frames=n_frames, n_faces=n_faces))
+
+    def _finish(self) -> None:
+        with self._writing():
+            entry = self._clips.finish()
+        if entry is None:
+            self._send(Progressed())
+            return
+        self._send(ShardFinished(entry=entry))
+        self._clips.shard_frames = min(2 * self._clips.shard_frames, self._most_frames)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        self._send(Writing())
+        began_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._write_s += time.perf_counter() - began_s
+
+
+def main(descriptor: int) -> None:
+    """Work until the parent ends this process. descriptor: of a socket to it."""
+    _Worker(Channel(socket.socket(fileno=descriptor))).run()
     os._exit(1)  # no thread is waited for: a decoder may never return
 
 
-def _run(channel: Channel, receive: Callable[[], Any]) -> None:
-    """Raises OSError where the parent is gone."""
-    start: Start = receive()
-    logging.getLogger().addHandler(QueueHandler(cast(Any, channel)))  # it only puts
-    for name, level in start.log_levels.items():
-        logging.getLogger(name).setLevel(level)
-    try:
+class _Worker:
+    """The threads of a worker that are not its extractor's: this one, and one that listens."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._output: ShardOutput | None = None
+        self._dropped: set[str] = set()
+        """Clips whose rows go nowhere."""
+
+    def run(self) -> None:
+        """Returns after an error, which the parent was told."""
+        threading.Thread(target=self._listen, daemon=True).start()
+        try:
+            self._extract()
+        except (UserError, OSError) as error:  # raised again by the parent
+            self._end(error)
+        except Exception as error:
+            _log.debug("in a worker", exc_info=True)
+            self._end(describe_fault(error))
+
+    def _extract(self) -> None:
+        start: Start = self._inbox.get()
+        logging.getLogger().addHandler(QueueHandler(cast(Any, self._channel)))  # it only puts
+        for name, level in start.log_levels.items():
+            logging.getLogger(name).setLevel(level)
         extract: type[Extractor] = pkgutil.resolve_name(start.extractor)
-        channel.send(extract.find_machine(start.device))
-        work: Work = receive()
+        self._send(extract.find_machine(start.device))
+        work: Work = self._inbox.get()
+        output = self._output = ShardOutput(self._inbox.get(), self._send)
         extractor = extract(work)
-        channel.send(Loaded())
+        self._send(Loaded())
         while True:
-            for item in extractor.iter_items(_ask_for_clips(channel, receive), channel.send):
-                channel.send(item)
-    except UserError as error:  # raised again by the parent
-        channel.send(error)
-    except Exception as error:
-        _log.debug("in a worker", exc_info=True)
-        channel.send(describe_fault(error))
+            self._dropped.clear()
+            for item in extractor.iter_items(self._ask_for_clips(), self._send):
+                output.take(item, is_kept=self._is_kept(item))
 
-
-def _ask_for_clips(channel: Channel, receive: Callable[[], Any]) -> Iterator[Clip]:
-    """Clips, until there is none for now."""
-    while True:
-        channel.send(NextClip())
-        clip: Clip | None = receive()
-        if clip is None:
-            return
-        yield clip
-
-
-def _receive(channel: Channel, inbox: queue.SimpleQueue[Any]) -> None:
-    try:
+    def _ask_for_clips(self) -> Iterator[Clip]:
+        """Clips, until there is none for now."""
         while True:
-            inbox.put(channel.receive())
-    except (EOFError, OSError):  # the parent is gone, even where no signal tells
-        os._exit(1)
+            self._send(NextClip())
+            given: Given | None = self._inbox.get()
+            if given is None:
+                return
+            if not given.is_kept:
+                self._dropped.add(given.clip.clip_id)
+            yield given.clip
+
+    def _is_kept(self, item: ClipFeatures | ClipEnd | Timing) -> bool:
+        if isinstance(item, Timing):
+            return True
+        clip_id = item.clip.clip_id if isinstance(item, ClipEnd) else item.clip_id
+        return clip_id not in self._dropped
+
+    def _end(self, last_word: object) -> None:
+        """Finish the shard at hand, where that is possible; then tell why this process ends."""
+        if self._output is not None:
+            with contextlib.suppress(Exception):  # the first error is the one to tell
+                self._output.finish()
+        self._send(last_word)
+
+    def _listen(self) -> None:
+        try:
+            while not isinstance(message := self._channel.receive(), Stop):
+                self._inbox.put(message)
+        except (EOFError, OSError):  # the parent is gone, even where no signal tells
+            os._exit(1)
+        try:
+            if self._output is not None:
+                self._output.stop()
+        except OSError as error:
+            self._send(error)
+        os._exit(0)  # whatever a decoder does
+
+    def _send(self, message: object) -> None:
+        try:
+            self._channel.send(message)
+        except OSError:  # the parent is gone
+            os._exit(1)

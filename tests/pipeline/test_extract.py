@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
-import json
+import itertools
 import os
 import signal
 import subprocess
@@ -19,12 +19,13 @@ import numpy as np
 import pytest
 
 import features.store.shard_writer
-import features.store.writer
+import pipeline.extract
 import pipeline.workers.rows
 from features.contracts import Clip, ClipFeatures
-from features.errors import ConfigError, ManifestError
+from features.errors import ConfigError, ManifestError, ShardError
 from features.networks.weights import SHIPPED_FACE_WEIGHTS
 from features.store.reader import Store, open_store, verify_store
+from features.store.shard_writer import rewrite_clip_columns
 from pipeline.config import ExtractConfig
 from pipeline.extract import ExtractProgress, run_extract
 from pipeline.manifest.reader import ManifestOptions
@@ -113,6 +114,22 @@ def test_a_changed_label_reaches_the_store_without_a_new_extraction(
 
 
 @pytest.mark.usefixtures("local")
+def test_a_relabelling_that_was_interrupted_is_completed_by_the_next_run(
+    footage: Path, tmp_path: Path
+) -> None:
+    rows = [{"clip_id": "a", "path": str(footage / "face0.mp4"), "label": "sad", "split": "val"}]
+    run_extract(write_manifest(tmp_path, rows), tmp_path / "s", CONFIG)
+    rows[0] |= {"label": "angry"}
+    rewrite_clip_columns(tmp_path / "s/shards/0000.h5", {"a": {"label": "angry"}})
+    (tmp_path / "s/.relabelling").write_text("shards/0000.h5\n")
+    with pytest.raises(ShardError, match="run extract again"):
+        open_store(tmp_path / "s")
+    assert run_extract(write_manifest(tmp_path, rows), tmp_path / "s", CONFIG).clips_skipped == 1
+    assert open_store(tmp_path / "s").read_clip(0).label == "angry"
+    assert verify_store(tmp_path / "s") == []
+
+
+@pytest.mark.usefixtures("local")
 @pytest.mark.parametrize("change", ["file", "split", "part"])
 def test_a_clip_whose_frames_change_is_extracted_again(
     footage: Path, tmp_path: Path, change: str
@@ -155,6 +172,31 @@ def test_broken_clips_become_rows_and_only_they_are_done_again(
     summary = run_extract(manifest, tmp_path / "s", CONFIG)
     assert (summary.clips_done, summary.clips_skipped, summary.clips_failed) == (4, 1, 0)
     assert open_store(tmp_path / "s").failures.empty
+
+
+@pytest.mark.usefixtures("local")
+def test_a_failure_is_added_to_the_file_and_counts_instead_of_the_one_before(
+    footage: Path, tmp_path: Path
+) -> None:
+    rows = [
+        {"clip_id": name, "path": f"{name}.mp4", "label": "", "split": "test"} for name in "abc"
+    ]
+    manifest = write_manifest(tmp_path, rows)
+    run_extract(manifest, tmp_path / "s", CONFIG)
+    (tmp_path / "a.mp4").write_bytes(b"not a video")
+    (tmp_path / "b.mp4").write_bytes((footage / "face0.mp4").read_bytes())
+    written = []
+
+    def read_rows(_: ExtractProgress) -> None:
+        assert len(open_store(tmp_path / "s").failures) == 3
+        written.append((tmp_path / "s/failures.csv").read_text())
+
+    run_extract(manifest, tmp_path / "s", CONFIG, progress=read_rows)
+    assert all(later.startswith(first) for first, later in itertools.pairwise(written))
+    failures = open_store(tmp_path / "s").failures.set_index("clip_id")["reason"]
+    assert failures.index.tolist() == ["a", "c"]
+    assert "not a video" in failures["a"]
+    assert len((tmp_path / "s/failures.csv").read_text().splitlines()) == 3
 
 
 @pytest.mark.usefixtures("local")
@@ -302,12 +344,12 @@ def test_a_stopped_extract_resumes_to_the_same_store(
 def test_ctrl_c_keeps_the_clips_that_are_done(
     many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features.store.writer, "SHARD_FRAMES", 8)
+    monkeypatch.setattr(pipeline.extract, "SHARD_FRAMES", 8)
 
     def interrupt_after_three(told: ExtractProgress) -> None:
         if told.n_done == 3:
-            # With the first shard of two clips, so that even kill -9 costs no hash of theirs.
-            assert len(json.loads((tmp_path / "s/inputs.json").read_bytes())) == 2
+            # All three use other files; even kill -9 costs no hash of theirs.
+            assert len((tmp_path / "s/inputs.jsonl").read_text().splitlines()) == 3
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -320,7 +362,7 @@ def test_ctrl_c_keeps_the_clips_that_are_done(
 def test_a_full_disk_is_said_and_what_is_done_stays_where_there_is_room(
     many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features.store.writer, "SHARD_FRAMES", 8)
+    monkeypatch.setattr(pipeline.extract, "SHARD_FRAMES", 8)
     add_rows = features.store.shard_writer.ShardWriter.add_rows
     n_added = 0
 
@@ -398,7 +440,7 @@ def test_a_long_clip_passes_through_in_parts(
     work = Work(
         config=replace(CONFIG, phases=5, precision="float32"),
         face_weights=SHIPPED_FACE_WEIGHTS,
-        inputs=tmp_path / "inputs.json",
+        inputs=tmp_path / "inputs.jsonl",
         device="cpu",
     )
     extractor = Extractor(work)

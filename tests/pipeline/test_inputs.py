@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ import pytest
 import torch
 
 import pipeline.inputs
+import pipeline.resume
 import pipeline.workers.extractor
 from features.contracts import Clip
 from features.disk import read_state
@@ -25,6 +30,7 @@ from tests.pipeline.videos import grey_frames, write_video
 
 pytestmark = pytest.mark.usefixtures("local")
 
+ROOT = Path(__file__).parents[2]
 CONFIG = ExtractConfig(phases=1, precision="float32")
 
 
@@ -123,10 +129,69 @@ def test_both_readings_must_be_of_one_state(film: Path, hashed_first: bool) -> N
 
 
 def test_an_unchanged_file_is_hashed_once(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = Inputs(film.with_name("inputs.json"))
+    inputs = Inputs(film.with_name("inputs.jsonl"))
     found, state = inputs.look_up(film)
     assert (found.sha256, state) == (hash_file(film), read_state(film))
+    assert inputs.count_new_bytes(film) == film.stat().st_size
     inputs.remember(film, found)
-    inputs.write()
     monkeypatch.delattr(pipeline.inputs.hashlib, "file_digest")
+    again = Inputs(inputs.path)
+    assert again.look_up(film) == (found, state)
+    assert again.count_new_bytes(film) == 0
+
+
+def test_what_an_older_release_remembered_is_read_and_replaced(
+    film: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, state = Inputs(film.with_name("inputs.jsonl")).look_up(film)
+    old = film.with_name("inputs.json")
+    old.write_text(json.dumps({str(film.resolve()): asdict(found)}))
+    monkeypatch.delattr(pipeline.inputs.hashlib, "file_digest")
+    inputs = Inputs(film.with_name("inputs.jsonl"))
+    assert inputs.look_up(film) == (found, state)
+    inputs.tidy()
+    assert not old.exists()
     assert Inputs(inputs.path).look_up(film) == (found, state)
+
+
+def test_the_last_line_of_a_file_counts_and_half_a_line_does_not(film: Path) -> None:
+    inputs = Inputs(film.with_name("inputs.jsonl"))
+    found, _ = inputs.look_up(film)
+    inputs.remember(film, replace(found, sha256="0" * 64))
+    inputs.remember(film, found)
+    whole = inputs.path.read_bytes()
+    inputs.path.write_bytes(whole + whole[:30])
+    again = Inputs(inputs.path)
+    assert again.look_up(film)[0] == found
+    again.tidy()
+    assert inputs.path.read_bytes() == whole.splitlines(keepends=True)[1]
+
+
+def test_a_line_that_does_not_fit_on_the_disk_is_not_there(tmp_path: Path) -> None:
+    code = """
+import resource, sys
+from pathlib import Path
+from features.disk import append_whole
+path = Path(sys.argv[1])
+append_whole(path, "first\\n")
+resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+try:
+    append_whole(path, "second\\n")
+except OSError as error:
+    sys.exit(error.filename != sys.argv[1])
+"""
+    path = tmp_path / "lines"
+    command = [sys.executable, "-c", code, str(path)]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+    assert path.read_text() == "first\n"
+
+
+def test_a_long_hashing_is_told_before_it_begins(
+    film: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert extract(film) == (1, [])
+    os.utime(film)
+    monkeypatch.setattr(pipeline.resume, "_LONG_BYTES", 0)
+    with caplog.at_level("INFO", "pipeline"):
+        assert extract(film) == (0, [])
+    assert "hashing 1 files of done clips" in caplog.text

@@ -26,8 +26,6 @@ from train.streams import FACE_MATRICES, SHAPES, Shapes
 
 _BYTES_PER_VALUE = 2  # of float16 and bfloat16 alike
 _NAMED = 5
-_FRAMES_BETWEEN_RETURNS = 10_000
-"""Frames read before freed memory is returned: half a gigabyte of ``context_7x7``."""
 _CONTEXT = ("context_2x2", "context_7x7")
 
 _log = logging.getLogger(__name__)
@@ -202,7 +200,6 @@ def read_tables(
             on_disk=[name for of, name in on_disk if of == split],
             scratch=scratch,
         )
-    n_frames = 0
     for store in stores:
         broken = []
         for clip in store.iter_clips(
@@ -225,7 +222,6 @@ def read_tables(
                 f"{', '.join(broken[:_NAMED])}{more}. Mend what made them and write the store "
                 "again, or extract the other clips into a new store."
             )
-    return_freed_memory()
     return {split: builder.finish() for split, builder in builders.items()}
 
 

@@ -164,8 +164,6 @@ def train_runs(
     for epoch in range(1, schedule.n_epochs + 1):
         active = list(model.runs)
         losses = model.train_epoch(epoch, stop)
-        if task.reads_from_disk:
-            return_freed_memory()
         metrics: Sequence[Metrics | None] = [None] * len(active)
         if schedule.is_scored(epoch):
             metrics = model.score_val()

@@ -57,7 +57,6 @@ def run_jobs(jobs: Sequence[Callable[[Event], None]], n_workers: int) -> None:
         finally:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
-            return_freed_memory()
 
 
 @contextmanager

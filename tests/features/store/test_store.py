@@ -24,7 +24,7 @@ from features.store.reader import open_store, verify_store
 from features.store.shard_format import ShardHeader
 from features.store.shard_reader import find_shard_problems, read_shard_index
 from features.store.shard_writer import rewrite_clip_columns
-from features.store.writer import StoreWriter, write_store
+from features.store.writer import ClipWriter, StoreWriter, write_store
 from tests.builders import clip_features, small_store
 
 ROOT = Path(__file__).parents[3]
@@ -104,6 +104,86 @@ def test_relabelling_changes_the_labels_and_no_feature(tmp_path: Path) -> None:
     assert verify_store(path) == []
 
 
+def test_while_labels_change_no_reader_opens_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = small_store(tmp_path / "s")
+    rewrite = features.store.writer.rewrite_clip_columns
+
+    def read_meanwhile(shard: Path, updates: dict[str, dict[str, str]]) -> None:
+        rewrite(shard, updates)
+        with pytest.raises(ShardError, match=r"labels are being changed.*run extract again"):
+            open_store(path)
+
+    monkeypatch.setattr(features.store.writer, "rewrite_clip_columns", read_meanwhile)
+    with StoreWriter(path, HEADER) as writer:
+        writer.relabel({"c1": {"label": "neutral"}})
+        assert open_store(path).read_clip(1).label == "neutral"
+
+
+RELABEL_AND_DIE = """
+import os, signal, sys
+from pathlib import Path
+import features.store.writer
+from features.store.writer import StoreWriter
+from tests.features.store.test_store import HEADER
+rewrite = features.store.writer.rewrite_clip_columns
+n_left = int(sys.argv[2])
+
+def rewrite_and_die(file, updates):
+    global n_left
+    rewrite(file, updates)
+    n_left -= 1
+    if n_left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+features.store.writer.rewrite_clip_columns = rewrite_and_die
+with StoreWriter(Path(sys.argv[1]), HEADER) as writer:
+    writer.relabel({f"c{i}": {"label": "neutral"} for i in range(6)})
+"""
+
+
+def relabel_and_die(path: Path, n_shards: int) -> None:
+    command = [sys.executable, "-c", RELABEL_AND_DIE, str(path), str(n_shards)]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == -signal.SIGKILL
+
+
+def test_a_crash_while_labels_change_is_mended_by_the_next_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features.store.writer, "SHARD_FRAMES", 6)
+    path = small_store(tmp_path / "s")
+    relabel_and_die(path, 2)
+    with pytest.raises(ShardError, match="its labels are being changed"):
+        open_store(path)
+    with StoreWriter(path, HEADER) as writer:
+        labels = [clip.label for clip in writer.open()]
+        assert labels[:4] == ["neutral"] * 4
+        assert "neutral" not in labels[4:]
+        writer.relabel({"c5": {"label": "neutral"}})
+    assert len(open_store(path)) == 6
+    assert verify_store(path) == []
+
+
+def test_a_full_disk_while_labels_change_leaves_a_store_that_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features.store.writer, "SHARD_FRAMES", 6)
+    path = small_store(tmp_path / "s")
+    rewrite = features.store.writer.rewrite_clip_columns
+
+    def fill_up(shard: Path, updates: dict[str, dict[str, str]]) -> None:
+        if shard.name == "0001.h5":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        rewrite(shard, updates)
+
+    monkeypatch.setattr(features.store.writer, "rewrite_clip_columns", fill_up)
+    with pytest.raises(OSError, match="No space"), StoreWriter(path, HEADER) as writer:
+        writer.relabel({f"c{i}": {"label": "neutral"} for i in range(6)})
+    assert [clip.label == "neutral" for clip in open_store(path)] == [True] * 2 + [False] * 4
+    assert verify_store(path) == []
+
+
 @pytest.mark.parametrize("where", [0.0, 0.1, 0.5, 0.9, 1.0])
 def test_verify_notices_one_flipped_byte_anywhere(tmp_path: Path, where: float) -> None:
     path = small_store(tmp_path / "s")
@@ -161,6 +241,76 @@ def test_a_shard_finished_before_a_crash_but_not_listed_is_taken_in(tmp_path: Pa
     with StoreWriter(path, HEADER) as writer:
         assert len(writer.open()) == 6
     assert verify_store(path) == []
+
+
+def test_shards_are_ordered_by_number(tmp_path: Path) -> None:
+    """Of a clip in two shards the later one counts, also after 9999."""
+    path = small_store(tmp_path / "s", n_clips=1)
+    (path / "shards/0000.h5").rename(path / "shards/9999.h5")
+    (path / "store.json").unlink()
+    for n_frames in (4, 5):
+        write_store(
+            path,
+            [clip_features("c0", n_frames=n_frames)],
+            classes=MEC_CLASSES,
+            fingerprint="test",
+        )
+    store = open_store(path)
+    assert [shard.name for shard in store.shards] == [
+        "shards/9999.h5",
+        "shards/10000.h5",
+        "shards/10001.h5",
+    ]
+    assert [clip.n_frames for clip in store] == [5]
+
+
+@given(st.data())
+@settings(max_examples=20, deadline=None)
+def test_writers_side_by_side_never_share_a_number(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Whoever begins, finishes or disappears when."""
+    path = tmp_path_factory.mktemp("s")
+    names = []
+    with StoreWriter(path, HEADER) as store_writer:
+        writers = [ClipWriter(path, HEADER, 4096) for _ in range(3)]
+        kinds = st.sampled_from(["add", "finish", "die"])
+        steps = st.lists(st.tuples(st.integers(0, 2), kinds))
+        for number, step in data.draw(steps):
+            if step == "add":
+                clip = clip_features(f"{len(names)}-{number}", n_frames=1)
+                writers[number].add_rows(clip)
+                writers[number].close_clip(clip)
+            elif step == "finish":
+                if entry := writers[number].finish():
+                    names.append(entry.name)
+                    store_writer.list_shard(entry)
+            else:
+                writers[number] = ClipWriter(path, HEADER, 4096)
+    assert len(set(names)) == len(names)
+    assert sorted(names) == [shard.name for shard in open_store(path).shards]
+    assert verify_store(path) == []
+    assert list((path / "shards").glob(".*")) == []
+
+
+def test_a_number_that_another_takes_meanwhile_is_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look into the folder and the claim another begins, or begins and finishes."""
+    path = small_store(tmp_path / "s")
+    find = features.store.writer.find_shard_files
+    taken = iter([path / "shards/.0001.h5.partial", path / "shards/0002.h5"])
+
+    def find_late(store: Path) -> list[str]:
+        found = find(store)
+        if file := next(taken, None):
+            file.touch()
+        return found
+
+    monkeypatch.setattr(features.store.writer, "find_shard_files", find_late)
+    writer = ClipWriter(path, HEADER, 4096)
+    writer.add_rows(clip_features("new"))
+    assert writer.shard_name == "shards/0003.h5"
 
 
 def test_a_copy_beside_the_shards_is_passed_over(tmp_path: Path) -> None:
@@ -401,16 +551,21 @@ def split_rows(clip: ClipFeatures, at: int) -> list[ClipFeatures]:
 
 def test_clips_in_parts_and_side_by_side_are_the_clips_that_they_were(tmp_path: Path) -> None:
     clips = [clip_features(f"c{i}", n_frames=5) for i in range(4)]
-    with StoreWriter(tmp_path / "s", HEADER) as writer:
+    with StoreWriter(tmp_path / "s", HEADER) as store_writer:
+        writers = [ClipWriter(tmp_path / "s", HEADER, 4096) for _ in range(2)]
         for pair in (clips[:2], clips[2:]):
             for parts in zip(
                 *(split_rows(clip, 2 + i) for i, clip in enumerate(pair)), strict=True
             ):
-                for worker, part in enumerate(parts):
-                    writer.add_rows(part, worker)
-            for worker, clip in enumerate(pair):
-                writer.close_clip(clip, worker)
-        writer.add_rows(clip_features("never ends"), 0)
+                for writer, part in zip(writers, parts, strict=True):
+                    writer.add_rows(part)
+            for writer, clip in zip(writers, pair, strict=True):
+                writer.close_clip(clip)
+        writers[0].add_rows(clip_features("never ends"))
+        for writer in reversed(writers):
+            entry = writer.finish()
+            assert entry is not None
+            store_writer.list_shard(entry)
     store = open_store(tmp_path / "s")
     assert [shard.n_clips for shard in store.shards] == [2, 2]
     for found in store.iter_clips(context_7x7=True):
@@ -419,10 +574,15 @@ def test_clips_in_parts_and_side_by_side_are_the_clips_that_they_were(tmp_path: 
 
 
 def test_rows_of_a_dropped_clip_are_gone(tmp_path: Path) -> None:
-    with StoreWriter(tmp_path / "s", HEADER) as writer:
+    with StoreWriter(tmp_path / "s", HEADER) as store_writer:
+        writer = ClipWriter(tmp_path / "s", HEADER, 4096)
         writer.add_rows(clip_features("broken", n_frames=7))
         writer.drop_clip()
-        writer.add(clip_features("a"))
+        writer.add_rows(clip_features("a"))
+        writer.close_clip(clip_features("a"))
+        entry = writer.finish()
+        assert entry is not None
+        store_writer.list_shard(entry)
     (found,) = open_store(tmp_path / "s").iter_clips(context_7x7=True)
     assert_same_clip(found, clip_features("a"))
     assert verify_store(tmp_path / "s") == []

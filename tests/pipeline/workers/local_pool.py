@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from functools import lru_cache
+import contextlib
+from collections.abc import Callable
+from functools import lru_cache, partial
 
 import pipeline.workers.extractor
-from features.contracts import Clip
 from pipeline.embed.encoder import FrameEncoder
-from pipeline.workers.budgets import Budgets
-from pipeline.workers.messages import Item, Loaded, Machine, Work
-from pipeline.workers.plan import plan_works
+from pipeline.workers.messages import Item, Loaded, Machine
+from pipeline.workers.resources import Job, plan_works
+from pipeline.workers.worker import ShardOutput
 
 
 class LocalPool:
@@ -28,21 +28,24 @@ class LocalPool:
     def find_machine(self) -> Machine:
         return pipeline.workers.extractor.Extractor.find_machine(self._device)
 
-    def iter_items(
-        self,
-        work: Work,
-        clips: Sequence[Clip],
-        n_workers: int | None,
-        budgets: Budgets,
-        alone_ids: Collection[str] = (),
-    ) -> Iterator[tuple[int, Item]]:
+    def run(self, job: Job, record: Callable[[int, Item], None]) -> None:
         machine = self.find_machine()
-        extractor = pipeline.workers.extractor.Extractor(
-            plan_works(work, len(clips), machine, 1)[0]
-        )
-        yield 0, Loaded()
-        for item in extractor.iter_items(clips):
-            yield 0, item
+        work = plan_works(job.work, len(job.clips), machine, 1)[0]
+        extractor = pipeline.workers.extractor.Extractor(work)
+        record(0, Loaded())
+        output = ShardOutput(job.output, partial(_pass_on, record))
+        try:
+            with contextlib.closing(extractor.iter_items(job.clips)) as items:
+                for item in items:
+                    output.take(item)
+        finally:
+            output.finish()
+
+
+def _pass_on(record: Callable[[int, Item], None], message: object) -> None:
+    """What the pool tells the record of what a worker says."""
+    if isinstance(message, Item):
+        record(0, message)
 
 
 load_once = lru_cache(maxsize=1)(FrameEncoder)

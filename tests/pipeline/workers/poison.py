@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import resource
@@ -13,6 +14,9 @@ from pathlib import Path
 
 from features.contracts import Clip, ClipFeatures
 from features.errors import WeightsError
+from features.store.index import ShardEntry
+from features.store.shard_writer import ShardWriter
+from features.store.writer import ClipWriter
 from pipeline.inputs import InputFile
 from pipeline.workers.messages import Begun, ClipEnd, Machine, Progressed, Timing, Work
 from tests.builders import clip_features
@@ -107,3 +111,59 @@ class Talkative(FakeExtractor):
     ) -> Iterator[ClipFeatures | ClipEnd]:
         logging.getLogger("pipeline.decode.sampling").warning("clip %s", clip.clip_id)
         yield from super()._extract(clip, tell)
+
+
+class DiesAfterFirstShard(FakeExtractor):
+    """Once: when its first shard has its name, before it tells."""
+
+    def __init__(self, work: Work) -> None:
+        finish = ClipWriter.finish
+
+        def finish_and_die(self: ClipWriter) -> ShardEntry | None:
+            entry = finish(self)
+            if entry is not None and entry.name == "shards/0000.h5":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return entry
+
+        ClipWriter.finish = finish_and_die  # type: ignore[method-assign]
+
+
+class Mortal(FakeExtractor):
+    """Its process dies at its fifth clip, whichever that is."""
+
+    n_clips = 0
+
+    def _extract(
+        self, clip: Clip, tell: Callable[[Begun | Progressed], None]
+    ) -> Iterator[ClipFeatures | ClipEnd]:
+        self.n_clips += 1
+        if self.n_clips == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield from super()._extract(clip, tell)
+
+
+class FullDisk(FakeExtractor):
+    """Of the worker that takes the first shard: its fourth clip does not fit."""
+
+    def __init__(self, work: Work) -> None:
+        add_rows = ShardWriter.add_rows
+
+        def add_until_full(self: ShardWriter, part: ClipFeatures) -> None:
+            if self.path.name == "0000.h5" and len(self.frame_offset) > 3:
+                raise OSError(errno.ENOSPC, "No space left on device", str(self.partial))
+            add_rows(self, part)
+
+        ShardWriter.add_rows = add_until_full  # type: ignore[method-assign]
+
+
+class SlowDisk(FakeExtractor):
+    """A shard takes longer to finish than a clip may stand still."""
+
+    def __init__(self, work: Work) -> None:
+        finish = ShardWriter.finish
+
+        def finish_late(self: ShardWriter) -> None:
+            time.sleep(1.5)
+            finish(self)
+
+        ShardWriter.finish = finish_late  # type: ignore[method-assign]

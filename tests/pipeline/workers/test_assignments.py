@@ -29,6 +29,12 @@ def give_all(assignments: Assignments, number: int, *, at_most: int = 9) -> str:
     return given
 
 
+def end_and_finish(assignments: Assignments, number: int) -> None:
+    """A worker's clip ends well, and so does its shard."""
+    assignments.end(number, failed=False)
+    assignments.finish(number)
+
+
 def name(clips: list[Clip]) -> str:
     return "".join(clip.clip_id for clip in clips)
 
@@ -57,7 +63,7 @@ def test_a_clip_is_given_up_where_it_ends_a_fresh_worker_alone() -> None:
     assert give_all(assignments, 0) == "ab"
     assignments.lose(0, CRASH)
     assert give_all(assignments, 0) == "a"
-    assignments.end(0, failed=False)
+    end_and_finish(assignments, 0)
     assert give_all(assignments, 0) == "b"
     assert assignments.lose(0, CRASH) == []  # a may have left the worker damaged
     assert give_all(assignments, 0) == "b"
@@ -95,7 +101,7 @@ def lose_alone(assignments: Assignments, number: int) -> str:
 def test_where_several_fail_a_clip_that_was_done_is_tried_again() -> None:
     assignments = Assignments(make_clips("abcdef"), alone_ids="bcdef")
     assert give_all(assignments, 0) == "a"
-    assignments.end(0, failed=False)
+    end_and_finish(assignments, 0)
     assert give_all(assignments, 0) == "b"
     assignments.lose(0, CRASH)
     assert [lose_alone(assignments, 0) for _ in range(3)] == ["b", "c", "d"]
@@ -110,7 +116,7 @@ def test_where_several_fail_a_clip_that_was_done_is_tried_again() -> None:
 def test_where_that_clip_works_the_others_are_to_blame() -> None:
     assignments = Assignments(make_clips("abcde"), alone_ids="bcde")
     assert give_all(assignments, 0) == "a"
-    assignments.end(0, failed=False)
+    end_and_finish(assignments, 0)
     assert give_all(assignments, 0) == "b"
     assignments.lose(0, CRASH)
     assert [lose_alone(assignments, 0) for _ in range(3)] == ["b", "c", "d"]
@@ -145,6 +151,43 @@ def test_workers_that_die_without_a_clip_end_the_run() -> None:
         assignments.lose(0, CRASH)
 
 
+def test_clips_of_an_unfinished_shard_come_again_and_are_not_to_blame() -> None:
+    assignments = Assignments(make_clips("abcdef"))
+    assert give_all(assignments, 0, at_most=4) == "abcd"
+    end_and_finish(assignments, 0)
+    for _ in "bc":
+        assignments.end(0, failed=False)
+    assert give_all(assignments, 1, at_most=1) == "e"
+    assignments.lose(0, CRASH)
+    assert give_all(assignments, 1) == "bcf"  # at once, beside another
+    assert give_all(assignments, 0) == "d"
+
+
+def test_a_clip_that_was_done_and_only_shows_whether_workers_work_is_not_done_again() -> None:
+    assignments = Assignments(make_clips("abcd"), alone_ids="bcd")
+    assert give_all(assignments, 0) == "a"
+    end_and_finish(assignments, 0)
+    assert give_all(assignments, 0) == "b"
+    assignments.lose(0, CRASH)
+    assert [lose_alone(assignments, 0) for _ in range(3)] == ["b", "c", "d"]
+    assert give_all(assignments, 0) == "a"
+    assignments.end(0, failed=False)
+    assignments.lose(0, CRASH)
+    assert not assignments.are_waiting
+
+
+def test_workers_that_die_at_the_end_of_each_shard_end_the_run() -> None:
+    assignments = Assignments(make_clips("a"))
+    for _ in range(2):
+        assert give_all(assignments, 0) == "a"
+        assignments.end(0, failed=False)
+        assert assignments.lose(0, CRASH) == []
+    assert give_all(assignments, 0) == "a"
+    assignments.end(0, failed=False)
+    with pytest.raises(WorkerError, match="3 workers in a row ended while they held no clip"):
+        assignments.lose(0, CRASH)
+
+
 @settings(deadline=None, max_examples=200)
 @given(st.text("gp", max_size=20), st.integers(1, 4), st.integers(0, 2**32))
 def test_every_good_clip_is_done_once_and_every_other_given_up_once(
@@ -158,9 +201,10 @@ def test_every_good_clip_is_done_once_and_every_other_given_up_once(
     ]
     assignments = Assignments(clips, {c.clip_id for c in clips if random.random() < 0.2})
     held: dict[int, list[Clip]] = {number: [] for number in range(n_workers)}
+    unfinished: dict[int, list[str]] = {number: [] for number in range(n_workers)}
     done: list[str] = []
     given_up: list[str] = []
-    while assignments.are_waiting or any(held.values()):
+    while assignments.are_waiting or any(held.values()) or any(unfinished.values()):
         number = random.randrange(n_workers)
         clip = assignments.give(number) if len(held[number]) < 3 else None
         if clip is not None:
@@ -171,9 +215,13 @@ def test_every_good_clip_is_done_once_and_every_other_given_up_once(
             death = Death(kind=bad[0].clip_id, reason="ended")
             suspect_id = random.choice([None, bad[0].clip_id])
             given_up += [c.clip_id for c in assignments.lose(number, death, suspect_id)]
-            held[number] = []
+            held[number], unfinished[number] = [], []
         elif first is not None and (clip is None or random.random() < 0.5):
             assignments.end(number, failed=False)
-            done.append(held[number].pop(0).clip_id)
+            unfinished[number].append(held[number].pop(0).clip_id)
+        elif random.random() < 0.2:
+            assignments.finish(number)
+            done += unfinished[number]
+            unfinished[number] = []
     assert sorted(done) == sorted(c.clip_id for c in clips if c.clip_id.startswith("g"))
     assert sorted(given_up) == sorted(c.clip_id for c in clips if c.clip_id.startswith("p"))

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
@@ -18,19 +18,19 @@ from features.contracts import MEC_CLASSES, Clip
 from features.errors import WeightsError, WorkerError
 from features.store.reader import open_store, verify_store
 from features.store.shard_format import ShardHeader
+from features.store.shard_reader import read_shard_index
 from features.store.writer import StoreWriter
 from pipeline.config import ExtractConfig
-from pipeline.failures import FailureLog
 from pipeline.inputs import Inputs
-from pipeline.intake import Intake
-from pipeline.workers.budgets import Budgets
-from pipeline.workers.messages import ClipEnd, Work
+from pipeline.record import FailureLog, RunRecord
+from pipeline.workers.messages import ClipEnd, Item, Output, Work
 from pipeline.workers.pool import WorkerPool
+from pipeline.workers.resources import Budgets, Job
 from tests.builders import clip_features
 from tests.pipeline.processes import list_children, read_parents
 
 ROOT = Path(__file__).parents[3]
-WORK = Work(config=ExtractConfig(), face_weights=Path(), inputs=Path("inputs.json"), device="cpu")
+WORK = Work(config=ExtractConfig(), face_weights=Path(), inputs=Path("inputs.jsonl"), device="cpu")
 ROOMY = Budgets(clip_timeout_s=60, worker_bytes=400_000_000)
 QUICK = Budgets(clip_timeout_s=3)
 REASONS = {
@@ -50,20 +50,79 @@ def make_clips(names: Sequence[str]) -> list[Clip]:
     ]
 
 
-def run_pool(store: Path, names: Sequence[str], n_workers: int, budgets: Budgets) -> Intake:
-    """Extract clips with ``FakeExtractor`` into a store."""
-    header = ShardHeader(fingerprint="x", classes=MEC_CLASSES, config={}, weights={}, versions={})
-    with (
-        WorkerPool("cpu", extractor="tests.pipeline.workers.poison:FakeExtractor") as pool,
-        StoreWriter(store, header) as writer,
-    ):
+HEADER = ShardHeader(fingerprint="x", classes=MEC_CLASSES, config={}, weights={}, versions={})
+
+
+def make_job(
+    store: Path,
+    names: Sequence[str],
+    n_workers: int,
+    budgets: Budgets = ROOMY,
+    *,
+    shard_frames: int = 4096,
+    alone_ids: Collection[str] = (),
+) -> Job:
+    (store / "shards").mkdir(exist_ok=True)
+    return Job(
+        work=WORK,
+        output=Output(
+            store=store, header=HEADER, shard_frames=shard_frames, first_frames=shard_frames
+        ),
+        clips=make_clips(names),
+        alone_ids=alone_ids,
+        n_workers=n_workers,
+        budgets=budgets,
+    )
+
+
+def make_pool(extractor: str = "FakeExtractor") -> WorkerPool:
+    return WorkerPool("cpu", extractor=f"tests.pipeline.workers.poison:{extractor}")
+
+
+def run_pool(
+    store: Path,
+    names: Sequence[str],
+    n_workers: int,
+    budgets: Budgets = ROOMY,
+    *,
+    shard_frames: int = 4096,
+    extractor: str = "FakeExtractor",
+    then: Callable[[RunRecord, Item], None] = lambda *_: None,
+) -> RunRecord:
+    """Extract clips into a store with an extractor of ``poison``; then: called after each item."""
+    with make_pool(extractor) as pool, StoreWriter(store, HEADER) as writer:
         failures = FailureLog(store)
-        intake = Intake(writer, failures, Inputs(store / "inputs.json"), 0.0)
-        known = failures.worker_ids
-        for number, item in pool.iter_items(WORK, make_clips(names), n_workers, budgets, known):
-            intake.take(number, item)
         failures.write()
-    return intake
+        record = RunRecord(writer, failures, Inputs(store / "inputs.jsonl"), 0.0)
+
+        def take(number: int, item: Item) -> None:
+            record.take(number, item)
+            then(record, item)
+
+        job = make_job(
+            store,
+            names,
+            n_workers,
+            budgets,
+            shard_frames=shard_frames,
+            alone_ids=failures.worker_ids,
+        )
+        pool.run(job, take)
+    return record
+
+
+def read_ids(store: Path) -> list[str]:
+    """The clips in the shards, also those that stand in several."""
+    return sorted(
+        clip_id
+        for shard in open_store(store).shards
+        for clip_id in read_shard_index(store / shard.name).columns["id"]
+    )
+
+
+def kill_workers() -> None:
+    for pid in list_children(os.getpid()):
+        os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("n_workers", [1, 2])
@@ -77,8 +136,8 @@ def test_each_poison_clip_among_good_ones_is_the_only_failure(
 ) -> None:
     good = [f"good-{i}" for i in range(8)]
     names = [name for pair in zip_longest(good, kinds) for name in pair if name]
-    intake = run_pool(tmp_path, names, n_workers, budgets)
-    assert (intake.n_done, intake.n_failed) == (8, len(kinds))
+    record = run_pool(tmp_path, names, n_workers, budgets)
+    assert (record.n_done, record.n_failed) == (8, len(kinds))
     store = open_store(tmp_path)
     failures = store.failures.set_index("clip_id")
     assert dict(failures["reason"]) == {kind: REASONS[kind] for kind in kinds}
@@ -93,8 +152,8 @@ def test_each_poison_clip_among_good_ones_is_the_only_failure(
 def test_neighbours_of_one_kind_do_not_stop_the_run(tmp_path: Path) -> None:
     """A folder of films that one broken program made: the machine is not to blame."""
     names = [*(f"exit-{i}" for i in range(4)), "good-0", "good-1"]
-    intake = run_pool(tmp_path, names, 1, ROOMY)
-    assert (intake.n_done, intake.n_failed) == (2, 4)
+    record = run_pool(tmp_path, names, 1, ROOMY)
+    assert (record.n_done, record.n_failed) == (2, 4)
 
 
 def test_a_broken_gpu_stops_the_run_and_marks_no_more(tmp_path: Path) -> None:
@@ -103,19 +162,16 @@ def test_a_broken_gpu_stops_the_run_and_marks_no_more(tmp_path: Path) -> None:
     assert len(FailureLog(tmp_path).worker_ids) == 3
 
 
-def test_workers_that_die_while_they_start_end_the_run() -> None:
-    with (
-        WorkerPool("cpu", extractor="tests.pipeline.workers.poison:Unloadable") as pool,
-        pytest.raises(WorkerError, match=r"3 workers in a row .* raised RuntimeError: no library"),
-    ):
-        list(pool.iter_items(WORK, make_clips("abc"), 1, ROOMY))
+def test_workers_that_die_while_they_start_end_the_run(tmp_path: Path) -> None:
+    with pytest.raises(WorkerError, match=r"3 workers in a row .* raised RuntimeError: no library"):
+        run_pool(tmp_path, "abc", 1, extractor="Unloadable")
 
 
 def test_a_first_worker_that_tells_nothing_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """A driver of a GPU that never answers."""
     monkeypatch.setattr("pipeline.workers.pool._START_S", 1.0)
     with (
-        WorkerPool("cpu", extractor="tests.pipeline.workers.poison:Silent") as pool,
+        make_pool("Silent") as pool,
         pytest.raises(WorkerError, match="the first worker told nothing for 1 s"),
     ):
         pool.find_machine()
@@ -124,40 +180,114 @@ def test_a_first_worker_that_tells_nothing_ends_the_run(monkeypatch: pytest.Monk
 def test_a_worker_that_stands_still_while_it_starts_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.workers.budgets._LEAST_START_S", 1.0)
+    monkeypatch.setattr("pipeline.workers.resources._LEAST_START_S", 1.0)
     once = tmp_path / "once"
     monkeypatch.setenv("STANDS_STILL_ONCE", str(once))
-    with WorkerPool("cpu", extractor="tests.pipeline.workers.poison:SlowStarter") as pool:
-        items = pool.iter_items(WORK, make_clips("ab"), 1, QUICK)
-        ended = [item.clip.clip_id for _, item in items if isinstance(item, ClipEnd)]
+    run_pool(tmp_path, "ab", 1, QUICK, extractor="SlowStarter")
     assert once.exists()
-    assert sorted(ended) == ["a", "b"]
+    assert read_ids(tmp_path) == ["a", "b"]
 
 
-def test_an_error_that_a_person_can_mend_is_raised_here() -> None:
-    with (
-        WorkerPool("cpu", extractor="tests.pipeline.workers.poison:Unweighted") as pool,
-        pytest.raises(WeightsError, match="weights are missing"),
-    ):
-        list(pool.iter_items(WORK, make_clips("abc"), 2, ROOMY))
+def test_an_error_that_a_person_can_mend_is_raised_here(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="weights are missing"):
+        run_pool(tmp_path, "abc", 2, extractor="Unweighted")
 
 
-def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost() -> None:
-    ended = []
-    with WorkerPool("cpu", extractor="tests.pipeline.workers.poison:FakeExtractor") as pool:
-        for _, item in pool.iter_items(WORK, make_clips("abcdefgh"), 2, ROOMY):
-            if isinstance(item, ClipEnd):
-                ended.append(item.clip.clip_id)
-                if len(ended) == 1:
-                    for pid in list_children(os.getpid()):
-                        os.kill(pid, signal.SIGKILL)
-    assert sorted(ended) == list("abcdefgh")
+@pytest.mark.parametrize("n_frames", [4096, 6], ids=["in one shard", "in shards of two"])
+def test_workers_that_are_killed_cost_no_clip_and_no_clip_is_there_twice(
+    tmp_path: Path, n_frames: int
+) -> None:
+    """Clips of unfinished shards are counted once, though they are extracted twice."""
+    counts = []
+
+    def kill_after_three(record: RunRecord, item: Item) -> None:
+        counts.append(record.n_done)
+        if record.n_done == 3 and counts.count(3) == 1:
+            kill_workers()
+
+    names = [f"good-{i}" for i in range(12)]
+    record = run_pool(tmp_path, names, 2, shard_frames=n_frames, then=kill_after_three)
+    assert (record.n_done, record.n_failed, record.n_frames, record.n_faces) == (12, 0, 36, 36)
+    assert read_ids(tmp_path) == sorted(names)
+    assert verify_store(tmp_path) == []
+    assert max(counts) == 12
+    assert list((tmp_path / "shards").glob(".*")) == []
     assert list_children(os.getpid()) == set()
 
 
-def test_what_a_worker_logs_is_logged_here(caplog: pytest.LogCaptureFixture) -> None:
-    with WorkerPool("cpu", extractor="tests.pipeline.workers.poison:Talkative") as pool:
-        list(pool.iter_items(WORK, make_clips("a"), 1, ROOMY))
+def test_a_shard_whose_worker_dies_before_it_tells_is_taken_in(tmp_path: Path) -> None:
+    names = [f"good-{i}" for i in range(6)]
+    record = run_pool(tmp_path, names, 1, shard_frames=6, extractor="DiesAfterFirstShard")
+    assert record.n_done == 6
+    assert read_ids(tmp_path) == names
+    assert verify_store(tmp_path) == []
+
+
+def test_a_worker_that_always_dies_after_some_clips_still_gets_on(tmp_path: Path) -> None:
+    """Memory that a library loses: shards become smaller until one is finished before the end."""
+    names = [f"good-{i}" for i in range(10)]
+    record = run_pool(tmp_path, names, 1, extractor="Mortal")
+    assert (record.n_done, record.n_failed) == (10, 0)
+    assert read_ids(tmp_path) == names
+
+
+def test_an_error_of_a_worker_costs_no_clip_that_is_done(tmp_path: Path) -> None:
+    """A GPU that gives up is no reason to lose what is in memory and on disk."""
+    ended = []
+    run_pool(
+        tmp_path,
+        ["good-0", "good-1", "good-2", "good-3", "gpu"],
+        1,
+        then=lambda _, item: ended.append(item) if isinstance(item, ClipEnd) else None,
+    )
+    done = [end.clip.clip_id for end in ended if end.failure is None]
+    assert sorted(done) == [f"good-{i}" for i in range(4)]  # each once
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_whatever_ends_a_run_leaves_the_clips_that_are_done(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    done = []
+
+    def stop_after_five(record: RunRecord, item: Item) -> None:
+        if isinstance(item, ClipEnd):
+            done.append(item.clip.clip_id)
+        if len(done) == 5:
+            raise error
+
+    names = [f"good-{i}" for i in range(200)]
+    with pytest.raises(error):
+        run_pool(tmp_path, names, 2, then=stop_after_five)
+    found = read_ids(tmp_path)
+    assert set(done) <= set(found)
+    assert len(found) == len(set(found)) < 200
+    assert verify_store(tmp_path) == []
+    assert list((tmp_path / "shards").glob(".*")) == []
+
+
+def test_a_disk_that_is_full_for_one_worker_ends_the_run_and_keeps_what_is_done(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        run_pool(tmp_path, [f"good-{i}" for i in range(200)], 2, extractor="FullDisk")
+    assert str(raised.value.filename).endswith(".h5.partial")
+    found = read_ids(tmp_path)
+    assert len(found) >= 3
+    assert len(found) == len(set(found)) < 200
+    assert verify_store(tmp_path) == []
+
+
+def test_time_to_write_a_shard_counts_against_no_clip(tmp_path: Path) -> None:
+    budgets = Budgets(clip_timeout_s=1, worker_bytes=ROOMY.worker_bytes)
+    record = run_pool(tmp_path, ["good-0", "good-1"], 1, budgets, extractor="SlowDisk")
+    assert (record.n_done, record.n_failed) == (2, 0)
+
+
+def test_what_a_worker_logs_is_logged_here(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_pool(tmp_path, "a", 1, extractor="Talkative")
     assert ("pipeline.decode.sampling", logging.WARNING, "clip a") in caplog.record_tuples
 
 
@@ -170,23 +300,29 @@ def test_time_in_which_this_process_stood_still_counts_against_no_clip() -> None
         assert pool.clock_s <= 2
 
 
-def test_workers_end_within_two_seconds_of_their_parent() -> None:
-    """Also one that is stopped, whose reading of the channel would not tell it."""
+def test_workers_end_within_two_seconds_of_their_parent(tmp_path: Path) -> None:
+    """Also one that is stopped; its finished shards are taken in by the next run."""
     code = """
 import sys
-from tests.pipeline.workers.test_pool import ROOMY, WORK, make_clips
-from pipeline.workers.pool import WorkerPool
-with WorkerPool("cpu", extractor="tests.pipeline.workers.poison:FakeExtractor") as pool:
-    for number, item in pool.iter_items(WORK, make_clips(["a", "stop", "spin", "b"]), 2, ROOMY):
-        print(item, flush=True)
+from pathlib import Path
+from tests.pipeline.workers.test_pool import run_pool
+names = ["a", "b", "stop", "spin", *"cdefgh"]
+run_pool(Path(sys.argv[1]), names, 2, shard_frames=1, then=lambda _, item: print(item, flush=True))
 """
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, "-c", code, str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
-        parent.stdout.readline()
+        while b"ShardFinished" not in parent.stdout.readline():
+            pass
         workers = list_children(parent.pid)
         assert workers
         parent.kill()
     waited_until = time.monotonic() + 2
     while workers & read_parents().keys():
         assert time.monotonic() < waited_until
+    (tmp_path / "store.json").unlink()
+    with StoreWriter(tmp_path, HEADER) as writer:
+        done = set(writer.open().clips["clip_id"])
+    assert done
+    assert list((tmp_path / "shards").glob(".*")) == []
+    assert read_ids(tmp_path) == sorted(done)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ _log = logging.getLogger(__name__)
 _LABEL_COLUMNS = ("label", "split", "subject", "source", "extra")
 """What a manifest may change about a clip without touching its features."""
 _NAMED = 5
+_LONG_BYTES = 2_000_000_000
+"""Of files to be hashed: some seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ class Plan:
 def read_manifest_for(store: Path, manifest: Path, options: ManifestOptions) -> Manifest:
     """The manifest, read with the classes that the store declares if it exists."""
     if options.classes is None and (store / "store.json").is_file():
-        options = replace(options, classes=read_store_index(store)[0].classes)
+        options = replace(options, classes=read_store_index(store, relabelling=True)[0].classes)
     listed = read_manifest(manifest, options)
     for warning in listed.warnings[:_NAMED]:
         _log.warning("%s: %s", manifest, warning)
@@ -59,6 +61,7 @@ def plan_extract(
 ) -> Plan:
     """Compare a manifest's clips with what a store holds."""
     done = {row["clip_id"]: row for row in store.clips.to_dict("records")}
+    _tell_hashing({c.path for c in clips if c.clip_id in done}, inputs)
     todo, updates = [], {}
     for clip in clips:
         row = done.pop(clip.clip_id, None)
@@ -79,6 +82,17 @@ def plan_extract(
             len(done),
         )
     return Plan(todo=tuple(todo), updates=updates)
+
+
+def _tell_hashing(paths: Collection[Path], inputs: Inputs) -> None:
+    """Log how much is to be hashed where that takes long: no clip is reported meanwhile."""
+    sizes = [n_bytes for path in paths if (n_bytes := inputs.count_new_bytes(path))]
+    if sum(sizes) > _LONG_BYTES:
+        _log.info(
+            "hashing %d files of done clips, as they are new here or were touched: %.1f GB",
+            len(sizes),
+            sum(sizes) / 1e9,
+        )
 
 
 def _is_current(row: dict[Any, Any], clip: Clip, config: ExtractConfig, inputs: Inputs) -> bool:

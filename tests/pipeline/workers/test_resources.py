@@ -10,11 +10,9 @@ import pytest
 
 from features.errors import ConfigError
 from pipeline.config import ExtractConfig
-from pipeline.workers.budgets import Budgets, make_budgets
-from pipeline.workers.faults import describe_fault, is_fault
-from pipeline.workers.messages import Machine, Work
-from pipeline.workers.plan import count_workers, plan_works
+from pipeline.workers.messages import Machine, Work, describe_fault, is_fault
 from pipeline.workers.prefetch import Prefetcher
+from pipeline.workers.resources import Budgets, count_workers, make_budgets, plan_works
 from tests.pipeline.workers.test_pool import make_clips
 
 CPU = Machine(device="cpu", n_gpus=0, n_cores=4, precision="float32")
@@ -35,7 +33,7 @@ def test_a_core_a_process_as_far_as_clips_and_memory_go(
     monkeypatch: pytest.MonkeyPatch, n_clips: int, free_gib: int | None, expected: int
 ) -> None:
     free = None if free_gib is None else free_gib << 30
-    monkeypatch.setattr("pipeline.workers.plan.find_free_bytes", lambda: free)
+    monkeypatch.setattr("pipeline.workers.resources.find_free_bytes", lambda: free)
     assert count_workers(n_clips, CPU) == expected
     assert count_workers(n_clips, CUDA) == 1
 
@@ -97,11 +95,11 @@ def test_what_is_no_file_has_no_length(tmp_path: Path, name: str) -> None:
 
 
 def test_workers_share_nine_tenths_of_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.workers.budgets.find_free_bytes", lambda: 100 << 30)
+    monkeypatch.setattr("pipeline.workers.resources.find_free_bytes", lambda: 100 << 30)
     assert Budgets().find_worker_bytes(3) == 30 << 30
     assert Budgets().find_worker_bytes(90) == 2 << 30
     assert Budgets(worker_bytes=5).find_worker_bytes(3) == 5
-    monkeypatch.setattr("pipeline.workers.budgets.find_free_bytes", lambda: None)
+    monkeypatch.setattr("pipeline.workers.resources.find_free_bytes", lambda: None)
     assert Budgets().find_worker_bytes(3) is None
 
 

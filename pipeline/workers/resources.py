@@ -1,14 +1,17 @@
-"""How long a clip may take, and how much memory a worker, before it is given up."""
+"""What a pool has to do, how many workers pay, and what each of them, and a clip, may take."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from features.contracts import Clip
 from features.errors import ConfigError
-from features.machine import find_free_bytes
+from features.machine import bound_cores, find_free_bytes
+from pipeline.workers.messages import Machine, Output, Work
 
 _MEGABYTE = 1_000_000
 _READ_BYTES_PER_S = 1_000_000
@@ -16,6 +19,8 @@ _READ_BYTES_PER_S = 1_000_000
 _LEAST_START_S = 120.0
 """For loading torch and the networks from a slow disk, beside other work."""
 _FREE_SHARE = 0.9
+_WORKER_CLIPS = 8
+"""A process needs some seconds to start: fewer clips are not worth one."""
 LEAST_WORKER_BYTES = 2 << 30
 """What a worker takes at most on frames of 1920x1080, with few threads."""
 
@@ -39,7 +44,7 @@ class Budgets:
 
     @property
     def idle_limits(self) -> ClipLimits:
-        """Those of a worker that starts, or that asks for nothing while it holds no clip."""
+        """Those of a worker that starts, that writes, or that holds no clip and asks for none."""
         return ClipLimits(still_s=max(self.clip_timeout_s, _LEAST_START_S), total_s=math.inf)
 
     def find_clip_limits(self, path: Path) -> ClipLimits:
@@ -75,6 +80,24 @@ class ClipLimits:
 DEFAULT_BUDGETS = Budgets()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a pool has to do."""
+
+    work: Work
+    """How; device, threads and decoders are chosen by the pool."""
+    output: Output
+    """Where to."""
+    clips: Sequence[Clip]
+    """About in order."""
+    alone_ids: Collection[str] = ()
+    """Clips that ended their worker in an earlier run."""
+    n_workers: int | None
+    """None: as many as pay, see ``count_workers``."""
+    budgets: Budgets
+    """Of each clip and worker."""
+
+
 def make_budgets(clip_timeout_s: float | None, worker_gigabytes: float | None) -> Budgets:
     """Of what a user gave; None: the default. Raises ConfigError."""
     given: dict[str, Any] = {}
@@ -85,3 +108,38 @@ def make_budgets(clip_timeout_s: float | None, worker_gigabytes: float | None) -
             raise ConfigError(f"--worker-memory {worker_gigabytes:g}: expected gigabytes above 0")
         given["worker_bytes"] = int(worker_gigabytes * 1e9)
     return Budgets(**given)
+
+
+def count_workers(n_clips: int, machine: Machine) -> int:
+    """Processes that pay: on a CPU one a core, as far as clips and free memory go, else one.
+
+    Threads of one process wait for each other's Python: on two cores two processes take a fifth
+    less time. Where the system does not tell how much memory is free, it is one.
+    """
+    if machine.n_gpus:
+        return 1
+    n_fit = (find_free_bytes() or 0) // LEAST_WORKER_BYTES
+    return max(1, min(bound_cores(machine.n_cores), n_clips // _WORKER_CLIPS, n_fit))
+
+
+def plan_works(work: Work, n_clips: int, machine: Machine, n_workers: int) -> list[Work]:
+    """What each worker does; with ``cuda`` (no number) each takes the next GPU."""
+    on_gpu = machine.n_gpus > 0
+    n_cores = bound_cores(machine.n_cores)
+    if on_gpu:
+        n_threads = 2  # while one waits for the GPU, the other does what is left to the CPU
+    elif 2 * n_workers > n_cores:
+        n_threads = 1
+    else:  # threads that share Python wait for it at times, so there is one more of them
+        n_threads = n_cores // n_workers + 1
+    # Clips that are decoded at once are taken: no process may take more than its share.
+    n_decoders = min(4 if on_gpu else n_threads // 2, n_clips // 2 // n_workers)
+    return [
+        replace(
+            work,
+            device=f"cuda:{i % machine.n_gpus}" if machine.device == "cuda" else machine.device,
+            n_threads=n_threads,
+            n_decoders=max(1, n_decoders),
+        )
+        for i in range(n_workers)
+    ]
