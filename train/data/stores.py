@@ -16,7 +16,6 @@ import torch
 
 from features.contracts import SPLITS
 from features.errors import ConfigError, ShardError
-from features.machine import return_freed_memory
 from features.store.reader import Store
 from train.config import FitConfig
 from train.data.clips import ClipTable, TableBuilder, is_finite, number_label, read_matrix
@@ -211,10 +210,6 @@ def read_tables(
             builders[clip.split].add(
                 clip, label, faces=config.faces, max_time_steps=config.max_time_steps
             )
-            n_frames += clip.n_frames
-            if n_frames >= _FRAMES_BETWEEN_RETURNS:
-                return_freed_memory()
-                n_frames = 0
         if broken:
             more = ", ..." if len(broken) > _NAMED else ""
             raise ShardError(

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from features.errors import ConfigError, RunError
-from features.machine import return_freed_memory
 from features.networks.runtime import PRECISIONS
 from train.config import FitConfig
 from train.data.batches import Batch, draw_clips, draw_phases, gather_batch, order_batches

@@ -15,7 +15,7 @@ from threading import Event
 
 import torch
 
-from features.machine import bound_cores, return_freed_memory
+from features.machine import bound_cores
 
 MOST_WORKERS = 8
 """Beyond, threads mostly wait for the interpreter."""

@@ -198,26 +198,3 @@ def test_what_fails_ahead_fails_where_it_is_read() -> None:
     with pytest.raises(ConfigError, match="broken"):
         next(ahead)
     assert list(read_ahead(iter([1, 2, 3, 4]))) == [1, 2, 3, 4]
-
-
-_HOLES = """
-from pathlib import Path
-from features.machine import return_freed_memory
-
-def count_kib():
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("RssAnon:")[1].split()[0])
-
-blocks = [bytearray(50_000) for _ in range(2_000)]  # small enough for the heap
-last = blocks[-1]  # keeps its top
-full = count_kib()
-del blocks
-return_freed_memory()
-print(full - count_kib())
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's malloc")
-def test_freed_memory_goes_back_to_the_system() -> None:
-    ran = subprocess.run([sys.executable, "-c", _HOLES], capture_output=True, text=True, check=True)
-    assert int(ran.stdout) > 80_000  # of 97,000 KiB
