@@ -87,9 +87,9 @@ class _State:
 
     n_done: int
     n_all: int | None
-    under_way: float
-    n_failed: int | None
-    note: str
+    under_way: float = 0.0
+    n_failed: int | None = None
+    note: str = ""
 
 
 class ProgressLines:
@@ -108,19 +108,9 @@ class ProgressLines:
         """Whether anything was shown."""
         return self._state is not None
 
-    def show(
-        self,
-        n_done: int,
-        n_all: int | None,
-        *,
-        under_way: float = 0.0,
-        n_failed: int | None = None,
-        note: str = "",
-    ) -> None:
+    def show(self, n_done: int, n_all: int | None, **more: Any) -> None:
         """As ``Show``."""
-        self._state = _State(
-            n_done=n_done, n_all=n_all, under_way=under_way, n_failed=n_failed, note=note
-        )
+        self._state = _State(n_done=n_done, n_all=n_all, **more)
 
     def describe(self) -> str:
         """The line for now: how much is done, the rate, the time left."""
@@ -218,16 +208,10 @@ def _show_bar(verb: str, unit: str) -> Iterator[Show]:
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(verb, total=None, note="")
 
-        def show(
-            n_done: int,
-            n_all: int | None,
-            *,
-            under_way: float = 0.0,
-            n_failed: int | None = None,
-            note: str = "",
-        ) -> None:
-            failed = f"{n_failed} failed" if n_failed else ""
-            noted = ", ".join(filter(None, (note, failed)))
+        def show(n_done: int, n_all: int | None, **more: Any) -> None:
+            state = _State(n_done=n_done, n_all=n_all, **more)
+            failed = f"{state.n_failed} failed" if state.n_failed else ""
+            noted = ", ".join(filter(None, (state.note, failed)))
             bar.update(task, completed=n_done, total=n_all, note=noted)
 
         yield show

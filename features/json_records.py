@@ -1,8 +1,8 @@
 """Reads JSON that others wrote into dataclasses: whatever it holds, a right record or one error.
 
-Annotations say what the JSON must be: ``str``, ``int``, ``float`` (any number), ``bool``,
-``X | None``, ``tuple[X, ...]`` and ``tuple[X, Y]`` (lists), ``Mapping[str, X]``, dataclasses, and
-``Any``. A field with a default may be missing.
+Annotations say what JSON must be: ``str``, ``int``, ``float`` (any number), ``bool``, ``X | None``,
+``tuple[X, ...]``, ``tuple[X, Y]``, ``Mapping[str, X]``, dataclasses (fields with a default may be
+missing), ``Any``.
 """
 
 from __future__ import annotations
@@ -76,10 +76,9 @@ class JsonFormat:
             known = {"format", "version", *(f.name for f in fields(cast(Any, kind)))}
             if self.strict and (unknown := value.keys() - known):
                 raise ValueError(f"{min(unknown)} is not a known field")
-            record: T = build_record(kind, value)
+            return cast(T, build_record(kind, value))
         except ValueError as error:
             raise self.damaged(f"{where}: damaged ({error}). {self.remedy}") from error
-        return record
 
     def read(self, kind: type[T], source: Path | bytes | str, where: str = "") -> T:
         """``parse`` and ``build``."""

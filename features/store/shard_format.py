@@ -11,17 +11,7 @@ from features.contracts import CONTEXT_CHANNELS, FACE_VECTOR_SIZE, check_stream_
 FORMAT_NAME = "caca-rnn-shard"
 FORMAT_VERSION = 1
 
-TEXT_COLUMNS = (
-    "id",
-    "label",
-    "split",
-    "subject",
-    "source",
-    "sha256",
-    "status",
-    "decoder",
-    "extra",
-)
+TEXT_COLUMNS = ("id", "label", "split", "subject", "source", "sha256", "status", "decoder", "extra")
 OPTIONAL_COLUMNS = {"notes": "{}"}
 """Text columns that came after the first shards, and what stands in one that lacks them."""
 NUMBER_COLUMNS = {"start_s": "f8", "end_s": "f8", "n_phases": "i2"}
