@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,13 +69,9 @@ def test_workers_share_the_gpus_unless_one_is_named(
 
 def test_no_process_takes_more_than_its_share() -> None:
     works = plan_works(WORK, 16, replace(CPU, n_cores=64), 2)
-    with Prefetcher(
-        taken := iter(make_clips("abcdefghijklmnop")),
-        str,
-        lambda _: iter(()),
-        n_threads=works[0].n_decoders,
-        max_bytes=0,
-    ):
+    taken = iter(make_clips("abcdefghijklmnop"))
+    n_threads = works[0].n_decoders
+    with closing(Prefetcher(taken, str, lambda _: iter(()), n_threads=n_threads, max_bytes=0)):
         assert len(list(taken)) == 8
 
 
