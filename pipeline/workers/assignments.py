@@ -120,8 +120,8 @@ class Assignments:
             WorkerError: it is not the clips' doing.
         """
         place = self._places[number]
-        held, n_given = place.held, place.n_given
-        self._waiting.extendleft(Task(clip=task.clip) for task in reversed(place.unfinished))
+        held, n_given, unfinished = place.held, place.n_given, place.unfinished
+        self._waiting.extendleft(Task(clip=task.clip) for task in reversed(unfinished))
         place.held, place.unfinished, place.n_given = [], [], 0
         if not held:
             self._n_idle_deaths += 1
@@ -130,6 +130,12 @@ class Assignments:
                     f"{_IDLE_DEATHS} workers in a row ended while they held no clip: the last one "
                     f"{death.reason}. What was done is kept; run the same again."
                 )
+            _log.warning(
+                "worker %d %s; clips of its unfinished shard, to be extracted again: %d",
+                number,
+                death.reason,
+                len(unfinished),
+            )
             return []
         if held[0].is_probe:
             raise WorkerError(_describe_fault(held[0], death))

@@ -151,6 +151,17 @@ def test_workers_that_die_without_a_clip_end_the_run() -> None:
         assignments.lose(0, CRASH)
 
 
+def test_a_worker_that_dies_without_a_clip_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    assignments = Assignments(make_clips("ab"))
+    assert give_all(assignments, 0) == "ab"
+    for _ in "ab":
+        assignments.end(0, failed=False)
+    assignments.lose(0, CRASH)
+    assert caplog.messages == [
+        "worker 0 crashed; clips of its unfinished shard, to be extracted again: 2"
+    ]
+
+
 def test_clips_of_an_unfinished_shard_come_again_and_are_not_to_blame() -> None:
     assignments = Assignments(make_clips("abcdef"))
     assert give_all(assignments, 0, at_most=4) == "abcd"
