@@ -16,8 +16,17 @@ def hash_file(path: Path) -> str:
 
 
 def hash_json(value: Any) -> str:
-    """SHA-256 of a value written as JSON in one fixed way, as hex."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    """SHA-256 of a value written as JSON in one fixed way (``dump_json``), as hex."""
+    return hash_text(dump_json(value))
+
+
+def dump_json(value: Any) -> str:
+    """A value as JSON without blanks, keys sorted, in ASCII."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def hash_text(text: str) -> str:
+    """SHA-256 of a text in UTF-8, as hex."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 

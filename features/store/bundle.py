@@ -292,6 +292,7 @@ def _check_unpacked(file: Path, folder: Path, info: BundleInfo) -> None:
     """Raise ShardError unless the store that was unpacked can be used: all but its features."""
     try:
         store = open_store(folder, verify=False)
+        store.check_columns()
         _ = store.failures
         clips = store.clips
     except ShardError as error:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
-import json
+import os
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from features.disk import append_whole, write_atomically
 from features.errors import ShardError
-from features.fingerprint import hash_file, hash_json
+from features.fingerprint import dump_json, hash_file, hash_json, hash_text
 from features.json_records import JsonFormat
 from features.store.shard_format import FORMAT_VERSION, ShardHeader
-from features.store.shard_reader import read_shard_index
+from features.store.shard_reader import ShardIndex, read_shard_index
 
 _STORE_JSON = JsonFormat(
     name="caca-rnn-store",
@@ -57,6 +57,10 @@ class ShardEntry:
             raise ValueError(f"shard {self.name!r}: expected a name like shards/0000.h5")
         if min(self.n_bytes, self.n_clips, self.n_frames, self.n_faces) < 0:
             raise ValueError(f"shard {self.name}: a count is below 0")
+
+    @cached_property
+    def _json(self) -> str:
+        return dump_json(vars(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,21 +123,25 @@ def parse_store_index(source: Path | bytes, where: str) -> tuple[ShardHeader, li
 
 def write_store_index(path: Path, header: ShardHeader, shards: Sequence[ShardEntry]) -> None:
     """Replace store.json."""
-    described: dict[str, Any] = {
+    described = {
         "format": _STORE_JSON.name,
-        "version": _STORE_JSON.version,
-        "shard_format_version": FORMAT_VERSION,
         "header": vars(header),
-        "shards": [asdict(shard) for shard in shards],
+        "shard_format_version": FORMAT_VERSION,
+        "shards": [],
+        "version": _STORE_JSON.version,
     }
-    described["sha256"] = hash_json(described)
-    text = json.dumps(described, indent=1, ensure_ascii=False) + "\n"
+    # With 10,000 shards it is written 10,000 times: what is said of a shard is put in words once.
+    before, after = dump_json(described).rsplit('"shards":[]', 1)
+    said = [shard._json for shard in shards]  # noqa: SLF001
+    sha256 = hash_text(f'{before}"shards":[{",".join(said)}]{after}')
+    lines = ",\n".join(said)
+    text = f'{before}"sha256":"{sha256}",\n"shards":[\n{lines}]{after}\n'
     write_atomically(path / "store.json", text)
 
 
 def order_shard(name: str) -> tuple[int, str]:
-    """What shards are sorted by: their number, 9999.h5 before 10000.h5."""
-    return int(Path(name).stem), name
+    """What shards are sorted by: their number, shards/9999.h5 before shards/10000.h5."""
+    return int(name.removeprefix("shards/").removesuffix(".h5")), name
 
 
 def find_shard_files(path: Path) -> list[str]:
@@ -141,17 +149,20 @@ def find_shard_files(path: Path) -> list[str]:
 
     What has another name, as a copy that a file manager made, is none.
     """
-    names = (f"shards/{file.name}" for file in (path / "shards").glob("[0-9]*.h5"))
+    names = (f"shards/{name}" for name in os.listdir(path / "shards"))
     return sorted(filter(SHARD_NAME.fullmatch, names), key=order_shard)
 
 
-def describe_shard(store: Path, file: Path) -> ShardEntry:
-    """Hash a finished shard and count what is in it. Raises ShardError where it is damaged."""
-    index = read_shard_index(file)
+def describe_shard(store: Path, file: Path, index: ShardIndex | None = None) -> ShardEntry:
+    """Hash a finished shard and count what is in it. Raises ShardError where it is damaged.
+
+    index: What was read of it.
+    """
+    index = index or read_shard_index(file)
     return ShardEntry(
         name=str(file.relative_to(store)),
         sha256=hash_file(file),
-        n_bytes=file.stat().st_size,
+        n_bytes=index.state.n_bytes,
         n_clips=len(index),
         n_frames=int(index.frame_offset[-1]),
         n_faces=int(index.face_offset[-1]),

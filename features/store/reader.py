@@ -11,13 +11,16 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from features.contracts import ClipFeatures
@@ -28,7 +31,7 @@ from features.store.index import ShardEntry, find_shard_files, read_failures, re
 from features.store.shard_format import ShardHeader
 from features.store.shard_reader import (
     ShardIndex,
-    find_shard_problems,
+    check_shard,
     iter_shard_clips,
     read_shard_index,
 )
@@ -121,18 +124,24 @@ class Store:
     @cached_property
     def clips(self) -> pd.DataFrame:
         """One row a clip, in the store's order, without features: id, label, counts and so on."""
-        records = []
-        for number, row in self._places:
-            index = self._indices[number]
-            record = {name: values[row] for name, values in index.columns.items()}
-            if self._splits is not None:
-                record["split"] = self._splits[record["id"]]
-            record["n_frames"] = int(index.frame_offset[row + 1] - index.frame_offset[row])
-            record["n_faces"] = int(index.face_offset[row + 1] - index.face_offset[row])
-            record["shard"] = self.shards[number].name
-            records.append(record)
-        columns = (*_CLIP_COLUMNS, "n_frames", "n_faces", "shard")
-        return pd.DataFrame(records, columns=list(columns)).rename(columns={"id": "clip_id"})
+        names = (*_CLIP_COLUMNS, "n_frames", "n_faces", "shard")
+        columns: dict[str, list[Any]] = {name: [] for name in names}
+        for number, places in groupby(self._places, key=itemgetter(0)):
+            rows, index = [row for _, row in places], self._indices[number]
+            for name in _CLIP_COLUMNS:
+                values = index.columns[name]
+                columns[name] += [values[row] for row in rows]
+            columns["n_frames"] += np.diff(index.frame_offset)[rows].tolist()
+            columns["n_faces"] += np.diff(index.face_offset)[rows].tolist()
+            columns["shard"] += [self.shards[number].name] * len(rows)
+        if self._splits is not None:
+            columns["split"] = [self._splits[clip_id] for clip_id in columns["id"]]
+        return pd.DataFrame(columns).rename(columns={"id": "clip_id"})
+
+    def check_columns(self) -> None:
+        """Check all columns of all shards, not what is in them. Raises ShardError."""
+        for index in self._indices:
+            deque(iter_shard_clips(index, ()), maxlen=0)
 
     def sum_notes(self) -> dict[str, dict[str, float]]:
         """Name of a note (FORMAT.md) -> how many clips have it, and the sum of their amounts."""
@@ -224,10 +233,13 @@ def verify_store(path: Path, *, progress: Progress = ignore_progress) -> list[st
         file = path / shard.name
         if problem := find_damage(file, shard):
             problems.append(f"{problem} {_REMEDY}")
-        elif found := find_shard_problems(file):
-            problems += found
-        elif problem := find_contradiction(read_shard_index(file), store.header, shard):
-            problems.append(f"{problem} {_REMEDY}")
+        else:
+            try:
+                index = check_shard(file)
+                if problem := find_contradiction(index, store.header, shard):
+                    problems.append(f"{problem} {_REMEDY}")
+            except ShardError as error:
+                problems.append(f"{error}")
         n_done += shard.n_bytes
         progress(n_done, n_all)
     listed = {shard.name for shard in store.shards}

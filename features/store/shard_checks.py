@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, lru_cache
 from typing import Any
 
 import h5py
@@ -29,90 +30,122 @@ _MOST_TEXT_BYTES, _MOST_TEXTS_BYTES = 1 << 20, 1 << 28
 _MOST_ATTRIBUTE_BYTES = 1 << 20
 _TEXT_REFERENCE = np.dtype([("n_bytes", "<u4"), ("place", "V12")])
 """How HDF5 stores a text of variable length in a column: its length, and where it lies."""
+_TEXT = h5py.string_dtype("utf-8")
+_TEXT_STORED = h5py.h5t.py_create(_TEXT, logical=True)
 
 
 class Columns:
-    """The columns of an open shard, each checked when it is asked for. All raise ValueError.
+    """The columns of an open shard, each checked before it is read. All raise ValueError.
 
-    Through h5py's low-level calls, each group opened once: a shard has some 25 columns, and on
+    Through h5py's low-level calls, each object opened once: a shard has some 25 columns, and on
     small shards opening them is most of the time.
     """
 
-    def __init__(self, file: h5py.File) -> None:
-        if file.userblock_size:
+    def __init__(self, file: h5py.h5f.FileID) -> None:
+        if file.get_create_plist().get_userblock():
             raise ValueError("the file begins with a user block")
-        self._file = file
-        self._groups: dict[str, Any] = {"": file.id}
-        self._n_bytes = int(file.id.get_filesize())
+        self.file = file
+        self._groups: dict[str, Any] = {"": file}
+        self._datasets: dict[str, Any] = {}
+        self._n_bytes = int(file.get_filesize())
         self._n_stored = self._n_unpacked = self._n_text = 0
 
     def list_names(self, group: str) -> list[str]:
         """What a group at the root holds; nothing where it is missing."""
-        return list(h5py.Group(self._find_group(group))) if group in self._file.id else []
+        if group.encode() not in self.file:
+            return []
+        return [name.decode() for name in self._find_group(group)]
 
-    def check(self, name: str, dtype: str, shape: tuple[int | None, ...]) -> tuple[int, ...]:
-        """Check a column of numbers. shape: None stands for any size. Returns its shape."""
-        return self._open(name, dtype, shape)[1]
+    def has(self, name: str) -> bool:
+        """Whether a column is there, in a group that is."""
+        group, _, column = name.partition("/")
+        return column.encode() in self._find_group(group)
+
+    def find_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a column that is not checked yet."""
+        shape: tuple[int, ...] = self._find_dataset(name).shape
+        return shape
+
+    def check(self, name: str, dtype: str, shape: tuple[int | None, ...]) -> None:
+        """Check a column of numbers. shape: None stands for any size."""
+        self._check(name, dtype, shape)
 
     def read(self, name: str, dtype: str, n_rows: int | None) -> NDArray[Any]:
-        """[n_rows] A column of numbers; None: of any size."""
-        dataset, shape = self._open(name, dtype, (n_rows,))
-        values = np.empty(shape, np.dtype(dtype).newbyteorder("<"))
-        dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, values)
+        """[n_rows] A column of numbers, checked; None: of any size."""
+        place = self._check(name, dtype, (n_rows,))
+        shape = self.find_shape(name)
+        if place is None:
+            return self.read_rows(name, dtype, slice(0, *shape))
+        n_bytes = shape[0] * np.dtype(dtype).itemsize
+        return np.frombuffer(self._read_bytes(place, n_bytes), _find_type(dtype)[0])
+
+    def read_rows(self, name: str, dtype: str, rows: slice) -> NDArray[Any]:
+        """Rows of a column of numbers that was checked, now or when its shard was open before."""
+        dataset, (number, _) = self._find_dataset(name), _find_type(dtype)
+        shape = (rows.stop - rows.start, *dataset.shape[1:])
+        values = np.empty(shape, number)
+        if values.size:
+            stored = dataset.get_space()
+            stored.select_hyperslab((rows.start, *[0] * (len(shape) - 1)), shape)
+            dataset.read(h5py.h5s.create_simple(shape), stored, values)
         return values
 
     def read_texts(self, name: str, n_rows: int) -> list[str]:
-        """[n_rows] A column of UTF-8 texts of variable length."""
+        """[n_rows] A column of UTF-8 texts of variable length, checked."""
         dataset = self._find_dataset(name)
-        dtype, shape = dataset.dtype, dataset.shape
-        if h5py.check_string_dtype(dtype) != ("utf-8", None) or shape != (n_rows,):
+        if dataset.shape != (n_rows,) or not _is_text(dataset):
             raise ValueError(
-                f"/{name} is {dtype} {shape}, expected UTF-8 of variable length ({n_rows},)"
+                f"/{name} is {dataset.dtype} {dataset.shape}, expected UTF-8 of variable length "
+                f"({n_rows},)"
             )
-        if dataset.get_create_plist().get_layout() == h5py.h5d.CHUNKED:
-            raise ValueError(f"/{name} is chunked, expected in one piece")
-        self._check_storage(name, dataset, shape, _TEXT_REFERENCE.itemsize)
         if n_rows == 0:
             return []
-        stored = self._read_bytes(dataset.get_offset(), n_rows * _TEXT_REFERENCE.itemsize)
-        lengths = np.frombuffer(stored, _TEXT_REFERENCE)["n_bytes"].astype(np.int64)
-        self._n_text += int(lengths.sum())
-        if lengths.max() > _MOST_TEXT_BYTES or self._n_text > min(self._n_bytes, _MOST_TEXTS_BYTES):
-            raise ValueError(f"/{name} has texts of {lengths.max()} bytes, too long for this file")
-        texts = np.empty(n_rows, dtype)
+        place = self._check_storage(name, dataset, (n_rows,), _TEXT_REFERENCE.itemsize)
+        if place is None:
+            raise ValueError(f"/{name} is chunked, expected in one piece")
+        stored = self._read_bytes(place, n_rows * _TEXT_REFERENCE.itemsize)
+        lengths = np.frombuffer(stored, _TEXT_REFERENCE)["n_bytes"].tolist()
+        self._n_text += sum(lengths)
+        if max(lengths) > _MOST_TEXT_BYTES or self._n_text > min(self._n_bytes, _MOST_TEXTS_BYTES):
+            raise ValueError(f"/{name} has texts of {max(lengths)} bytes, too long for this file")
+        texts = np.empty(n_rows, _TEXT)
         dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, texts)
         try:
             return [text.decode() for text in texts]
         except UnicodeDecodeError as error:
             raise ValueError(f"/{name} has a text that is not UTF-8 ({error})") from error
 
-    def _open(
-        self, name: str, dtype: str, shape: tuple[int | None, ...]
-    ) -> tuple[Any, tuple[int, ...]]:
+    def _check(self, name: str, dtype: str, shape: tuple[int | None, ...]) -> int | None:
+        """As ``check``. Returns where in the file all of the column lies, if in one piece."""
         dataset = self._find_dataset(name)
-        expected, found = np.dtype(dtype).newbyteorder("<"), dataset.shape
-        if dataset.dtype != expected or not _fits(found, shape):
+        (expected, stored), found = _find_type(dtype), dataset.shape
+        is_right = dataset.get_type().equal(stored) or dataset.dtype == expected
+        fits = len(found) == len(shape) and all(
+            e in (None, f) for f, e in zip(found, shape, strict=True)
+        )
+        if not is_right or not fits:
             raise ValueError(
                 f"/{name} is {dataset.dtype} {found}, expected {expected} "
                 f"{tuple('any' if n is None else n for n in shape)}"
             )
-        self._check_storage(name, dataset, found, expected.itemsize)
-        return dataset, found
+        return self._check_storage(name, dataset, found, expected.itemsize)
 
     def _find_group(self, name: str) -> Any:
         if name not in self._groups:
-            found = self._follow(self._file.id, name, name)
+            found = self._follow(self.file, name, name)
             if not isinstance(found, h5py.h5g.GroupID):
                 raise ValueError(f"/{name} is no group")
             self._groups[name] = found
         return self._groups[name]
 
     def _find_dataset(self, name: str) -> Any:
-        group, _, column = name.partition("/")
-        found = self._follow(self._find_group(group), column, name)
-        if not isinstance(found, h5py.h5d.DatasetID):
-            raise ValueError(f"/{name} is no dataset")
-        return found
+        if name not in self._datasets:
+            group, _, column = name.partition("/")
+            found = self._follow(self._find_group(group), column, name)
+            if not isinstance(found, h5py.h5d.DatasetID):
+                raise ValueError(f"/{name} is no dataset")
+            self._datasets[name] = found
+        return self._datasets[name]
 
     def _follow(self, group: Any, part: str, name: str) -> Any:
         """The object that a hard link leads to: no other file is opened."""
@@ -126,12 +159,16 @@ class Columns:
 
     def _check_storage(
         self, name: str, dataset: Any, shape: tuple[int, ...], value_bytes: int
-    ) -> None:
-        properties, n_bytes = dataset.get_create_plist(), math.prod(shape) * value_bytes
-        layout = properties.get_layout()
-        if layout == h5py.h5d.CHUNKED:
+    ) -> int | None:
+        """Returns as ``_check``."""
+        n_bytes = math.prod(shape) * value_bytes
+        place: int | None = dataset.get_offset()  # None: chunks, other files, or nothing stored
+        properties = dataset.get_create_plist() if place is None else None
+        if properties and properties.get_layout() == h5py.h5d.CHUNKED:
             self._check_chunks(name, dataset, properties, shape, value_bytes)
-        elif layout == h5py.h5d.VIRTUAL or properties.get_external_count():
+        elif properties and (
+            properties.get_layout() == h5py.h5d.VIRTUAL or properties.get_external_count()
+        ):
             raise ValueError(f"/{name} lies in other files")
         elif dataset.get_storage_size() != n_bytes:
             raise ValueError(f"/{name} has not stored all of its {n_bytes} bytes")
@@ -142,6 +179,7 @@ class Columns:
             raise ValueError(f"/{name}: its bytes are those of other columns, or not there")
         if self._n_unpacked > _MOST_UNPACKED * self._n_bytes + _UNPACKED_FREE:
             raise ValueError(f"/{name} claims {n_bytes} bytes, too many for this file")
+        return place
 
     def _check_chunks(
         self, name: str, dataset: Any, properties: Any, shape: tuple[int, ...], value_bytes: int
@@ -178,46 +216,65 @@ class Columns:
                     f"/{name} has a chunk that unpacks to {unpacked} bytes, expected {chunk_bytes}"
                 )
 
-    def _read_bytes(self, offset: int, n_bytes: int) -> bytes:
-        return os.pread(self._file.id.get_vfd_handle(), n_bytes, offset)
+    def _read_bytes(self, place: int, n_bytes: int) -> bytes:
+        return os.pread(self.file.get_vfd_handle(), n_bytes, place)
 
 
-def read_attribute(file: h5py.File, name: str, kind: type) -> Any:
+def read_attribute(file: h5py.h5f.FileID, name: str, kind: type) -> Any:
     """A root attribute: one text, or one whole number. Raises ValueError, also where missing."""
-    if not h5py.h5a.exists(file.id, name.encode()):
-        raise ValueError(f"root attribute {name!r} is missing")
-    attribute = h5py.h5a.open(file.id, name.encode())
+    try:
+        attribute = h5py.h5a.open(file, name.encode())
+    except KeyError:
+        raise ValueError(f"root attribute {name!r} is missing") from None
     value = None
     if attribute.shape == () and attribute.get_storage_size() <= _MOST_ATTRIBUTE_BYTES:
-        value = file.attrs[name]
+        read = np.empty((), attribute.dtype)
+        attribute.read(read)
+        value = read[()]
+        text = h5py.check_string_dtype(read.dtype)
+        if text and text.length is None:
+            value = value.decode()
     if isinstance(value, np.integer):
         value = int(value)
     if type(value) is not kind:
         raise ValueError(f"root attribute {name!r} is not one {kind.__name__}")
-    if isinstance(value, str):
-        value.encode()  # h5py lets bytes through that are not UTF-8
-        if len(value) > _MOST_ATTRIBUTE_BYTES:
-            raise ValueError(f"root attribute {name!r} has {len(value)} characters")
+    if isinstance(value, str) and len(value) > _MOST_ATTRIBUTE_BYTES:
+        raise ValueError(f"root attribute {name!r} has {len(value)} characters")
     return value
 
 
-def check_clip(values: Mapping[str, Any], classes: Sequence[str], n_faces: int) -> None:
-    """Raise ValueError where a clip's column -> value are none that FORMAT.md allows."""
-    is_right = {
-        "id": CLIP_ID.fullmatch(values["id"]),
-        "label": not values["label"] or values["label"] in classes,
-        "split": values["split"] in SPLITS,
-        "status": values["status"] == ("ok" if n_faces else "no-face"),
-        "n_phases": values["n_phases"] >= 1,
-        "start_s": not math.isinf(values["start_s"]),
-        "end_s": not math.isinf(values["end_s"]),
+def check_clips(
+    columns: Mapping[str, Sequence[Any]], classes: Sequence[str], n_faces: Sequence[int]
+) -> None:
+    """Raise ValueError where clip columns hold what FORMAT.md does not allow."""
+    right: dict[str, Callable[[Any], Any]] = {
+        "id": CLIP_ID.fullmatch,
+        "label": {"", *classes}.__contains__,
+        "split": SPLITS.__contains__,
+        "n_phases": (1).__le__,
+        "start_s": lambda seconds: not math.isinf(seconds),
+        "end_s": lambda seconds: not math.isinf(seconds),
+        "extra": lambda text: text == "{}" or _check_object(text, "extra"),
+        "notes": lambda text: text == "{}" or _check_object(text, "notes"),
     }
-    for name, right in is_right.items():
-        if not right:
-            raise ValueError(f"/clip/{name} of clip {values['id']!r} is {values[name]!r}")
-    for name, kind in (("extra", Mapping[str, str]), ("notes", Mapping[str, float])):
-        if values[name] != "{}":
-            build_record(kind, parse_object(values[name]), f"/clip/{name} of clip {values['id']!r}")
+    for name, is_right in right.items():
+        for row, value in enumerate(columns[name]):
+            try:
+                problem = "" if is_right(value) else f"is {value!r}"
+            except ValueError as error:
+                problem = f"is wrong: {error}"
+            if problem:
+                raise ValueError(f"/clip/{name} of clip {columns['id'][row]!r} {problem}")
+    for clip_id, status, n in zip(columns["id"], columns["status"], n_faces, strict=True):
+        if status != ("ok" if n else "no-face"):
+            raise ValueError(f"/clip/status of clip {clip_id!r} is {status!r}")
+
+
+@lru_cache(maxsize=64)
+def _check_object(text: str, name: str) -> bool:
+    """Raise ValueError unless a text is a JSON object of texts (extra) or of numbers (notes)."""
+    build_record(Mapping[str, str if name == "extra" else float], parse_object(text))  # type: ignore[misc]
+    return True
 
 
 def check_offsets(offset: NDArray[np.int64], name: str) -> None:
@@ -232,10 +289,16 @@ def check_phases(phase: NDArray[np.int16], n_phases: int) -> None:
         raise ValueError(f"/frame/phase goes from {phase.min()} to {phase.max()}, P is {n_phases}")
 
 
-def _fits(found: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
-    return len(found) == len(expected) and all(
-        e in (None, f) for f, e in zip(found, expected, strict=True)
-    )
+@cache
+def _find_type(dtype: str) -> tuple[np.dtype[Any], Any]:
+    """A type of numbers as numpy has it, and as HDF5 stores it."""
+    number = np.dtype(dtype).newbyteorder("<")
+    return number, h5py.h5t.py_create(number)
+
+
+def _is_text(dataset: Any) -> bool:
+    stored = dataset.get_type()
+    return stored.equal(_TEXT_STORED) or h5py.check_string_dtype(stored.dtype) == ("utf-8", None)
 
 
 def _read_zstd_size(head: bytes) -> int:

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import bisect
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -31,12 +30,11 @@ from features.store.index import (
 )
 from features.store.reader import Store, find_damage
 from features.store.shard_format import ShardHeader
-from features.store.shard_reader import find_shard_problems, read_shard_index
+from features.store.shard_reader import check_shard, read_shard_index
 from features.store.shard_writer import ShardWriter, rewrite_clip_columns
 
 SHARD_FRAMES = 4096
 """A shard is finished when it has this many frames: what a crash can cost each worker at most."""
-_PARTIAL_NAME = re.compile(r"\.([0-9]+)\.h5\.partial")
 
 
 class ClipWriter:
@@ -58,6 +56,7 @@ class ClipWriter:
         self._store = store
         self._header = header
         self._shard: ShardWriter | None = None
+        self._next_number: int | None = None
 
     @property
     def shard_name(self) -> str | None:
@@ -79,7 +78,7 @@ class ClipWriter:
         if part.split not in SPLITS:
             raise ValueError(f"clip {part.clip_id}: split {part.split!r} is not one of {SPLITS}")
         if self._shard is None:
-            self._shard = ShardWriter(_claim_shard(self._store), self._header)
+            self._shard = ShardWriter(self._claim_shard(), self._header)
         self._shard.add_rows(part)
 
     def close_clip(self, clip: ClipFeatures) -> None:
@@ -111,6 +110,25 @@ class ClipWriter:
             shard.abandon()
             raise
         return describe_shard(self._store, shard.path)
+
+    def _claim_shard(self) -> Path:
+        """The path of a shard; its partial file is made, which nobody else can do.
+
+        Its number is above those of all shards that were finished when this writer began.
+        """
+        if self._next_number is None:
+            names = find_shard_files(self._store)
+            self._next_number = order_shard(names[-1])[0] + 1 if names else 0
+        while True:
+            path = self._store / "shards" / f"{self._next_number:04d}.h5"
+            self._next_number += 1
+            try:
+                partial_path(path).touch(exist_ok=False)
+            except FileExistsError:
+                continue  # another was faster
+            if not path.exists():
+                return path
+            partial_path(path).unlink()  # another began and finished it meanwhile
 
 
 class StoreWriter:
@@ -246,11 +264,9 @@ class StoreWriter:
         self._end_relabelling()
 
     def _adopt(self, file: Path) -> ShardEntry:
-        problems = find_shard_problems(file)
-        if problems:
-            raise ShardError(problems[0])
-        self._check_header(read_shard_index(file).header)
-        return describe_shard(self.path, file)
+        index = check_shard(file)
+        self._check_header(index.header)
+        return describe_shard(self.path, file, index)
 
     def _check_header(self, found: ShardHeader) -> None:
         """Raise ConfigError where shards with this header and ours do not make one store."""
@@ -276,22 +292,6 @@ def remove_unfinished(store: Path, shard_name: str = "*") -> None:
     """Remove what writers that are gone left of a shard, or of all. Only under the store's lock."""
     for leftover in (store / "shards").glob(f".{Path(shard_name).stem}.*partial"):
         leftover.unlink(missing_ok=True)
-
-
-def _claim_shard(store: Path) -> Path:
-    """The path of a shard after all others; its partial file is made, which nobody else can do."""
-    while True:
-        unfinished = map(_PARTIAL_NAME.fullmatch, (f.name for f in (store / "shards").iterdir()))
-        taken = [int(found[1]) for found in unfinished if found]
-        taken += [order_shard(name)[0] for name in find_shard_files(store)]
-        path = store / "shards" / f"{max(taken, default=-1) + 1:04d}.h5"
-        try:
-            partial_path(path).touch(exist_ok=False)
-        except FileExistsError:
-            continue  # another was faster
-        if not path.exists():
-            return path
-        partial_path(path).unlink()  # another began and finished it meanwhile
 
 
 def _explain(here: ShardHeader, there: ShardHeader) -> str:

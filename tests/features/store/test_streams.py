@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ import numpy as np
 import pytest
 
 from features.contracts import MEC_CLASSES, ClipFeatures
-from features.errors import ConfigError
+from features.errors import ConfigError, ShardError
 from features.store.bundle import pack_bundle, unpack_bundle
 from features.store.reader import open_store, verify_store
-from features.store.shard_reader import find_shard_problems
+from features.store.shard_reader import check_shard
 from features.store.writer import write_store
 from tests.archived import archived_clips
 from tests.builders import clip_features
@@ -73,8 +74,9 @@ def test_verify_counts_the_rows_of_a_stream(tmp_path: Path) -> None:
     shard = path / "shards/0000.h5"
     with h5py.File(shard, "r+") as file:
         file["stream/audio"].resize(5, axis=0)
-    (problem,) = find_shard_problems(shard)
-    assert "/stream/audio is float16 (5, 4), expected float16 (7, 'any')" in problem
+    problem = re.escape("/stream/audio is float16 (5, 4), expected float16 (7, 'any')")
+    with pytest.raises(ShardError, match=problem):
+        check_shard(shard)
 
 
 @pytest.mark.parametrize(
