@@ -1,4 +1,4 @@
-"""Reads stores of very many small shards: seconds of each call (and of a core's work), peak memory.
+"""Times stores of very many small shards: seconds of each call (and of a core), peak memory.
 
 python -m benchmarks.shards --shards 10001 --clips 10
 python -m benchmarks.shards --shards 391 --clips 256
@@ -112,6 +112,9 @@ def main(n_shards: int, n_clips: int, verify: bool, folder: Path | None) -> None
         with timed(f"read_clip, {N_READ} times"):
             for i in chosen:
                 store.read_clip(int(i))
+        with timed("write store.json, 10 times"):
+            for _ in range(10):
+                write_store_index(path, store.header, store.shards)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         print(
             f"{'peak memory':28} {peak * (1 if sys.platform == 'darwin' else 1024) / 1e9:7.2f} GB"

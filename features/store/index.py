@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -123,7 +124,7 @@ def parse_store_index(source: Path | bytes, where: str) -> tuple[ShardHeader, li
 
 def write_store_index(path: Path, header: ShardHeader, shards: Sequence[ShardEntry]) -> None:
     """Replace store.json."""
-    described = {
+    described: dict[str, Any] = {
         "format": _STORE_JSON.name,
         "header": vars(header),
         "shard_format_version": FORMAT_VERSION,
@@ -132,7 +133,7 @@ def write_store_index(path: Path, header: ShardHeader, shards: Sequence[ShardEnt
     }
     # With 10,000 shards it is written 10,000 times: what is said of a shard is put in words once.
     before, after = dump_json(described).rsplit('"shards":[]', 1)
-    said = [shard._json for shard in shards]  # noqa: SLF001
+    said = [shard._json for shard in shards]
     sha256 = hash_text(f'{before}"shards":[{",".join(said)}]{after}')
     lines = ",\n".join(said)
     text = f'{before}"sha256":"{sha256}",\n"shards":[\n{lines}]{after}\n'
@@ -149,7 +150,7 @@ def find_shard_files(path: Path) -> list[str]:
 
     What has another name, as a copy that a file manager made, is none.
     """
-    names = (f"shards/{name}" for name in os.listdir(path / "shards"))
+    names = (f"shards/{name}" for name in os.listdir(path / "shards"))  # noqa: PTH208 - faster
     return sorted(filter(SHARD_NAME.fullmatch, names), key=order_shard)
 
 

@@ -31,7 +31,7 @@ _MOST_ATTRIBUTE_BYTES = 1 << 20
 _TEXT_REFERENCE = np.dtype([("n_bytes", "<u4"), ("place", "V12")])
 """How HDF5 stores a text of variable length in a column: its length, and where it lies."""
 _TEXT = h5py.string_dtype("utf-8")
-_TEXT_STORED = h5py.h5t.py_create(_TEXT, logical=True)
+_TEXT_STORED, _TEXT_READ = (h5py.h5t.py_create(_TEXT, logical=stored) for stored in (True, False))
 
 
 class Columns:
@@ -46,7 +46,7 @@ class Columns:
             raise ValueError("the file begins with a user block")
         self.file = file
         self._groups: dict[str, Any] = {"": file}
-        self._datasets: dict[str, Any] = {}
+        self._datasets: dict[str, tuple[Any, tuple[int, ...]]] = {}
         self._n_bytes = int(file.get_filesize())
         self._n_stored = self._n_unpacked = self._n_text = 0
 
@@ -63,8 +63,7 @@ class Columns:
 
     def find_shape(self, name: str) -> tuple[int, ...]:
         """The shape of a column that is not checked yet."""
-        shape: tuple[int, ...] = self._find_dataset(name).shape
-        return shape
+        return self._find_dataset(name)[1]
 
     def check(self, name: str, dtype: str, shape: tuple[int | None, ...]) -> None:
         """Check a column of numbers. shape: None stands for any size."""
@@ -81,22 +80,23 @@ class Columns:
 
     def read_rows(self, name: str, dtype: str, rows: slice) -> NDArray[Any]:
         """Rows of a column of numbers that was checked, now or when its shard was open before."""
-        dataset, (number, _) = self._find_dataset(name), _find_type(dtype)
-        shape = (rows.stop - rows.start, *dataset.shape[1:])
+        (dataset, whole), (number, stored) = self._find_dataset(name), _find_type(dtype)
+        shape = (rows.stop - rows.start, *whole[1:])
         values = np.empty(shape, number)
+        from_space = to_space = h5py.h5s.ALL
+        if shape != whole and values.size:
+            from_space, to_space = dataset.get_space(), h5py.h5s.create_simple(shape)
+            from_space.select_hyperslab((rows.start, *[0] * (len(shape) - 1)), shape)
         if values.size:
-            stored = dataset.get_space()
-            stored.select_hyperslab((rows.start, *[0] * (len(shape) - 1)), shape)
-            dataset.read(h5py.h5s.create_simple(shape), stored, values)
+            dataset.read(to_space, from_space, values, stored)
         return values
 
     def read_texts(self, name: str, n_rows: int) -> list[str]:
         """[n_rows] A column of UTF-8 texts of variable length, checked."""
-        dataset = self._find_dataset(name)
-        if dataset.shape != (n_rows,) or not _is_text(dataset):
+        dataset, shape = self._find_dataset(name)
+        if shape != (n_rows,) or not _is_text(dataset):
             raise ValueError(
-                f"/{name} is {dataset.dtype} {dataset.shape}, expected UTF-8 of variable length "
-                f"({n_rows},)"
+                f"/{name} is {dataset.dtype} {shape}, expected UTF-8 of variable length ({n_rows},)"
             )
         if n_rows == 0:
             return []
@@ -109,7 +109,7 @@ class Columns:
         if max(lengths) > _MOST_TEXT_BYTES or self._n_text > min(self._n_bytes, _MOST_TEXTS_BYTES):
             raise ValueError(f"/{name} has texts of {max(lengths)} bytes, too long for this file")
         texts = np.empty(n_rows, _TEXT)
-        dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, texts)
+        dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, texts, _TEXT_READ)
         try:
             return [text.decode() for text in texts]
         except UnicodeDecodeError as error:
@@ -117,8 +117,7 @@ class Columns:
 
     def _check(self, name: str, dtype: str, shape: tuple[int | None, ...]) -> int | None:
         """As ``check``. Returns where in the file all of the column lies, if in one piece."""
-        dataset = self._find_dataset(name)
-        (expected, stored), found = _find_type(dtype), dataset.shape
+        (dataset, found), (expected, stored) = self._find_dataset(name), _find_type(dtype)
         is_right = dataset.get_type().equal(stored) or dataset.dtype == expected
         fits = len(found) == len(shape) and all(
             e in (None, f) for f, e in zip(found, shape, strict=True)
@@ -138,13 +137,14 @@ class Columns:
             self._groups[name] = found
         return self._groups[name]
 
-    def _find_dataset(self, name: str) -> Any:
+    def _find_dataset(self, name: str) -> tuple[Any, tuple[int, ...]]:
+        """A column and its shape."""
         if name not in self._datasets:
             group, _, column = name.partition("/")
             found = self._follow(self._find_group(group), column, name)
             if not isinstance(found, h5py.h5d.DatasetID):
                 raise ValueError(f"/{name} is no dataset")
-            self._datasets[name] = found
+            self._datasets[name] = found, found.shape
         return self._datasets[name]
 
     def _follow(self, group: Any, part: str, name: str) -> Any:
@@ -228,12 +228,10 @@ def read_attribute(file: h5py.h5f.FileID, name: str, kind: type) -> Any:
         raise ValueError(f"root attribute {name!r} is missing") from None
     value = None
     if attribute.shape == () and attribute.get_storage_size() <= _MOST_ATTRIBUTE_BYTES:
-        read = np.empty((), attribute.dtype)
-        attribute.read(read)
-        value = read[()]
-        text = h5py.check_string_dtype(read.dtype)
-        if text and text.length is None:
-            value = value.decode()
+        stored = np.empty((), attribute.dtype)
+        attribute.read(stored)
+        text = h5py.check_string_dtype(stored.dtype)
+        value = stored.item().decode() if text and text.length is None else stored[()]
     if isinstance(value, np.integer):
         value = int(value)
     if type(value) is not kind:
@@ -254,8 +252,8 @@ def check_clips(
         "n_phases": (1).__le__,
         "start_s": lambda seconds: not math.isinf(seconds),
         "end_s": lambda seconds: not math.isinf(seconds),
-        "extra": lambda text: text == "{}" or _check_object(text, "extra"),
-        "notes": lambda text: text == "{}" or _check_object(text, "notes"),
+        "extra": lambda text: text == "{}" or _check_object(text, str),
+        "notes": lambda text: text == "{}" or _check_object(text, float),
     }
     for name, is_right in right.items():
         for row, value in enumerate(columns[name]):
@@ -271,9 +269,9 @@ def check_clips(
 
 
 @lru_cache(maxsize=64)
-def _check_object(text: str, name: str) -> bool:
-    """Raise ValueError unless a text is a JSON object of texts (extra) or of numbers (notes)."""
-    build_record(Mapping[str, str if name == "extra" else float], parse_object(text))  # type: ignore[misc]
+def _check_object(text: str, kind: type) -> bool:
+    """Raise ValueError unless a text is a JSON object of values of a kind."""
+    build_record(Mapping[str, kind], parse_object(text))  # type: ignore[valid-type]
     return True
 
 
@@ -298,7 +296,9 @@ def _find_type(dtype: str) -> tuple[np.dtype[Any], Any]:
 
 def _is_text(dataset: Any) -> bool:
     stored = dataset.get_type()
-    return stored.equal(_TEXT_STORED) or h5py.check_string_dtype(stored.dtype) == ("utf-8", None)
+    return bool(stored.equal(_TEXT_STORED)) or (
+        h5py.check_string_dtype(stored.dtype) == ("utf-8", None)
+    )
 
 
 def _read_zstd_size(head: bytes) -> int:

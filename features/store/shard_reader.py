@@ -123,16 +123,17 @@ class _Reader:
 _DAMAGE = (OSError, KeyError, RuntimeError, TypeError, ValueError)
 """What h5py and the checks raise where a shard is not as it should be."""
 
+_ACCESS = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+_ACCESS.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
+
 
 @contextmanager
 def _open(path: Path) -> Iterator[Columns]:
     """An open shard, damage told as ShardError."""
     if not path.is_file():
         raise ShardError(f"{path}: no such shard")
-    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
-    access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
     try:
-        file = h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY, fapl=access)
+        file = h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY, fapl=_ACCESS)
     except OSError as error:
         raise ShardError(
             f"{path}: damaged or not HDF5 ({error}). Delete it and run extract: its clips are "
@@ -304,7 +305,7 @@ def _read_row(columns: Mapping[str, Sequence[Any]], row: int) -> dict[str, Any]:
     values = {name: columns[name][row] for name in columns if name not in ("id", "status")}
     values["clip_id"] = columns["id"][row]
     for name in ("extra", "notes"):
-        values[name] = json.loads(values[name])
+        values[name] = {} if values[name] == "{}" else json.loads(values[name])
     for name in ("start_s", "end_s"):
         values[name] = None if np.isnan(values[name]) else values[name]
     return values
