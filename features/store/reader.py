@@ -40,20 +40,9 @@ _REMEDY = "Delete the file and run extract: its clips are extracted again"
 _NO_VERIFY = "or copy it again from where it is whole (--no-verify reads it as it is)"
 
 _CLIP_COLUMNS = (
-    "id",
-    "label",
-    "split",
-    "subject",
-    "source",
-    "status",
-    "n_phases",
-    "start_s",
-    "end_s",
-    "decoder",
-    "sha256",
-    "extra",
-    "notes",
-)
+    "id", "label", "split", "subject", "source", "status", "n_phases", "start_s", "end_s",
+    "decoder", "sha256", "extra", "notes",
+)  # fmt: skip
 
 
 class Store:

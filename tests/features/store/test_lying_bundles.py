@@ -140,6 +140,7 @@ LIES_INSIDE: dict[str, Lie] = {
     )[1],
     "fewer clips": lambda files: list_files(files, n_clips=5),
     "a label that is not declared": change_shard(set_label),
+    "a shard without a column of features": change_shard(lambda file: file.pop("face/vector")),
     "a shard that is none": lambda files: (
         files.update({"shards/0000.h5": b"none"}),
         index(files),

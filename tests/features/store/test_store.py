@@ -312,6 +312,31 @@ def test_a_number_that_another_takes_meanwhile_is_left_to_it(
     assert writer.shard_name == "shards/0003.h5"
 
 
+def test_a_writer_looks_into_the_folder_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = small_store(tmp_path / "s")
+    writer = ClipWriter(path, HEADER, 4096)
+    names = []
+    for clip in (clip_features("a"), clip_features("b")):
+        writer.add_rows(clip)
+        writer.close_clip(clip)
+        names.append(writer.shard_name)
+        writer.finish()
+        monkeypatch.delattr(features.store.writer, "find_shard_files", raising=False)
+    assert names == ["shards/0001.h5", "shards/0002.h5"]
+
+
+def test_the_table_of_clips_does_not_look_at_features(tmp_path: Path) -> None:
+    path = small_store(tmp_path / "s")
+    with h5py.File(path / "shards/0000.h5", "r+") as file:
+        del file["face/vector"]
+    store = open_store(path, verify=False)
+    assert len(store.clips) == 6
+    with pytest.raises(ShardError, match="/face/vector is missing"):
+        store.read_clip(0)
+
+
 def test_a_copy_beside_the_shards_is_passed_over(tmp_path: Path) -> None:
     path = small_store(tmp_path / "s")
     shutil.copy(path / "shards/0000.h5", path / "shards/0000 (copy).h5")
