@@ -151,7 +151,7 @@ class Columns:
         """The object that a hard link leads to: no other file is opened."""
         try:
             link = group.links.get_info(part.encode())
-        except KeyError:
+        except (KeyError, RuntimeError, ValueError):
             raise ValueError(f"/{name} is missing") from None
         if link.type != h5py.h5l.TYPE_HARD:
             raise ValueError(f"/{name} is a link to elsewhere")
