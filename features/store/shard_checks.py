@@ -65,13 +65,27 @@ class Columns:
         """The shape of a column that is not checked yet."""
         return self._find_dataset(name)[1]
 
-    def check(self, name: str, dtype: str, shape: tuple[int | None, ...]) -> None:
-        """Check a column of numbers. shape: None stands for any size."""
-        self._check(name, dtype, shape)
+    def check(self, name: str, dtype: str, shape: tuple[int | None, ...]) -> int | None:
+        """Check a column of numbers. shape: None stands for any size.
+
+        Returns:
+            Where in the file all of the column lies; None: not in one piece.
+        """
+        (dataset, found), (expected, stored) = self._find_dataset(name), _find_type(dtype)
+        is_right = dataset.get_type().equal(stored) or dataset.dtype == expected
+        fits = len(found) == len(shape) and all(
+            e in (None, f) for f, e in zip(found, shape, strict=True)
+        )
+        if not is_right or not fits:
+            raise ValueError(
+                f"/{name} is {dataset.dtype} {found}, expected {expected} "
+                f"{tuple('any' if n is None else n for n in shape)}"
+            )
+        return self._check_storage(name, dataset, found, expected.itemsize)
 
     def read(self, name: str, dtype: str, n_rows: int | None) -> NDArray[Any]:
         """[n_rows] A column of numbers, checked; None: of any size."""
-        place = self._check(name, dtype, (n_rows,))
+        place = self.check(name, dtype, (n_rows,))
         shape = self.find_shape(name)
         if place is None:
             return self.read_rows(name, dtype, slice(0, *shape))
@@ -115,20 +129,6 @@ class Columns:
         except UnicodeDecodeError as error:
             raise ValueError(f"/{name} has a text that is not UTF-8 ({error})") from error
 
-    def _check(self, name: str, dtype: str, shape: tuple[int | None, ...]) -> int | None:
-        """As ``check``. Returns where in the file all of the column lies, if in one piece."""
-        (dataset, found), (expected, stored) = self._find_dataset(name), _find_type(dtype)
-        is_right = dataset.get_type().equal(stored) or dataset.dtype == expected
-        fits = len(found) == len(shape) and all(
-            e in (None, f) for f, e in zip(found, shape, strict=True)
-        )
-        if not is_right or not fits:
-            raise ValueError(
-                f"/{name} is {dataset.dtype} {found}, expected {expected} "
-                f"{tuple('any' if n is None else n for n in shape)}"
-            )
-        return self._check_storage(name, dataset, found, expected.itemsize)
-
     def _find_group(self, name: str) -> Any:
         if name not in self._groups:
             found = self._follow(self.file, name, name)
@@ -160,7 +160,7 @@ class Columns:
     def _check_storage(
         self, name: str, dataset: Any, shape: tuple[int, ...], value_bytes: int
     ) -> int | None:
-        """Returns as ``_check``."""
+        """Returns as ``check``."""
         n_bytes = math.prod(shape) * value_bytes
         place: int | None = dataset.get_offset()  # None: chunks, other files, or nothing stored
         properties = dataset.get_create_plist() if place is None else None
