@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from features.console import PATH, add_json_option, print_json, show_bytes
+from features.console import PATH, add_json_option, print_json, print_result, show_bytes
 
 
 @click.group()
@@ -78,9 +77,10 @@ def store_verify(folder: Path, as_json: bool) -> None:
     with show_bytes("store verify") as show:
         problems = verify_store(folder, progress=show)
     n_clips = None if problems else len(open_store(folder, verify=False))
-    if as_json:
-        print_json({"store": str(folder), "n_clips": n_clips, "problems": problems})
-    _report_damage(problems, f"{folder}: {n_clips} clips, no damage", as_json)
+    result = {"store": str(folder), "n_clips": n_clips, "problems": problems}
+    text = "\n".join(problems) or f"{folder}: {n_clips} clips, no damage"
+    print_result(result, text, as_json=as_json)
+    sys.exit(bool(problems))
 
 
 @store.command("failures")
@@ -96,13 +96,9 @@ def store_failures(folder: Path, as_json: bool) -> None:
     from features.store.reader import open_store
 
     failures = open_store(folder, verify=False).failures
-    if as_json:
-        print_json({"store": str(folder), "failures": failures.to_dict("records")})
-        return
-    for row in failures.itertuples():
-        click.echo(f"{row.clip_id}: {row.step}: {row.reason} ({row.path})")
-    if failures.empty:
-        click.echo(f"{folder}: no clip failed")
+    lines = [f"{r.clip_id}: {r.step}: {r.reason} ({r.path})" for r in failures.itertuples()]
+    result = {"store": str(folder), "failures": failures.to_dict("records")}
+    print_result(result, "\n".join(lines) or f"{folder}: no clip failed", as_json=as_json)
 
 
 @click.group()
@@ -131,17 +127,9 @@ def bundle_pack(store_folder: Path, file: Path, as_json: bool) -> None:
     with show_bytes("bundle pack") as show:
         info = pack_bundle(store_folder, file, progress=show)
     n_bytes = file.stat().st_size
-    if as_json:
-        print_json(
-            {
-                "bundle": str(file),
-                "n_clips": info.n_clips,
-                "n_bytes": n_bytes,
-                "fingerprint": info.fingerprint,
-            }
-        )
-    else:
-        click.echo(f"{file}: {info.n_clips} clips, {n_bytes} bytes")
+    result = {"bundle": str(file), "n_clips": info.n_clips, "n_bytes": n_bytes}
+    result["fingerprint"] = info.fingerprint
+    print_result(result, f"{file}: {info.n_clips} clips, {n_bytes} bytes", as_json=as_json)
 
 
 @bundle.command("unpack")
@@ -159,10 +147,9 @@ def bundle_unpack(file: Path, folder: Path, as_json: bool) -> None:
 
     with show_bytes("bundle unpack") as show:
         info = unpack_bundle(file, folder, progress=show)
-    if as_json:
-        print_json({"store": str(folder), "n_clips": info.n_clips, "fingerprint": info.fingerprint})
-    else:
-        click.echo(f"{folder}: {info.n_clips} clips, fingerprint {info.fingerprint[:12]}")
+    result = {"store": str(folder), "n_clips": info.n_clips, "fingerprint": info.fingerprint}
+    text = f"{folder}: {info.n_clips} clips, fingerprint {info.fingerprint[:12]}"
+    print_result(result, text, as_json=as_json)
 
 
 @bundle.command("verify")
@@ -179,9 +166,9 @@ def bundle_verify(file: Path, as_json: bool) -> None:
 
     with show_bytes("bundle verify") as show:
         problems = verify_bundle(file, progress=show)
-    if as_json:
-        print_json({"bundle": str(file), "problems": problems})
-    _report_damage(problems, f"{file}: no damage", as_json)
+    text = "\n".join(problems) or f"{file}: no damage"
+    print_result({"bundle": str(file), "problems": problems}, text, as_json=as_json)
+    sys.exit(bool(problems))
 
 
 @bundle.command("info")
@@ -210,27 +197,19 @@ def weights(as_json: bool) -> None:
     """
     from features.networks.weights import describe_weights
 
-    described = [asdict(described) for described in describe_weights()]
+    described = describe_weights()
     if as_json:
         print_json({"weights": described})
         return
     for one in described:
-        click.echo(f"{one['network']}")
-        for name in ("origin", "file", "sha256", "licence"):
-            click.echo(f"    {name:8} {one[name]}")
+        click.echo(one.pop("network"))
+        for name, value in one.items():
+            click.echo(f"    {name:8} {value}")
 
 
 def _print_info(info: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print_json(info)
-        return
+    lines = []
     for name, value in info.items():
         shown = json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
-        click.echo(f"{name:18} {shown}")
-
-
-def _report_damage(problems: Sequence[str], all_well: str, as_json: bool) -> None:
-    if not as_json:
-        click.echo("\n".join(problems) or all_well)
-    if problems:
-        sys.exit(1)
+        lines.append(f"{name:18} {shown}")
+    print_result(info, "\n".join(lines), as_json=as_json)

@@ -103,11 +103,6 @@ class ProgressLines:
         self._started_s = clock()
         self._state: _State | None = None
 
-    @property
-    def has_begun(self) -> bool:
-        """Whether anything was shown."""
-        return self._state is not None
-
     def show(self, n_done: int, n_all: int | None, **more: Any) -> None:
         """As ``Show``."""
         self._state = _State(n_done=n_done, n_all=n_all, **more)
@@ -117,30 +112,31 @@ class ProgressLines:
         state, elapsed_s = self._state, self._clock() - self._started_s
         if state is None:
             return f"{self._verb}: begun {describe_time(elapsed_s)} ago"
-        parts = self._count(state)
         done = state.n_done + state.under_way
-        if done and elapsed_s > 0:
-            parts.append(_describe_rate(done / elapsed_s, self._unit))
-            if state.n_all is not None:
-                left = max(state.n_all - done, 0)
-                parts.append(f"{describe_time(elapsed_s * left / done)} left")
-        return ", ".join([*parts, state.note] if state.note else parts)
+        parts = self._count(state, done, elapsed_s)
+        if done and elapsed_s > 0 and state.n_all is not None:
+            left = max(state.n_all - done, 0)
+            parts.append(f"{describe_time(elapsed_s * left / done)} left")
+        return ", ".join(filter(None, [*parts, state.note]))
 
     def describe_end(self, *, finished: bool) -> str:
-        """The last line. finished: False where an error or Ctrl-C ended the work."""
+        """The last line; empty if nothing was shown. finished: False where an error or Ctrl-C
+        ended the work."""
         state, elapsed_s = self._state, self._clock() - self._started_s
-        how = f"{'done in' if finished else 'stopped after'} {describe_time(elapsed_s)}"
         if state is None:
-            return f"{self._verb}: {how}"
-        parts = self._count(state)
-        if state.n_done and elapsed_s > 0:
-            parts.append(_describe_rate(state.n_done / elapsed_s, self._unit))
-        return ", ".join([*parts, how])
+            return ""
+        how = f"{'done in' if finished else 'stopped after'} {describe_time(elapsed_s)}"
+        return ", ".join([*self._count(state, state.n_done, elapsed_s), how])
 
-    def _count(self, state: _State) -> list[str]:
+    def _count(self, state: _State, done: float, elapsed_s: float) -> list[str]:
+        """The units that are done, those that failed, and the rate."""
         total = "" if state.n_all is None else f" of {state.n_all}"
-        counted = [f"{self._verb}: {state.n_done}{total} {self._unit}"]
-        return counted if state.n_failed is None else [*counted, f"{state.n_failed} failed"]
+        parts = [f"{self._verb}: {state.n_done}{total} {self._unit}"]
+        if state.n_failed is not None:
+            parts.append(f"{state.n_failed} failed")
+        if done and elapsed_s > 0:
+            parts.append(_describe_rate(done / elapsed_s, self._unit))
+        return parts
 
 
 @contextmanager
@@ -164,8 +160,8 @@ def repeat_lines(
     finally:
         ended.set()
         thread.join()
-        if lines.has_begun:
-            write(lines.describe_end(finished=finished))
+        if last_line := lines.describe_end(finished=finished):
+            write(last_line)
 
 
 def describe_time(seconds: float) -> str:
@@ -188,24 +184,18 @@ def _describe_rate(per_s: float, unit: str) -> str:
 
 @contextmanager
 def _show_bar(verb: str, unit: str) -> Iterator[Show]:
+    from rich import progress as rich
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
 
     columns = (
-        TextColumn(verb),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        rich.TextColumn(verb),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TextColumn(unit),
+        rich.TimeRemainingColumn(),
+        rich.TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with rich.Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(verb, total=None, note="")
 
         def show(n_done: int, n_all: int | None, **more: Any) -> None:
@@ -256,6 +246,14 @@ def split_names(names: str | None) -> list[str] | None:
 def print_json(result: object) -> None:
     """Print the one object of ``--json``; numbers that are not finite become null."""
     click.echo(json.dumps(_make_finite(result), ensure_ascii=False, allow_nan=False))
+
+
+def print_result(result: object, text: str, *, as_json: bool) -> None:
+    """What a verb found: the one object of ``--json``, or text for people."""
+    if as_json:
+        print_json(result)
+    else:
+        click.echo(text)
 
 
 def _make_finite(value: object) -> object:

@@ -73,15 +73,14 @@ def manifest_check(
     """
     from pipeline.manifest.check import check_manifest
 
-    checked = check_manifest(csv, _read_options(classes, allow_subject_overlap, map_label))
+    result, text = check_manifest(csv, _read_options(classes, allow_subject_overlap, map_label))
     if as_json:
-        print_json(checked.as_json())
-    elif checked.problems:
-        click.echo(f"Error: {checked.text}", err=True)
+        print_json(result)
+    elif result["problems"]:
+        raise click.ClickException(text)
     else:
-        click.echo(checked.text)
-    if checked.problems:
-        sys.exit(1)
+        click.echo(text)
+    sys.exit(bool(result["problems"]))
 
 
 @click.command()
@@ -165,9 +164,10 @@ def extract(
     from features.networks.weights import SHIPPED_FACE_WEIGHTS
     from pipeline.config import ExtractConfig
     from pipeline.extract import run_extract
-    from pipeline.workers.resources import make_budgets
+    from pipeline.workers.resources import Budgets
 
-    budgets = make_budgets(clip_timeout, worker_memory)
+    limits = {"clip_timeout_s": clip_timeout, "worker_gigabytes": worker_memory}
+    budgets = Budgets(**{name: limit for name, limit in limits.items() if limit is not None})
     given = {name: value for name, value in settings.items() if value is not None}
     options = _read_options(classes, allow_subject_overlap, map_label)
     with show_progress("extract", "clips") as show:

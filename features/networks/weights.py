@@ -12,7 +12,7 @@ import importlib.metadata
 import io
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -136,19 +136,9 @@ def read_mtcnn(name: str) -> list[NDArray[np.float32]]:
     return arrays
 
 
-@dataclass(frozen=True, kw_only=True)
-class WeightsRow:
-    """One network's weights: from where, which file, its hash, its licence."""
-
-    network: str
-    origin: str
-    file: str
-    sha256: str
-    licence: str
-
-
-def describe_weights() -> list[WeightsRow]:
-    """A row for each network of stage one, its file checked.
+def describe_weights() -> list[dict[str, str]]:
+    """For each network of stage one ``network``, ``origin``, ``file``, ``sha256`` and ``licence``;
+    the files are checked.
 
     Raises:
         WeightsError: a file is missing or is not the pinned one.
@@ -156,25 +146,16 @@ def describe_weights() -> list[WeightsRow]:
     rows = []
     for pinned in (*MTCNN_FILES.values(), SQUEEZENET_NDF):
         pinned.read()  # checks the hash
-        rows.append(
-            WeightsRow(
-                network=pinned.network,
-                origin=f"package {pinned.package}: {pinned.origin}",
-                file=str(pinned.find()),
-                sha256=pinned.sha256,
-                licence=pinned.licence,
-            )
-        )
-    rows.append(
-        WeightsRow(
-            network="face CNN",
-            origin="this project: trained by fit-face on FER+, see face_cnn.md beside the file",
-            file=str(SHIPPED_FACE_WEIGHTS),
-            sha256=hash_file(SHIPPED_FACE_WEIGHTS),
-            licence="MIT; trained on FER2013 pictures (research use)",
-        )
-    )
-    return rows
+        origin = f"package {pinned.package}: {pinned.origin}"
+        rows.append(asdict(pinned) | {"origin": origin, "file": str(pinned.find())})
+    face_cnn = {
+        "network": "face CNN",
+        "origin": "this project: trained by fit-face on FER+, see face_cnn.md beside the file",
+        "file": str(SHIPPED_FACE_WEIGHTS),
+        "sha256": hash_file(SHIPPED_FACE_WEIGHTS),
+        "licence": "MIT; trained on FER2013 pictures (research use)",
+    }
+    return [{name: row[name] for name in face_cnn} for row in (*rows, face_cnn)]
 
 
 class _ArrayUnpickler(pickle.Unpickler):

@@ -6,7 +6,6 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from features.contracts import Clip
 from features.errors import ConfigError
@@ -32,15 +31,16 @@ class Budgets:
     clip_timeout_s: float = 600.0
     """Without another frame for so long, and a second more for each megabyte of its file, a clip
     stands still; it may take so long altogether for each megabyte begun, and twice more."""
-    worker_bytes: int | None = None
+    worker_gigabytes: float | None = None
     """Memory of each worker; None: its share of nine tenths of what is free, 2 GiB at least."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError."""
         if not 0 < self.clip_timeout_s < math.inf:
             raise ConfigError(f"--clip-timeout {self.clip_timeout_s:g}: expected seconds above 0")
-        if self.worker_bytes is not None and self.worker_bytes <= 0:
-            raise ConfigError(f"--worker-memory: {self.worker_bytes} bytes, expected more than 0")
+        gigabytes = self.worker_gigabytes
+        if gigabytes is not None and not 0 < gigabytes < math.inf:
+            raise ConfigError(f"--worker-memory {gigabytes:g}: expected gigabytes above 0")
 
     @property
     def idle_limits(self) -> ClipLimits:
@@ -60,12 +60,11 @@ class Budgets:
 
     def find_worker_bytes(self, n_workers: int) -> int | None:
         """Memory that each of so many workers may take; None where the system does not tell."""
-        if self.worker_bytes is not None:
-            return self.worker_bytes
+        if self.worker_gigabytes is not None:
+            return int(self.worker_gigabytes * 1e9)
         free = find_free_bytes()
-        return (
-            None if free is None else max(int(_FREE_SHARE * free / n_workers), LEAST_WORKER_BYTES)
-        )
+        share = None if free is None else int(_FREE_SHARE * free / n_workers)
+        return None if share is None else max(share, LEAST_WORKER_BYTES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,18 +95,6 @@ class Job:
     """None: as many as pay, see ``count_workers``."""
     budgets: Budgets
     """Of each clip and worker."""
-
-
-def make_budgets(clip_timeout_s: float | None, worker_gigabytes: float | None) -> Budgets:
-    """Of what a user gave; None: the default. Raises ConfigError."""
-    given: dict[str, Any] = {}
-    if clip_timeout_s is not None:
-        given["clip_timeout_s"] = clip_timeout_s
-    if worker_gigabytes is not None:
-        if not 0 < worker_gigabytes < math.inf:
-            raise ConfigError(f"--worker-memory {worker_gigabytes:g}: expected gigabytes above 0")
-        given["worker_bytes"] = int(worker_gigabytes * 1e9)
-    return Budgets(**given)
 
 
 def count_workers(n_clips: int, machine: Machine) -> int:

@@ -31,7 +31,7 @@ from tests.pipeline.processes import list_children, read_parents
 
 ROOT = Path(__file__).parents[3]
 WORK = Work(config=ExtractConfig(), face_weights=Path(), inputs=Path("inputs.jsonl"), device="cpu")
-ROOMY = Budgets(clip_timeout_s=60, worker_bytes=400_000_000)
+ROOMY = Budgets(clip_timeout_s=60, worker_gigabytes=0.4)
 QUICK = Budgets(clip_timeout_s=3)
 REASONS = {
     "crash": "its worker crashed (signal 11, Segmentation fault)",
@@ -279,7 +279,7 @@ def test_a_disk_that_is_full_for_one_worker_ends_the_run_and_keeps_what_is_done(
 
 
 def test_time_to_write_a_shard_counts_against_no_clip(tmp_path: Path) -> None:
-    budgets = Budgets(clip_timeout_s=1, worker_bytes=ROOMY.worker_bytes)
+    budgets = Budgets(clip_timeout_s=1, worker_gigabytes=ROOMY.worker_gigabytes)
     record = run_pool(tmp_path, ["good-0", "good-1"], 1, budgets, extractor="SlowDisk")
     assert (record.n_done, record.n_failed) == (2, 0)
 

@@ -13,7 +13,7 @@ from features.errors import ConfigError
 from pipeline.config import ExtractConfig
 from pipeline.workers.messages import Machine, Work, describe_fault, is_fault
 from pipeline.workers.prefetch import Prefetcher
-from pipeline.workers.resources import Budgets, count_workers, make_budgets, plan_works
+from pipeline.workers.resources import Budgets, count_workers, plan_works
 from tests.pipeline.workers.test_pool import make_clips
 
 CPU = Machine(device="cpu", n_gpus=0, n_cores=4, precision="float32")
@@ -95,7 +95,7 @@ def test_workers_share_nine_tenths_of_the_free_memory(monkeypatch: pytest.Monkey
     monkeypatch.setattr("pipeline.workers.resources.find_free_bytes", lambda: 100 << 30)
     assert Budgets().find_worker_bytes(3) == 30 << 30
     assert Budgets().find_worker_bytes(90) == 2 << 30
-    assert Budgets(worker_bytes=5).find_worker_bytes(3) == 5
+    assert Budgets(worker_gigabytes=1.5).find_worker_bytes(3) == 1_500_000_000
     monkeypatch.setattr("pipeline.workers.resources.find_free_bytes", lambda: None)
     assert Budgets().find_worker_bytes(3) is None
 
@@ -103,14 +103,9 @@ def test_workers_share_nine_tenths_of_the_free_memory(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("amount", [0, -1, float("nan"), float("inf")])
 def test_budgets_that_are_none_are_refused(amount: float) -> None:
     with pytest.raises(ConfigError, match="--clip-timeout"):
-        make_budgets(amount, None)
+        Budgets(clip_timeout_s=amount)
     with pytest.raises(ConfigError, match="--worker-memory"):
-        make_budgets(None, amount)
-
-
-def test_budgets_are_told_in_seconds_and_gigabytes() -> None:
-    assert make_budgets(2.5, 1.5) == Budgets(clip_timeout_s=2.5, worker_bytes=1_500_000_000)
-    assert make_budgets(None, None) == Budgets()
+        Budgets(worker_gigabytes=amount)
 
 
 @pytest.mark.parametrize(
