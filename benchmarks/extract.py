@@ -24,25 +24,32 @@ import multiprocessing
 import os
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import av
 import click
 from stage_one import Measured, mix_clips, read_clips, read_cpu_s, run_stage_one
 
 from features.contracts import Clip
 
 
+def measure_times(action: Callable[[], Measured]) -> Measured:
+    """What an action counts, with the time it takes."""
+    cpu_s, started_s = read_cpu_s(), time.perf_counter()
+    measured = action()
+    measured.wall_s, measured.cpu_s = time.perf_counter() - started_s, read_cpu_s() - cpu_s
+    return measured
+
+
 def run_peer(clips: list[Clip], batch_pixels: int) -> Measured:
     """In the peer's process."""
     peer = load_peer()
-    cpu_s, started_s = read_cpu_s(), time.perf_counter()
-    measured = peer.run(clips, batch_pixels)
-    measured.wall_s, measured.cpu_s = time.perf_counter() - started_s, read_cpu_s() - cpu_s
-    return measured
+    return measure_times(lambda: peer.run(clips, batch_pixels))
 
 
 @cache
@@ -56,12 +63,16 @@ def load_peer() -> Any:
 
 
 def run_floor(clips: list[Clip]) -> Measured:
-    """In the peer's process."""
-    from peer import decode_only
+    """In the peer's process: PyAV decodes every frame of the clips and converts none."""
 
-    cpu_s = read_cpu_s()
-    wall_s = decode_only(clips)
-    return Measured(wall_s=wall_s, cpu_s=read_cpu_s() - cpu_s)
+    def decode() -> Measured:
+        for clip in clips:
+            with av.open(str(clip.path)) as container:
+                container.streams.video[0].thread_type = "AUTO"
+                deque(container.decode(video=0), maxlen=0)
+        return Measured()
+
+    return measure_times(decode)
 
 
 def run_our_decoding(clips: list[Clip]) -> Measured:
@@ -69,10 +80,8 @@ def run_our_decoding(clips: list[Clip]) -> Measured:
     import cli  # noqa: F401
     from pipeline.decode.sampling import iter_chosen_frames
 
-    started_s, cpu_s = time.perf_counter(), read_cpu_s()
-    n_frames = sum(1 for clip in clips for _ in iter_chosen_frames(clip, 1))
-    wall_s = time.perf_counter() - started_s
-    return Measured(n_frames=n_frames, wall_s=wall_s, cpu_s=read_cpu_s() - cpu_s)
+    frames = (frame for clip in clips for frame in iter_chosen_frames(clip, 1))
+    return measure_times(lambda: Measured(n_frames=sum(1 for _ in frames)))
 
 
 def measure(
@@ -159,13 +168,9 @@ def main(
     print(f"    our decoding and conversion alone: {decoding_ms:.2f}")
     print(f"floor, decoding alone: {floor_ms:.2f} ms/frame wall, ", end="")
     print(f"{median_ms(floor, lambda m: m.cpu_s):.2f} CPU")
-    wall, cpu = (
-        [
-            getattr(p, name) / p.n_frames / (getattr(o, name) / o.n_frames)
-            for p, o in zip(peer, ours, strict=True)
-        ]
-        for name in ("wall_s", "cpu_s")
-    )
+    pairs = list(zip(peer, ours, strict=True))
+    wall = [p.ms(p.wall_s) / o.ms(o.wall_s) for p, o in pairs]
+    cpu = [p.ms(p.cpu_s) / o.ms(o.cpu_s) for p, o in pairs]
     shares = [f.wall_s / o.wall_s for f, o in zip(floor, ours, strict=True)]
     print(
         f"ratio peer / ours: {statistics.median(wall):.2f} wall (rounds "

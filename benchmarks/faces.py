@@ -42,6 +42,7 @@ from features.store.reader import open_store
 from pipeline.config import ExtractConfig
 from pipeline.decode.sampling import iter_chosen_frames
 from pipeline.detect.boxes import iou
+from pipeline.extract import run_extract
 
 CHILD = Path(__file__).with_name("mtcnn_package.py")
 SURE = 0.95
@@ -80,12 +81,10 @@ class Tally:
         """Adds a frame. Returns the sure rows of either side that the other side lacks."""
         pairs = match_boxes(reference.box_px, candidate.box_px)
         self.n_frames += 1
-        matched_reference = {i for i, _, _ in pairs}
-        matched_candidate = {j for _, j, _ in pairs}
-        sure_reference = [int(i) for i in np.flatnonzero(reference.score >= sure)]
-        sure_candidate = [int(j) for j in np.flatnonzero(candidate.score >= sure)]
-        missed = [i for i in sure_reference if i not in matched_reference]
-        extra = [j for j in sure_candidate if j not in matched_candidate]
+        sure_reference = np.flatnonzero(reference.score >= sure).tolist()
+        sure_candidate = np.flatnonzero(candidate.score >= sure).tolist()
+        missed = sorted(set(sure_reference) - {i for i, _, _ in pairs})
+        extra = sorted(set(sure_candidate) - {j for _, j, _ in pairs})
         self.n_reference += len(sure_reference)
         self.n_recalled += len(sure_reference) - len(missed)
         self.n_candidate += len(sure_candidate)
@@ -124,9 +123,7 @@ def iter_spread_frames(
         start += count
 
 
-def compute_reference(
-    clips: Sequence[Clip], n_frames: int, python: Path, progress: Any
-) -> dict[str, Any]:
+def compute_reference(clips: Sequence[Clip], n_frames: int, python: Path) -> dict[str, Any]:
     """Has the package look at the frames; see the module's text for the format."""
     child = subprocess.Popen(
         [str(python), str(CHILD)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -140,17 +137,19 @@ def compute_reference(
             "`pip install mtcnn==1.0.0 tensorflow-cpu` and name its python: --reference-python"
         )
     frames = []
-    for clip, pts_s, rgb in progress(iter_spread_frames(clips, n_frames)):
-        child.stdin.write(f"{rgb.shape[0]} {rgb.shape[1]}\n".encode() + rgb.tobytes())
-        child.stdin.flush()
-        identity = {
-            "clip_id": clip.clip_id,
-            "pts_s": round(pts_s, 6),
-            "height": rgb.shape[0],
-            "width": rgb.shape[1],
-            "rgb_sha256": hashlib.sha256(rgb.tobytes()).hexdigest(),
-        }
-        frames.append(identity | json.loads(child.stdout.readline()))
+    spread = iter_spread_frames(clips, n_frames)
+    with click.progressbar(spread, length=n_frames, file=sys.stderr) as spread_frames:
+        for clip, pts_s, rgb in spread_frames:
+            child.stdin.write(f"{rgb.shape[0]} {rgb.shape[1]}\n".encode() + rgb.tobytes())
+            child.stdin.flush()
+            identity = {
+                "clip_id": clip.clip_id,
+                "pts_s": round(pts_s, 6),
+                "height": rgb.shape[0],
+                "width": rgb.shape[1],
+                "rgb_sha256": hashlib.sha256(rgb.tobytes()).hexdigest(),
+            }
+            frames.append(identity | json.loads(child.stdout.readline()))
     child.stdin.close()
     child.wait()
     rule = "min_face_size 20, thresholds 0.6 0.7 0.8, fit_to_image off"
@@ -170,16 +169,6 @@ def read_store_faces(store: Path, wanted: dict[str, list[float]]) -> dict[tuple[
                     score=clip.score[in_frame],
                 )
     return faces
-
-
-def extract_faces(clips: Sequence[Clip], wanted: dict[str, list[float]], detect: str) -> Any:
-    """Runs stage one over the clips and reads the faces back."""
-    from pipeline.extract import run_extract
-
-    with tempfile.TemporaryDirectory() as folder:
-        manifest = write_manifest(clips, Path(folder) / "clips.csv")
-        run_extract(manifest, Path(folder) / "store", ExtractConfig(detect=detect))
-        return read_store_faces(Path(folder) / "store", wanted)
 
 
 def print_differences(rows: list[str], title: str) -> None:
@@ -209,11 +198,7 @@ def main(
     groups = read_clips(manifests)
     clips = [clip for group in groups for clip in group]
     if not reference.is_file():
-
-        def progress(frames: Any) -> Any:
-            return click.progressbar(frames, length=n_frames, file=sys.stderr).__enter__()
-
-        computed = compute_reference(clips, n_frames, reference_python, progress)
+        computed = compute_reference(clips, n_frames, reference_python)
         reference.write_text(json.dumps(computed) + "\n")
     if reference_only:
         return
@@ -225,10 +210,13 @@ def main(
     wanted: dict[str, list[float]] = {}
     for frame in frames:
         wanted.setdefault(frame["clip_id"], []).append(frame["pts_s"])
-    if store is not None:
+    with tempfile.TemporaryDirectory() as folder:
+        if store is None:
+            store = Path(folder) / "store"
+            listed = [clip for clip in clips if clip.clip_id in wanted]
+            manifest = write_manifest(listed, Path(folder) / "clips.csv")
+            run_extract(manifest, store, ExtractConfig(detect=detect))
         ours = read_store_faces(store, wanted)
-    else:
-        ours = extract_faces([c for c in clips if c.clip_id in wanted], wanted, detect)
 
     tallies = {name: Tally() for name in (*(m.stem for m in manifests), "all")}
     missed, extra, n_absent = [], [], 0

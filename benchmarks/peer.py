@@ -56,9 +56,7 @@ class Peer:
             n = max(1, batch_pixels // (frames.shape[1] * frames.shape[2]))
             for start in range(0, len(frames), n):
                 boxes, _, _ = self.mtcnn.detect(frames[start : start + n], landmarks=True)
-                times.n_faces += sum(
-                    len(frame_boxes) for frame_boxes in boxes if frame_boxes is not None
-                )
+                times.n_faces += sum(len(found) for found in boxes if found is not None)
             since_s = times.add_step("detection", since_s)
             for start in range(0, len(frames), CONTEXT_BATCH):
                 self._embed(frames[start : start + CONTEXT_BATCH])
@@ -94,15 +92,3 @@ def iter_sampled_frames(clip: Clip) -> Iterator[NDArray[np.uint8]]:
             end_s = now_s + float((frame.duration or 0) * frame.time_base)
         if shown is not None and not taken and tick / TICK_RATE_HZ < end_s - 1e-6:
             yield shown.to_ndarray(format="rgb24")
-
-
-def decode_only(clips: Sequence[Clip]) -> float:
-    """The floor: seconds in which PyAV decodes every frame of the clips and converts none."""
-    started_s = time.perf_counter()
-    for clip in clips:
-        with av.open(str(clip.path)) as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            for _ in container.decode(stream):
-                pass
-    return time.perf_counter() - started_s

@@ -11,30 +11,28 @@ spread, the root of the mean of both variances, is marked with ``!``.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import click
 import numpy as np
+import pandas as pd
 
-from train.runs.folder import RunSummary, find_runs, read_summary
+from train.runs.folder import find_runs, read_summary
 
-SCORES = tuple((split, metric) for split in ("val", "test") for metric in ("map_mec", "acc"))
-
-
-def read_heads(runs: Path) -> dict[str, list[RunSummary]]:
-    """Head -> its runs. Raises RunError where one cannot be read."""
-    heads: dict[str, list[RunSummary]] = {}
-    for path in find_runs(runs):
-        summary = read_summary(path)
-        heads.setdefault(summary.head, []).append(summary)
-    return heads
+SCORES = {
+    f"{split} {metric}": (split, metric)
+    for split in ("val", "test")
+    for metric in ("map_mec", "acc")
+}
 
 
-def find_scores(runs: list[RunSummary], split: str, metric: str) -> tuple[float, float]:
-    """Mean and standard deviation over seeds, in percent."""
-    values = [100 * getattr(run, split)[metric] for run in runs]
-    return float(np.mean(values)), float(np.std(values, ddof=1))
+def read_scores(runs: Path) -> pd.api.typing.DataFrameGroupBy:
+    """The scores of each run in percent, by head. Raises RunError where one cannot be read."""
+    rows = []
+    for run in map(read_summary, find_runs(runs)):
+        scores = {name: 100 * getattr(run, s)[metric] for name, (s, metric) in SCORES.items()}
+        rows.append({"head": run.head, **scores})
+    return pd.DataFrame(rows).groupby("head", sort=False)
 
 
 @click.command()
@@ -42,24 +40,23 @@ def find_scores(runs: list[RunSummary], split: str, metric: str) -> tuple[float,
 @click.option("--candidate", required=True, type=click.Path(path_type=Path))
 def main(against: Path, candidate: Path) -> None:
     """Compare the heads of two folders of runs, two seeds or more of each head."""
-    one, other = read_heads(against), read_heads(candidate)
-    heads = [head for head in one if head in other]
-    print(f"| head | {' | '.join(f'{split} {metric}' for split, metric in SCORES)} |")
+    sides = read_scores(against), read_scores(candidate)
+    (a, b), (a_sd, b_sd) = (side.mean() for side in sides), (side.std() for side in sides)
+    spread = ((a_sd**2 + b_sd**2) / 2) ** 0.5
+    shares = ((a - b).abs() / spread).where(a != b, 0.0).reindex(a.index.intersection(b.index))
+    print(f"| head | {' | '.join(SCORES)} |")
     print("|---" * (1 + len(SCORES)) + "|")
-    shares = []
-    for head in heads:
-        cells = []
-        for split, metric in SCORES:
-            (a, a_sd), (b, b_sd) = (find_scores(x[head], split, metric) for x in (one, other))
-            spread = math.sqrt((a_sd**2 + b_sd**2) / 2)
-            shares.append(abs(a - b) / spread if a != b else 0.0)
-            mark = " !" if shares[-1] > 1 else ""
-            cells.append(f"{a:.1f} ± {a_sd:.1f}, {b:.1f} ± {b_sd:.1f}{mark}")
+    for head in shares.index:
+        cells = [
+            f"{a[s][head]:.1f} ± {a_sd[s][head]:.1f}, {b[s][head]:.1f} ± {b_sd[s][head]:.1f}"
+            + (" !" if shares[s][head] > 1 else "")
+            for s in SCORES
+        ]
         print(f"| `{head}` | {' | '.join(cells)} |")
+    values = shares.to_numpy()
     print(
-        f"\n{sum(share <= 1 for share in shares)} of {len(shares)} differences are within the "
-        f"spread over seeds; the greatest is {max(shares):.2f} of it, the median "
-        f"{np.median(shares):.2f}."
+        f"\n{(values <= 1).sum()} of {values.size} differences are within the spread over seeds; "
+        f"the greatest is {values.max():.2f} of it, the median {np.median(values):.2f}."
     )
 
 

@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -39,13 +40,11 @@ ALL_FRAMES = RATE_HZ // TICK_RATE_HZ
 
 def run_fresh(path: Path, detect: str, phases: int = 1) -> Measured:
     """Stage one over one clip, in a process of its own; a first short run warms it up."""
-    split = "train" if phases > 1 else "test"
-    whole = Clip(clip_id="clip", path=path, label="", split=split)
-    start = Clip(clip_id="clip", path=path, label="", split=split, end_s=1.0)
+    clip = Clip(clip_id="clip", path=path, label="", split="train" if phases > 1 else "test")
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as process:
-        process.submit(run_stage_one, [start], detect, phases).result()
-        return process.submit(run_stage_one, [whole], detect, phases).result()
+        process.submit(run_stage_one, [replace(clip, end_s=1.0)], detect, phases).result()
+        return process.submit(run_stage_one, [clip], detect, phases).result()
 
 
 def describe(measured: Measured) -> str:
@@ -70,22 +69,13 @@ def measure_frames(folder: Path, clip: Path | None, detect: str, counts: Sequenc
         path.unlink()
 
 
-def measure_resolution(folder: Path, detect: str) -> None:
-    for height, width in ((240, 426), (360, 640), (480, 854), (720, 1280), (1080, 1920)):
-        path = write_faces_video(
-            folder / f"{height}.mp4", size=(height, width), n_faces=1, n_frames=2 * RATE_HZ
-        )
-        told = describe(run_fresh(path, detect, ALL_FRAMES))
-        print(f"resolution  {width:4d}x{height:<4d} {told}", flush=True)
-
-
-def measure_faces(folder: Path, detect: str) -> None:
-    for n_faces in (0, 1, 2, 4, 8):
-        path = write_faces_video(
-            folder / f"{n_faces}.mp4", size=(360, 640), n_faces=n_faces, n_frames=4 * RATE_HZ
-        )
-        told = describe(run_fresh(path, detect, ALL_FRAMES))
-        print(f"faces       {n_faces} drawn: {told}", flush=True)
+def measure_scene(
+    title: str, folder: Path, detect: str, *, size: tuple[int, int], n_faces: int, duration_s: int
+) -> None:
+    path = write_faces_video(
+        folder / "scene.mp4", size=size, n_faces=n_faces, n_frames=duration_s * RATE_HZ
+    )
+    print(title, describe(run_fresh(path, detect, ALL_FRAMES)), flush=True)
 
 
 def measure_memory(folder: Path, clip: Path | None, detect: str, minutes: float) -> None:
@@ -118,11 +108,10 @@ def measure_resume(folder: Path, detect: str, n_clips: int) -> None:
 def run_command(manifest: Path, store: Path, detect: str) -> tuple[float, float]:
     """Wall seconds and peak MB of a whole ``cli.py extract``."""
     command = [sys.executable, str(ROOT / "cli.py"), "extract", str(manifest)]
-    command += ["--store", str(store), "--device", "cpu", "--json"]
-    command += [] if detect == "exact" else ["--detect", detect]
+    command += ["--store", str(store), "--device", "cpu", "--json", "--detect", detect]
     started_s = time.perf_counter()
-    with tempfile.TemporaryFile() as told, tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdout=told, stderr=log, cwd=ROOT)
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, cwd=ROOT)
         peak_mb = 0.0
         while process.poll() is None:
             peak_mb = max(peak_mb, read_resident_mb(process.pid))
@@ -146,6 +135,7 @@ def read_resident_mb(pid: int) -> float:
     return own_mb + sum(read_resident_mb(int(child)) for child in children.split())
 
 
+SIZES_PX = ((240, 426), (360, 640), (480, 854), (720, 1280), (1080, 1920))
 PARTS = ("frames", "resolution", "faces", "memory", "resume")
 
 
@@ -171,9 +161,14 @@ def main(
             if part == "frames":
                 measure_frames(folder, clip, detect, counts)
             elif part == "resolution":
-                measure_resolution(folder, detect)
+                for height, width in SIZES_PX:
+                    title = f"resolution  {width:4d}x{height:<4d}"
+                    size = height, width
+                    measure_scene(title, folder, detect, size=size, n_faces=1, duration_s=2)
             elif part == "faces":
-                measure_faces(folder, detect)
+                for n in (0, 1, 2, 4, 8):
+                    title = f"faces       {n} drawn:"
+                    measure_scene(title, folder, detect, size=(360, 640), n_faces=n, duration_s=4)
             elif part == "memory":
                 measure_memory(folder, clip, detect, minutes)
             else:

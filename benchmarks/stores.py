@@ -15,6 +15,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+import pandas as pd
 from faces import (
     PTS_TOLERANCE_S,
     SURE,
@@ -27,7 +28,7 @@ from faces import (
 from numpy.typing import NDArray
 
 from features.contracts import ClipFeatures
-from features.store.reader import Store, open_store
+from features.store.reader import open_store
 
 
 def cosines(a: NDArray[np.generic], b: NDArray[np.generic]) -> NDArray[np.float64]:
@@ -71,25 +72,20 @@ def faces_of(clip: ClipFeatures, row: int) -> tuple[Found, NDArray[np.intp]]:
     return Found(box_px=clip.box_px[rows], score=clip.score[rows]), rows
 
 
-def _place(store: Store) -> dict[str, int]:
-    return {clip_id: i for i, clip_id in enumerate(store.clips["clip_id"])}
-
-
 @click.command()
 @click.option("--against", required=True, type=click.Path(path_type=Path))
 @click.option("--candidate", required=True, type=click.Path(path_type=Path))
 def main(against: Path, candidate: Path) -> None:
     """Recall, precision and cosines of a candidate store against another of the same clips."""
     stores = open_store(against), open_store(candidate)
-    places = [_place(store) for store in stores]
-    shared = [clip_id for clip_id in places[0] if clip_id in places[1]]
+    ids, other_ids = (pd.Index(store.clips["clip_id"]) for store in stores)
+    shared = ids.intersection(other_ids, sort=False)
     tally = Tally()
     found: dict[str, list[NDArray[np.float64]]] = {"context 7x7": [], "context 2x2": [], "face": []}
     missed, extra, n_unpaired = [], [], 0
     for clip_id in shared:
-        a, b = (
-            s.read_clip(p[clip_id], context_7x7=True) for s, p in zip(stores, places, strict=True)
-        )
+        a = stores[0].read_clip(ids.get_loc(clip_id), context_7x7=True)
+        b = stores[1].read_clip(other_ids.get_loc(clip_id), context_7x7=True)
         pairs = pair_frames(a, b)
         n_unpaired += a.n_frames - len(pairs)
         rows_a, rows_b = (np.array([pair[side] for pair in pairs], dtype=int) for side in (0, 1))
