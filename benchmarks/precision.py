@@ -42,11 +42,12 @@ def main(against: Path, candidate: Path) -> None:
     """Compare the heads of two folders of runs, two seeds or more of each head."""
     sides = read_scores(against), read_scores(candidate)
     (a, b), (a_sd, b_sd) = (side.mean() for side in sides), (side.std() for side in sides)
-    spread = ((a_sd**2 + b_sd**2) / 2) ** 0.5
-    shares = ((a - b).abs() / spread).where(a != b, 0.0).reindex(a.index.intersection(b.index))
+    heads = a.index.intersection(b.index, sort=False)
+    a, b, spread = a.loc[heads], b.loc[heads], ((a_sd**2 + b_sd**2) / 2).loc[heads] ** 0.5
+    shares = ((a - b).abs() / spread).where(a != b, 0.0)
     print(f"| head | {' | '.join(SCORES)} |")
     print("|---" * (1 + len(SCORES)) + "|")
-    for head in shares.index:
+    for head in heads:
         cells = [
             f"{a[s][head]:.1f} ± {a_sd[s][head]:.1f}, {b[s][head]:.1f} ± {b_sd[s][head]:.1f}"
             + (" !" if shares[s][head] > 1 else "")

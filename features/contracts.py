@@ -10,16 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-MEC_CLASSES: tuple[str, ...] = (
-    "happy",
-    "sad",
-    "angry",
-    "surprise",
-    "disgust",
-    "worried",
-    "anxious",
-    "neutral",
-)
+MEC_CLASSES = ("happy", "sad", "angry", "surprise", "disgust", "worried", "anxious", "neutral")
 """The eight classes of MEC 2017 (IV-A), in the order that every table and matrix uses."""
 
 SPLITS: tuple[str, ...] = ("train", "val", "test")
@@ -91,12 +82,7 @@ class Faces:
 
     def choose(self, rows: NDArray[np.intp]) -> Faces:
         """Some of the faces. rows: [N] increasing."""
-        return Faces(
-            frame=self.frame[rows],
-            box_px=self.box_px[rows],
-            score=self.score[rows],
-            landmarks_px=self.landmarks_px[rows],
-        )
+        return Faces(**{name: values[rows] for name, values in vars(self).items()})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -29,10 +29,8 @@ class FailureLog:
     def __init__(self, store: Path) -> None:
         """store: its folder."""
         self._store = store
-        rows = read_failures(store)[list(FAILURE_COLUMNS)].itertuples(index=False)
-        self._rows = {
-            row[0]: Failure(**dict(zip(FAILURE_COLUMNS, row, strict=True))) for row in rows
-        }
+        rows = read_failures(store)[list(FAILURE_COLUMNS)].to_dict("records")
+        self._rows = {row["clip_id"]: Failure(**row) for row in rows}
 
     @property
     def worker_ids(self) -> set[str]:

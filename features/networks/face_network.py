@@ -193,8 +193,11 @@ def _run(
             f"{path}: it fails on a float32 batch of {n} faces [{n}, 3, {FACE_CROP_PX}, "
             f"{FACE_CROP_PX}] ({_first_line(error)}). Export it with a batch of any size."
         ) from error
-    found = [tuple(x.shape) for x in seen if isinstance(x, Tensor)] if _is_pair(seen) else []
-    if len(found) != 2 or found[0] != (n, FACE_VECTOR_SIZE) or not _is_map(found[1], n):
+    is_pair = isinstance(seen, tuple | list) and len(seen) == 2
+    found = [tuple(x.shape) for x in seen if isinstance(x, Tensor)] if is_pair else []
+    values = (n, FACE_VECTOR_SIZE)
+    is_right = [len(shape) for shape in found] == [2, 4] and 0 not in found[1]
+    if not is_right or any(shape[:2] != values for shape in found):
         shapes = found or type(seen).__name__
         raise WeightsError(
             f"{path}: for {n} faces it gives {shapes}, expected two tensors, a vector "
@@ -202,14 +205,6 @@ def _run(
             "its end that gives these, as docs/face_network.md tells, and export it again."
         )
     return FaceEmbedding(*seen)
-
-
-def _is_pair(seen: object) -> bool:
-    return isinstance(seen, tuple | list) and len(seen) == 2
-
-
-def _is_map(shape: tuple[int, ...], n: int) -> bool:
-    return len(shape) == 4 and shape[:2] == (n, FACE_VECTOR_SIZE) and min(shape[2:]) > 0
 
 
 def _first_line(error: BaseException) -> str:

@@ -154,8 +154,7 @@ def lay_out(rgb: Tensor, orientation: Orientation) -> Tensor:
     """Pixels in another order. rgb: [H, W, 3]; returns [H, W, 3] or [W, H, 3], contiguous."""
     if orientation.transposed:
         rgb = rgb.transpose(0, 1)
-    axes = [axis for axis, flipped in enumerate((orientation.flipped_y, orientation.flipped_x))
-            if flipped]  # fmt: skip
+    axes = [0] * orientation.flipped_y + [1] * orientation.flipped_x
     return rgb.flip(axes).contiguous() if axes else rgb.contiguous()
 
 

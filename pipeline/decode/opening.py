@@ -36,18 +36,14 @@ _TEXT_CODECS = ("ansi", "bintext", "idf", "xbin")
 
 _NO_FILM = Disposition.attached_pic | Disposition.timed_thumbnails
 
+_LFS = "a Git LFS pointer, not the film itself: fetch it with `git lfs pull`"
+_WEB_PAGE = "a web page, not a film: the download went wrong"
 _POINTERS = (
-    (
-        b"version https://git-lfs.github.com/spec/v1",
-        "a Git LFS pointer, not the film itself: fetch it with `git lfs pull`",
-    ),
-    (
-        b"version https://hawser.github.com/spec/v1",
-        "a Git LFS pointer, not the film itself: fetch it with `git lfs pull`",
-    ),
+    (b"version https://git-lfs.github.com/spec/v1", _LFS),
+    (b"version https://hawser.github.com/spec/v1", _LFS),
     (b"/annex/objects/", "a git-annex pointer, not the film itself: `git annex get` fetches it"),
-    (b"<!doctype html", "a web page, not a film: the download went wrong"),
-    (b"<html", "a web page, not a film: the download went wrong"),
+    (b"<!doctype html", _WEB_PAGE),
+    (b"<html", _WEB_PAGE),
     (b"#extm3u", "a playlist (HLS), not a film: name the film's own file"),
     (b"ffconcat version", "a list of files (concat), not a film: name each film's own file"),
     (b"v=0", "the description of a stream (SDP), not a film: name a recording of it"),

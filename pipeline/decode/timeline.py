@@ -179,12 +179,9 @@ class Timeline:
         return None if count is None else to_seconds(self.stream, count)
 
     def _may_be_in_stored_order(self) -> bool:
-        has_b_frames = self.stream.codec_context.has_b_frames
-        return (
-            has_b_frames
-            and self._demuxer.is_monotone
-            and not (self._is_avi or self._in_stored_order)
-        )
+        if self._is_avi or self._in_stored_order:
+            return False
+        return self._demuxer.is_monotone and bool(self.stream.codec_context.has_b_frames)
 
     def _probe(self, packets: Iterator[Packet[Stream]]) -> Iterator[Packet[Stream]]:
         """The same packets; finds out whether times are in stored order before one is used."""

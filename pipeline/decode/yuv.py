@@ -96,11 +96,9 @@ def _convert_8_bits(luma: Tensor, chroma: Tensor, tags: ColourTags) -> Tensor:
 
     light = times(luma.to(torch.int32) - (0 if tags.is_full else 16), tags.luma_factor)
     cb, cr = (chroma.to(torch.int32) - 128).unbind(2)
-    chroma_rgb = torch.stack(
-        [times(cb, b) + times(cr, r) for b, r in tags.chroma_factors],
-        dim=2,
-    )  # (H/2, W/2, 3)
-    return _add(light, chroma_rgb.repeat_interleave(2, dim=0))
+    factors = tags.chroma_factors
+    chroma_rgb = torch.stack([times(cb, b) + times(cr, r) for b, r in factors], dim=2)
+    return _add(light, chroma_rgb.repeat_interleave(2, dim=0))  # from (H/2, W/2, 3)
 
 
 def _convert_more_bits(luma: Tensor, chroma: Tensor, tags: ColourTags) -> Tensor:
@@ -112,10 +110,8 @@ def _convert_more_bits(luma: Tensor, chroma: Tensor, tags: ColourTags) -> Tensor
 
     levels = ((_sixteen_bits(luma) + 128) >> 8).clamp_(max=255)
     cb, cr = _read_sited_left(chroma).unbind(2)  # (H, W/2)
-    chroma_rgb = torch.stack(
-        [times(cb, b) + times(cr, r) for b, r in tags.chroma_factors],
-        dim=2,
-    )
+    factors = tags.chroma_factors
+    chroma_rgb = torch.stack([times(cb, b) + times(cr, r) for b, r in factors], dim=2)
     if tags.is_full:
         return _add(levels, chroma_rgb)
     factor = int(tags.luma_factor * 2**_TABLE_BITS)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,34 +55,30 @@ class Expression:
         )
 
 
-EXPRESSIONS: Mapping[str, Expression] = MappingProxyType(
-    {
-        "happy": Expression(smile=1.1, cheeks=1.0),
-        "sad": Expression(
-            inner_brow=1.2, lower_brow=0.35, closed_lids=0.35, corners_down=1.1, chin=0.7
-        ),
-        "angry": Expression(
-            lower_brow=1.5, wide_lids=0.2, tight_lids=0.7, press=1.0, corners_down=0.3, nose=0.3
-        ),
-        "surprise": Expression(
-            inner_brow=1.1, outer_brow=1.2, wide_lids=1.2, jaw=0.8, stretch=0.15
-        ),
-        "disgust": Expression(
-            nose=1.2, upper_lip=1.2, lower_brow=0.7, tight_lids=0.9, cheeks=0.5, corners_down=0.6
-        ),
-        "worried": Expression(
-            inner_brow=1.0, lower_brow=1.0, tight_lids=0.3, press=0.9, corners_down=0.3, chin=0.4
-        ),
-        "anxious": Expression(
-            inner_brow=1.1,
-            outer_brow=0.5,
-            lower_brow=0.5,
-            wide_lids=1.0,
-            stretch=1.1,
-            jaw=0.22,
-            corners_down=0.3,
-        ),
-        "neutral": Expression(),
-    }
-)
+EXPRESSIONS: Mapping[str, Expression] = {
+    "happy": Expression(smile=1.1, cheeks=1.0),
+    "sad": Expression(
+        inner_brow=1.2, lower_brow=0.35, closed_lids=0.35, corners_down=1.1, chin=0.7
+    ),
+    "angry": Expression(
+        lower_brow=1.5, wide_lids=0.2, tight_lids=0.7, press=1.0, corners_down=0.3, nose=0.3
+    ),
+    "surprise": Expression(inner_brow=1.1, outer_brow=1.2, wide_lids=1.2, jaw=0.8, stretch=0.15),
+    "disgust": Expression(
+        nose=1.2, upper_lip=1.2, lower_brow=0.7, tight_lids=0.9, cheeks=0.5, corners_down=0.6
+    ),
+    "worried": Expression(
+        inner_brow=1.0, lower_brow=1.0, tight_lids=0.3, press=0.9, corners_down=0.3, chin=0.4
+    ),
+    "anxious": Expression(
+        inner_brow=1.1,
+        outer_brow=0.5,
+        lower_brow=0.5,
+        wide_lids=1.0,
+        stretch=1.1,
+        jaw=0.22,
+        corners_down=0.3,
+    ),
+    "neutral": Expression(),
+}
 """The strong form of each class's expression."""

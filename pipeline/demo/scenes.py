@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
-from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -30,34 +29,30 @@ WALL = "wall"
 ANYWHERE = "anywhere"
 """The mood of scenes that go with no class."""
 
-SCENES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "happy": ("coffee.png", "chelsea.png"),
-        "sad": ("brick.png",),
-        "angry": ("gravel.png", "horse.png"),
-        "surprise": ("rocket.jpg", "hubble_deep_field.jpg"),
-        "disgust": ("ihc.png", "retina.jpg"),
-        "worried": ("coins.png", "text.png"),
-        "anxious": ("microaneurysms.png", "camera.png"),
-        "neutral": ("grass.png", STUDIO),
-        ANYWHERE: (WALL,),
-    }
-)
+SCENES: Mapping[str, tuple[str, ...]] = {
+    "happy": ("coffee.png", "chelsea.png"),
+    "sad": ("brick.png",),
+    "angry": ("gravel.png", "horse.png"),
+    "surprise": ("rocket.jpg", "hubble_deep_field.jpg"),
+    "disgust": ("ihc.png", "retina.jpg"),
+    "worried": ("coins.png", "text.png"),
+    "anxious": ("microaneurysms.png", "camera.png"),
+    "neutral": ("grass.png", STUDIO),
+    ANYWHERE: (WALL,),
+}
 """The photographs that go with each class; that they do is a convention of the demo set."""
 
-_LIGHT: Mapping[str, tuple[float, float, float]] = MappingProxyType(
-    {
-        "happy": (1.15, 1.00, 0.70),
-        "sad": (0.60, 0.82, 1.25),
-        "angry": (1.00, 0.42, 0.36),
-        "surprise": (1.25, 1.20, 1.35),
-        "disgust": (0.80, 1.05, 0.45),
-        "worried": (0.95, 0.80, 0.55),
-        "anxious": (0.60, 0.95, 0.92),
-        "neutral": (1.00, 1.00, 0.98),
-        ANYWHERE: (0.90, 0.90, 0.90),
-    }
-)
+_LIGHT: Mapping[str, tuple[float, float, float]] = {
+    "happy": (1.15, 1.00, 0.70),
+    "sad": (0.60, 0.82, 1.25),
+    "angry": (1.00, 0.42, 0.36),
+    "surprise": (1.25, 1.20, 1.35),
+    "disgust": (0.80, 1.05, 0.45),
+    "worried": (0.95, 0.80, 0.55),
+    "anxious": (0.60, 0.95, 0.92),
+    "neutral": (1.00, 1.00, 0.98),
+    ANYWHERE: (0.90, 0.90, 0.90),
+}
 """Red, green and blue gain of each class's light."""
 
 _STUDIO_PX = (300, 0, 512, 250)

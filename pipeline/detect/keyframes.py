@@ -8,8 +8,6 @@ has lost a face, gets the whole cascade.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
@@ -59,7 +57,10 @@ def find_faces_tracked(detector: FaceDetector, rgb: Tensor, min_face_px: int) ->
         found.update({int(i): _select_frame(faces, row) for row, i in enumerate(at)})
 
     run_cascade(key_frames)
-    for at in _group_by_distance(np.setdiff1d(frames, key_frames), middle):
+    others = np.setdiff1d(frames, key_frames)
+    distance = np.abs(others - middle[others])
+    for nearest in np.unique(distance):
+        at = others[distance == nearest]
         before = at + np.sign(middle[at] - at)
         boxes = [_move_boxes(found[int(j)], i) for i, j in zip(at, before, strict=True)]
         faces = detector.refine(rgb, np.concatenate(boxes))
@@ -93,15 +94,6 @@ def _make_thumbs(rgb: Tensor) -> NDArray[np.float32]:
     sampled = rgb[:, rows // 2 :: rows, columns // 2 :: columns, 1]
     thumbs: NDArray[np.float32] = sampled.flatten(1).float().cpu().numpy()
     return thumbs
-
-
-def _group_by_distance(
-    frames: NDArray[np.intp], middle: NDArray[np.intp]
-) -> Iterator[NDArray[np.intp]]:
-    """The frames in groups, nearest to their middle first."""
-    distance = np.abs(frames - middle[frames])
-    for d in np.unique(distance):
-        yield frames[distance == d]
 
 
 def _move_boxes(faces: Faces, frame: np.intp) -> Boxes:

@@ -90,8 +90,15 @@ class FaceDetector:
             rgb: [F, H, W, 3] uint8 on the detector's device.
             boxes: A table of square boxes; their scores do not matter.
         """
-        boxes, landmarks = self._run_onet(rgb, self._run_rnet(rgb, boxes))
-        return _order_faces(boxes, landmarks)
+        boxes, landmarks_px = self._run_onet(rgb, self._run_rnet(rgb, boxes))
+        area = (boxes[:, 3] - boxes[:, 1]) * (boxes[:, 4] - boxes[:, 2])
+        order = np.lexsort((-area, boxes[:, 0]))
+        return Faces(
+            frame=boxes[order, 0].astype(np.int32),
+            box_px=boxes[order, 1:5],
+            score=boxes[order, 5],
+            landmarks_px=landmarks_px[order],
+        )
 
     @torch.inference_mode()
     def _run_pnet(self, rgb: Tensor, min_face_px: int) -> Boxes:
@@ -244,14 +251,3 @@ def _apply_offsets(
     """Boxes moved by a network's offsets, which count in box sides, with its scores."""
     side = np.tile(boxes[:, 3:5] - boxes[:, 1:3] + 1, 2)  # (N, 4)
     return np.concatenate([boxes[:, :1], boxes[:, 1:5] + offsets * side, scores[:, None]], axis=1)
-
-
-def _order_faces(boxes: Boxes, landmarks_px: NDArray[np.float32]) -> Faces:
-    area = (boxes[:, 3] - boxes[:, 1]) * (boxes[:, 4] - boxes[:, 2])
-    order = np.lexsort((-area, boxes[:, 0]))
-    return Faces(
-        frame=boxes[order, 0].astype(np.int32),
-        box_px=boxes[order, 1:5],
-        score=boxes[order, 5],
-        landmarks_px=landmarks_px[order],
-    )

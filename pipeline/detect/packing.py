@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -60,21 +61,15 @@ class Stretch(NamedTuple):
     n_columns: int
 
 
-class Placed(NamedTuple):
-    """A stretch, or what part of it fits, in a canvas."""
-
-    stretch: Stretch
-    at: int
-    """Column of the canvas's windows where it starts."""
-
-
 class Canvas(NamedTuple):
     """P-Net's input in one call."""
 
     rgb: NDArray[np.uint8]
     """[42, width, 3]"""
-    placed: Sequence[Placed]
-    """From left to right."""
+    stretches: list[Stretch]
+    """From left to right; of some only the part that fits."""
+    starts: list[int]
+    """Column of the canvas's windows where each starts."""
 
 
 class Windows(NamedTuple):
@@ -91,11 +86,29 @@ class Windows(NamedTuple):
 
 
 def pack_pyramids(levels: Sequence[Pictures]) -> Iterator[Canvas]:
-    """All windows of some frames' pyramids that show contrast."""
-    stretches = (
-        stretch for number in range(len(levels)) for stretch in _choose_stretches(levels, number)
-    )
-    yield from _place(stretches, levels)
+    """All windows of some frames' pyramids that show contrast.
+
+    A stretch that does not fit into a canvas goes on in the next.
+    """
+    most = (_CANVAS_PX - _OVERHANG_PX) // STRIDE_PX  # columns of windows
+    canvas, at = _new_canvas(), 0
+    for rest in chain.from_iterable(_choose_stretches(levels, i) for i in range(len(levels))):
+        while rest.n_columns > 0:
+            fits = rest._replace(n_columns=min(rest.n_columns, most - at))
+            if fits.n_columns > 0:
+                _draw(canvas.rgb, at, fits, levels[fits.level][fits.frame])
+                canvas.stretches.append(fits)
+                canvas.starts.append(at)
+                at += fits.n_columns + _OVERHANG_PX // STRIDE_PX
+                rest = rest._replace(
+                    column=rest.column + fits.n_columns, n_columns=rest.n_columns - fits.n_columns
+                )
+            if rest.n_columns > 0:
+                yield canvas
+                canvas, at = _new_canvas(), 0
+    if canvas.starts:
+        width_px = -(-at * STRIDE_PX // _CANVAS_STEP_PX) * _CANVAS_STEP_PX
+        yield canvas._replace(rgb=np.ascontiguousarray(canvas.rgb[:, :width_px]))
 
 
 def find_windows(
@@ -111,9 +124,8 @@ def find_windows(
     Returns:
         The M windows that are of one stretch, and [N] which of those asked for they are.
     """
-    starts = np.array([placed.at for placed in canvas.placed])
+    starts, stretches = np.array(canvas.starts), np.array(canvas.stretches)  # (S,), (S, 6)
     number = np.searchsorted(starts, column, side="right") - 1
-    stretches = np.array([placed.stretch for placed in canvas.placed])  # (P, 6)
     frame, level, first_row, first_column, n_rows, n_columns = stretches[number].T
     column = column - starts[number]
     real = (row < n_rows) & (column < n_columns)
@@ -185,31 +197,8 @@ def _slide(extreme: np.ufunc, cells: Pictures) -> Pictures:
     return x
 
 
-def _place(stretches: Iterator[Stretch], levels: Sequence[Pictures]) -> Iterator[Canvas]:
-    """Fill canvases with stretches; a stretch that does not fit goes on in the next."""
-    most = (_CANVAS_PX - _OVERHANG_PX) // STRIDE_PX  # columns of windows
-    rgb, placed, at = _new_canvas(), list[Placed](), 0
-    for stretch in stretches:
-        rest = stretch
-        while rest.n_columns > 0:
-            fits = rest._replace(n_columns=min(rest.n_columns, most - at))
-            if fits.n_columns > 0:
-                _draw(rgb, at, fits, levels[stretch.level][stretch.frame])
-                placed.append(Placed(fits, at))
-                at += fits.n_columns + _OVERHANG_PX // STRIDE_PX
-                rest = rest._replace(
-                    column=rest.column + fits.n_columns, n_columns=rest.n_columns - fits.n_columns
-                )
-            if rest.n_columns > 0:
-                yield Canvas(rgb, placed)
-                rgb, placed, at = _new_canvas(), [], 0
-    if placed:
-        width_px = -(-at * STRIDE_PX // _CANVAS_STEP_PX) * _CANVAS_STEP_PX
-        yield Canvas(np.ascontiguousarray(rgb[:, :width_px]), placed)
-
-
-def _new_canvas() -> NDArray[np.uint8]:
-    return np.zeros((_CANVAS_ROWS_PX, _CANVAS_PX, 3), dtype=np.uint8)
+def _new_canvas() -> Canvas:
+    return Canvas(np.zeros((_CANVAS_ROWS_PX, _CANVAS_PX, 3), dtype=np.uint8), [], [])
 
 
 def _draw(rgb: NDArray[np.uint8], at: int, stretch: Stretch, level: NDArray[np.uint8]) -> None:

@@ -29,11 +29,8 @@ def crop_context(rgb: Tensor) -> Tensor:
     height, width = rgb.shape[1:3]
     shorter = min(height, width)
     rows, columns = (
-        _find_taps(n, n_scaled, (n_scaled - CONTEXT_CROP_PX) // 2, CONTEXT_CROP_PX)
-        for n, n_scaled in (
-            (height, CONTEXT_CROP_PX * height // shorter),
-            (width, CONTEXT_CROP_PX * width // shorter),
-        )
+        _find_taps(n_pixels, CONTEXT_CROP_PX * n_pixels // shorter, CONTEXT_CROP_PX)
+        for n_pixels in (height, width)
     )
     crops = torch.empty((len(rgb), 3, CONTEXT_CROP_PX, CONTEXT_CROP_PX), device=rgb.device)
     for i, frame in enumerate(rgb):  # one by one: a chunk of float frames would be large
@@ -54,7 +51,7 @@ class FaceCut(NamedTuple):
     def scale(self) -> Tensor:
         """The crop, [3, 128, 128] float32, 0..255; edges are replicated."""
         height, width = self.pixels.shape[:2]
-        taps = _find_taps(self.side, FACE_CROP_PX, 0, FACE_CROP_PX)
+        taps = _find_taps(self.side, FACE_CROP_PX, FACE_CROP_PX)
         return _resample(self.pixels, taps.move(self.top, height), taps.move(self.left, width))
 
 
@@ -122,15 +119,15 @@ class _Taps(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def _find_taps(n_pixels: int, n_scaled: int, first: int, n_kept: int) -> _Taps:
+def _find_taps(n_pixels: int, n_scaled: int, n_kept: int) -> _Taps:
     """The antialiased bilinear filter of ``torch.nn.functional.interpolate``.
 
     Args:
         n_pixels: Along this axis, before scaling.
         n_scaled: After scaling.
-        first: The first of the scaled pixels that are kept.
-        n_kept: N
+        n_kept: N, in the middle.
     """
+    first = (n_scaled - n_kept) // 2
     scale = n_pixels / n_scaled
     reach = max(scale, 1.0)
     centre = (np.arange(first, first + n_kept)[:, None] + 0.5) * scale  # (N, 1)

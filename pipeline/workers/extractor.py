@@ -73,11 +73,19 @@ class Extractor:
         """
         config = self._work.config
         self._read_twice = ReadTwice()
+        on_gpu = self._device.type == "cuda"
+        limits = StageLimits(
+            n_threads=self._work.n_threads,
+            n_decoders=self._work.n_decoders,
+            decoded_bytes=_CUDA_DECODED_BYTES if on_gpu else _CPU_DECODED_BYTES,
+            chunk_bytes=_CHUNK_BYTES,
+            batch_frames=64 if on_gpu else 16,
+        )
         stages = Stages(
             self._encoder,
             self.iter_frames,
             self._prepare,
-            choose_limits(self._work),
+            limits,
             begin=lambda clip: tell(Begun(clip_id=clip.clip_id)),
         )
         phases = {split: config.n_phases(split) for split in SPLITS}
@@ -100,18 +108,6 @@ class Extractor:
         found, state = self._inputs.look_up(clip.path)
         self._read_twice.check_state(clip.clip_id, state)
         return found
-
-
-def choose_limits(work: Work) -> StageLimits:
-    """How much to have under way on a device."""
-    on_gpu = torch.device(work.device).type == "cuda"
-    return StageLimits(
-        n_threads=work.n_threads,
-        n_decoders=work.n_decoders,
-        decoded_bytes=_CUDA_DECODED_BYTES if on_gpu else _CPU_DECODED_BYTES,
-        chunk_bytes=_CHUNK_BYTES,
-        batch_frames=64 if on_gpu else 16,
-    )
 
 
 def _tell_progress(
