@@ -30,6 +30,7 @@ from pipeline.record import FailureLog, RunRecord
 from pipeline.workers.messages import (
     Begun,
     ClipEnd,
+    Extracted,
     Item,
     Loaded,
     Machine,
@@ -81,7 +82,7 @@ class SyntheticExtractor:
 
     def iter_items(
         self, clips: Iterable[Clip], tell: Callable[[Begun | Progressed], None]
-    ) -> Iterator[ClipFeatures | ClipEnd | Timing]:
+    ) -> Iterator[Extracted]:
         for clip in clips:
             tell(Begun(clip_id=clip.clip_id))
             for _ in range(CLIP_FRAMES // PART_FRAMES):

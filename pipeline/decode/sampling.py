@@ -20,18 +20,12 @@ from torch import Tensor
 from features.contracts import TICK_RATE_HZ, Clip
 from features.disk import FileState, read_state
 from features.errors import ClipError
+from pipeline.decode import opening
 from pipeline.decode.clock import EPSILON_S, LONGEST_STILL_S, count_ticks
 from pipeline.decode.demux import keeps_its_clock
 from pipeline.decode.display import Display
 from pipeline.decode.notes import Notes
 from pipeline.decode.nvdec import NoHardwareError, Nvdec
-from pipeline.decode.opening import (
-    check_decoded_size,
-    check_unchanged,
-    find_film,
-    open_container,
-    open_file,
-)
 from pipeline.decode.timeline import SeekMissedError, Timeline
 
 _log = logging.getLogger(__name__)
@@ -82,7 +76,7 @@ class Software:
         self._device = device
 
     def open(self, file: FileIO) -> InputContainer:
-        return open_container(file)
+        return opening.open_container(file)
 
     def check_codec(self, codec: str) -> None:
         pass
@@ -134,16 +128,16 @@ def iter_chosen_frames(
     if hardware is None and device.type == "cuda":
         hardware = Nvdec(device)
     try:
-        with open_file(clip.path) as file:
+        with opening.open_file(clip.path) as file:
             before = read_state(file.fileno())
             try:
                 notes = yield from _iter_with_fallback(
                     file, clip, n_phases, hardware, Software(device), strict=strict
                 )
             except Exception:  # damage in a file that changes is that of no content
-                check_unchanged(clip.path, file, before)
+                opening.check_unchanged(clip.path, file, before)
                 raise
-            check_unchanged(clip.path, file, before)
+            opening.check_unchanged(clip.path, file, before)
     except OSError as error:
         raise ClipError(f"cannot be read ({error.strerror or error})") from error
     check_state(before)
@@ -201,7 +195,7 @@ def _iter_by(
             notes.clear()
             try:
                 with decoder.open(file) as container:
-                    stream = find_film(container)
+                    stream = opening.find_film(container)
                     decoder.check_codec(stream.codec_context.name)
                     timeline = Timeline(
                         clip,
@@ -214,9 +208,9 @@ def _iter_by(
                     try:
                         yield from _choose(clip, n_phases, timeline, decoder, notes)
                     except (ClipError, av.error.FFmpegError):
-                        check_decoded_size(stream)
+                        opening.check_decoded_size(stream)
                         raise
-                    check_decoded_size(stream)
+                    opening.check_decoded_size(stream)
                 return
             except SeekMissedError:
                 continue
@@ -228,8 +222,8 @@ def _iter_by(
 @lru_cache(maxsize=256)
 def _can_be_sought(path: Path, _: FileState) -> bool:
     """Whether times lead to the right frames. Kept: many clips may be parts of one file."""
-    with open_file(path) as file, open_container(file) as container:
-        return keeps_its_clock(container, find_film(container))
+    with opening.open_file(path) as file, opening.open_container(file) as container:
+        return keeps_its_clock(container, opening.find_film(container))
 
 
 def _choose(

@@ -17,16 +17,10 @@ from skimage.filters import gaussian
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.demo import warps
 from pipeline.demo.expressions import Expression
 from pipeline.demo.scenes import read_picture
-from pipeline.demo.warps import (
-    Plane,
-    move_brows_and_eyes,
-    move_mouth,
-    move_nose_and_cheeks,
-    ramp,
-    shade_mouth,
-)
+from pipeline.demo.warps import Plane, ramp
 
 Stroke = Sequence[tuple[float, float]]
 
@@ -137,15 +131,15 @@ class FaceRig:
             ``OVERSAMPLING``.
         """
         x, y = self._x, self._y
-        upper_dx, upper_dy = move_brows_and_eyes(x, y, expression)
-        middle_dx, middle_dy = move_nose_and_cheeks(x, y, expression)
-        mouth = move_mouth(x, y, expression)
+        upper_dx, upper_dy = warps.move_brows_and_eyes(x, y, expression)
+        middle_dx, middle_dy = warps.move_nose_and_cheeks(x, y, expression)
+        mouth = warps.move_mouth(x, y, expression)
         from_x = x - (upper_dx + middle_dx + mouth.dx) * self._free
         from_y = y - (upper_dy + middle_dy + mouth.dy) * self._free
         from_y = np.where(mouth.parted, mouth.teeth_y, from_y)
 
         patch = self._sample_skin(self._creased_skin(expression), from_x, from_y)
-        shaded = torch.from_numpy(shade_mouth(patch, mouth, expression)).clamp_(0, 1)
+        shaded = torch.from_numpy(warps.shade_mouth(patch, mouth, expression)).clamp_(0, 1)
         column = round((_PATCH_PX[0] - CANVAS_PX[0]) * OVERSAMPLING)
         row = round((_PATCH_PX[1] - CANVAS_PX[1]) * OVERSAMPLING)
         canvas = self._canvas.clone()

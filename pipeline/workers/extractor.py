@@ -12,12 +12,12 @@ from functools import partial
 
 import torch
 
-from features.contracts import SPLITS, Clip, ClipFeatures
+from features.contracts import SPLITS, Clip
 from features.networks.runtime import choose_device, choose_precision
 from pipeline.decode.sampling import Frames, iter_chosen_frames
 from pipeline.embed.encoder import EmbeddedFrame, FrameEncoder
 from pipeline.inputs import InputFile, Inputs, ReadTwice
-from pipeline.workers.messages import Begun, ClipEnd, Machine, Progressed, Timing, Work
+from pipeline.workers.messages import Begun, ClipEnd, Extracted, Machine, Progressed, Timing, Work
 from pipeline.workers.rows import iter_parts
 from pipeline.workers.stages import StageLimits, Stages
 
@@ -61,7 +61,7 @@ class Extractor:
 
     def iter_items(
         self, clips: Iterable[Clip], tell: Callable[[Begun | Progressed], None] = lambda _: None
-    ) -> Generator[ClipFeatures | ClipEnd | Timing]:
+    ) -> Generator[Extracted]:
         """Yield each clip's parts, then its end, in order; at last the timing.
 
         Args:

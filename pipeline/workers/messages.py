@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from features.contracts import Clip
+from features.contracts import Clip, ClipFeatures
 from features.store.index import Failure, ShardEntry
 from features.store.shard_format import ShardHeader
 from pipeline.config import ExtractConfig
@@ -167,6 +167,10 @@ class Timing:
     """Seconds by step, summed over threads, since the worker last told."""
 
     step_s: Mapping[str, float]
+
+
+Extracted = ClipFeatures | ClipEnd | Timing
+"""What an extractor yields: the parts of each clip, then its end; at last the timing."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,25 +23,8 @@ from typing import Any
 from features.disk import uninterrupted
 from features.errors import UserError, WorkerError
 from features.store.index import WORKER_STEP, Failure, describe_shard
+from pipeline.workers import messages
 from pipeline.workers.assignments import Assignments
-from pipeline.workers.messages import (
-    Begun,
-    ClipEnd,
-    Death,
-    Given,
-    Item,
-    Loaded,
-    Lost,
-    Machine,
-    NextClip,
-    Progressed,
-    ShardBegun,
-    ShardFinished,
-    Stop,
-    Timing,
-    Work,
-    Writing,
-)
 from pipeline.workers.process import TIME, Worker, WorkerProcess
 from pipeline.workers.resources import Job, count_workers, plan_works
 
@@ -69,7 +52,7 @@ class WorkerPool:
         """
         self._device = device
         self._extractor = extractor
-        self._machine: Machine | None = None
+        self._machine: messages.Machine | None = None
         self._workers: dict[int, Worker] = {}
         self._selector = selectors.DefaultSelector()
         self.clock_s = 0.0
@@ -88,7 +71,7 @@ class WorkerPool:
         self._workers.clear()
         self._selector.close()
 
-    def find_machine(self) -> Machine:
+    def find_machine(self) -> messages.Machine:
         """What torch sees, told by the first worker, which is started for it.
 
         Raises:
@@ -113,7 +96,7 @@ class WorkerPool:
                 raise WorkerError(f"the first worker {process.describe_end().reason}") from None
         return self._machine
 
-    def run(self, job: Job, record: Callable[[int, Item], None]) -> None:
+    def run(self, job: Job, record: Callable[[int, messages.Item], None]) -> None:
         """Extract clips into shards; all workers have ended then. Once for each pool.
 
         Whatever ends it, an error or Ctrl-C, workers first finish the shards that they have at
@@ -160,7 +143,7 @@ class WorkerPool:
             if not worker.is_stopping:
                 worker.is_stopping, worker.is_idle = True, False
                 worker.progressed_s = self.clock_s
-                worker.process.send(Stop())
+                worker.process.send(messages.Stop())
 
     def _stop_early(self, run: _Run) -> OSError | None:
         """Wait for the shards that workers have at hand. Returns why one is not finished."""
@@ -215,41 +198,41 @@ class WorkerPool:
         """Take what it said, one by one: what an error leaves there is taken later."""
         while worker.inbox:
             message = worker.inbox.popleft()
-            if isinstance(message, Death):
+            if isinstance(message, messages.Death):
                 self._replace(worker, message, run)
                 return
             self._take(worker, message, run)
 
     def _take(self, worker: Worker, message: Any, run: _Run) -> None:
-        if isinstance(message, NextClip):
+        if isinstance(message, messages.NextClip):
             worker.is_idle = not worker.is_stopping
             self._answer(worker, run)
-        elif isinstance(message, Begun):
+        elif isinstance(message, messages.Begun):
             task = run.assignments.find(worker.number, message.clip_id)
             if task is not None:
                 worker.read_id = message.clip_id
                 worker.limits = run.job.budgets.find_clip_limits(task.clip.path)
             worker.began_s = worker.progressed_s = self.clock_s
-        elif isinstance(message, ClipEnd):
+        elif isinstance(message, messages.ClipEnd):
             self._end_clip(worker, message, run)
-        elif isinstance(message, ShardBegun):
+        elif isinstance(message, messages.ShardBegun):
             worker.shard_name = message.name
-        elif isinstance(message, Writing):
+        elif isinstance(message, messages.Writing):
             worker.progressed_s = worker.writes_since_s = self.clock_s
-        elif isinstance(message, Progressed):
+        elif isinstance(message, messages.Progressed):
             worker.note_progress(self.clock_s)
-        elif isinstance(message, ShardFinished):
+        elif isinstance(message, messages.ShardFinished):
             worker.note_progress(self.clock_s)
             worker.shard_name, worker.n_frames = None, 0
             run.assignments.finish(worker.number)
             run.record(worker.number, message)
-        elif isinstance(message, Loaded | Timing):
+        elif isinstance(message, messages.Loaded | messages.Timing):
             worker.progressed_s = self.clock_s
             run.record(worker.number, message)
         else:
             self._take_answer(message)
 
-    def _end_clip(self, worker: Worker, end: ClipEnd, run: _Run) -> None:
+    def _end_clip(self, worker: Worker, end: messages.ClipEnd, run: _Run) -> None:
         worker.progressed_s = self.clock_s
         task = run.assignments.find(worker.number, end.clip.clip_id)
         run.assignments.end(worker.number, failed=end.failure is not None)
@@ -264,9 +247,9 @@ class WorkerPool:
         """What any worker may say before it is ready, and what is logged."""
         if isinstance(message, BaseException):
             raise message
-        if isinstance(message, Machine):
+        if isinstance(message, messages.Machine):
             self._machine = message
-        elif isinstance(message, Death):
+        elif isinstance(message, messages.Death):
             raise WorkerError(f"the first worker {message.reason}")
         elif isinstance(message, logging.LogRecord):
             logging.getLogger(message.name).handle(message)
@@ -284,27 +267,27 @@ class WorkerPool:
             worker.process.send(None)
             return
         task = run.assignments.find(worker.number, clip.clip_id)
-        worker.process.send(Given(clip=clip, is_kept=task is None or not task.was_done))
+        worker.process.send(messages.Given(clip=clip, is_kept=task is None or not task.was_done))
 
     def _forget(self, worker: Worker) -> None:
         self._selector.unregister(worker.process.channel)
         worker.process.channel.close()
         del self._workers[worker.number]
 
-    def _replace(self, worker: Worker, death: Death, run: _Run) -> None:
+    def _replace(self, worker: Worker, death: messages.Death, run: _Run) -> None:
         """End a worker; a clip that it took down is given up or tried again."""
         worker.process.kill()
         worker.process.wait()
         rest = worker.process.channel.receive_rest()
-        worker.inbox += (message for message in rest if not isinstance(message, Death))
+        worker.inbox += (message for message in rest if not isinstance(message, messages.Death))
         self._forget(worker)
         self._read_inbox(worker, run)
         store = run.job.output.store
         if worker.shard_name is not None and (store / worker.shard_name).is_file():
             # It finished the shard and died before it said so.
             entry = describe_shard(store, store / worker.shard_name)
-            self._take(worker, ShardFinished(entry=entry), run)
-        run.record(worker.number, Lost(shard_name=worker.shard_name))
+            self._take(worker, messages.ShardFinished(entry=entry), run)
+        run.record(worker.number, messages.Lost(shard_name=worker.shard_name))
         if run.is_over:
             return
         suspect_id = worker.read_id if death.kind == TIME else None
@@ -313,7 +296,7 @@ class WorkerPool:
             failure = Failure(
                 clip_id=clip.clip_id, path=str(clip.path), step=WORKER_STEP, reason=reason
             )
-            run.record(worker.number, ClipEnd(clip=clip, failure=failure))
+            run.record(worker.number, messages.ClipEnd(clip=clip, failure=failure))
         if run.assignments.are_waiting:
             # So that workers that die again and again still get on.
             first_frames = max(worker.n_frames // 2, 1) if worker.n_frames else None
@@ -334,9 +317,9 @@ class _Run:
     """What one call of ``run`` is about."""
 
     job: Job
-    record: Callable[[int, Item], None]
+    record: Callable[[int, messages.Item], None]
     assignments: Assignments
-    works: Sequence[Work]
+    works: Sequence[messages.Work]
     """Of each worker, by its number."""
     worker_bytes: int | None
     is_over: bool = False

@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,13 +48,18 @@ class WorkerProcess:
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-c", _CODE, str(theirs.fileno()), str(os.getpid())]
         command += [path or str(Path.cwd()) for path in sys.path]
-        with theirs, _block_signals():
-            self._process = subprocess.Popen(
-                command,
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # a library that prints must not spoil the parent's output
-            )
+        # What asks all to end never reaches a process that is started so: its parent ends it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    command,
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=2,  # a library that prints must not spoil the parent's output
+                )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self.channel = Channel(ours)
         levels = {name: logging.getLogger(name).getEffectiveLevel() for name in _PACKAGES}
         self.send(Start(device=device, log_levels=levels, extractor=extractor))
@@ -160,13 +164,3 @@ class Worker:
         else:
             return None
         return Death(kind=TIME, reason=reason)
-
-
-@contextlib.contextmanager
-def _block_signals() -> Iterator[None]:
-    """Processes started within never see what asks all to end: their parent ends them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

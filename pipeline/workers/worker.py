@@ -29,23 +29,7 @@ from typing import TYPE_CHECKING, Any, cast
 from features.contracts import Clip, ClipFeatures
 from features.errors import UserError
 from features.store.writer import ClipWriter
-from pipeline.workers.messages import (
-    Channel,
-    ClipEnd,
-    Given,
-    Loaded,
-    NextClip,
-    Output,
-    Progressed,
-    ShardBegun,
-    ShardFinished,
-    Start,
-    Stop,
-    Timing,
-    Work,
-    Writing,
-    describe_fault,
-)
+from pipeline.workers import messages
 
 if TYPE_CHECKING:
     from pipeline.workers.extractor import Extractor
@@ -56,7 +40,7 @@ _log = logging.getLogger(__name__)
 class ShardOutput:
     """Writes what an extractor yields to the shards of one worker, and tells the parent."""
 
-    def __init__(self, output: Output, send: Callable[[Any], None]) -> None:
+    def __init__(self, output: messages.Output, send: Callable[[Any], None]) -> None:
         """Nothing is written yet. send: tells the parent."""
         self._most_frames = output.shard_frames
         self._clips = ClipWriter(output.store, output.header, output.first_frames)
@@ -69,7 +53,7 @@ class ShardOutput:
         self._write_s = 0.0
         """Seconds since the last ``Timing``."""
 
-    def take(self, item: ClipFeatures | ClipEnd | Timing, *, is_kept: bool = True) -> None:
+    def take(self, item: messages.Extracted, *, is_kept: bool = True) -> None:
         """Write rows, end a clip, or pass on a timing.
 
         Args:
@@ -80,8 +64,8 @@ class ShardOutput:
             OSError: the store cannot be written (a full disk); ``finish`` keeps what is done.
         """
         with self._lock:
-            if isinstance(item, Timing):
-                self._send(Timing(step_s={**item.step_s, "write": self._write_s}))
+            if isinstance(item, messages.Timing):
+                self._send(messages.Timing(step_s={**item.step_s, "write": self._write_s}))
                 self._write_s = 0.0
             elif isinstance(item, ClipFeatures):
                 if is_kept:
@@ -98,7 +82,7 @@ class ShardOutput:
 
     def stop(self) -> None:
         """As ``finish``; whoever writes after that waits for ever."""
-        self._send(Writing())
+        self._send(messages.Writing())
         self._lock.acquire()
         self._finish()
 
@@ -107,13 +91,13 @@ class ShardOutput:
         with self._writing():
             self._clips.add_rows(part)
         if self._clips.shard_name != begun:
-            self._send(ShardBegun(name=str(self._clips.shard_name)))
-        self._send(Progressed())
+            self._send(messages.ShardBegun(name=str(self._clips.shard_name)))
+        self._send(messages.Progressed())
         self._part = part
         self._n_frames += part.n_frames
         self._n_faces += part.n_faces
 
-    def _end_clip(self, end: ClipEnd, is_kept: bool) -> None:
+    def _end_clip(self, end: messages.ClipEnd, is_kept: bool) -> None:
         part, n_frames, n_faces = self._part, self._n_frames, self._n_faces
         self._part, self._n_frames, self._n_faces = None, 0, 0
         if end.file is None or not is_kept:
@@ -129,14 +113,14 @@ class ShardOutput:
         with self._writing():
             entry = self._clips.finish()
         if entry is None:
-            self._send(Progressed())
+            self._send(messages.Progressed())
             return
-        self._send(ShardFinished(entry=entry))
+        self._send(messages.ShardFinished(entry=entry))
         self._clips.shard_frames = min(2 * self._clips.shard_frames, self._most_frames)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        self._send(Writing())
+        self._send(messages.Writing())
         began_s = time.perf_counter()
         try:
             yield
@@ -146,14 +130,14 @@ class ShardOutput:
 
 def main(descriptor: int) -> None:
     """Work until the parent ends this process. descriptor: of a socket to it."""
-    _Worker(Channel(socket.socket(fileno=descriptor))).run()
+    _Worker(messages.Channel(socket.socket(fileno=descriptor))).run()
     os._exit(1)  # no thread is waited for: a decoder may never return
 
 
 class _Worker:
     """The threads of a worker that are not its extractor's: this one, and one that listens."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: messages.Channel) -> None:
         self._channel = channel
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._output: ShardOutput | None = None
@@ -169,19 +153,19 @@ class _Worker:
             self._end(error)
         except Exception as error:
             _log.debug("in a worker", exc_info=True)
-            self._end(describe_fault(error))
+            self._end(messages.describe_fault(error))
 
     def _extract(self) -> None:
-        start: Start = self._inbox.get()
+        start: messages.Start = self._inbox.get()
         logging.getLogger().addHandler(QueueHandler(cast(Any, self._channel)))  # it only puts
         for name, level in start.log_levels.items():
             logging.getLogger(name).setLevel(level)
         extract: type[Extractor] = pkgutil.resolve_name(start.extractor)
         self._send(extract.find_machine(start.device))
-        work: Work = self._inbox.get()
+        work: messages.Work = self._inbox.get()
         output = self._output = ShardOutput(self._inbox.get(), self._send)
         extractor = extract(work)
-        self._send(Loaded())
+        self._send(messages.Loaded())
         while True:
             self._dropped.clear()
             for item in extractor.iter_items(self._ask_for_clips(), self._send):
@@ -190,18 +174,18 @@ class _Worker:
     def _ask_for_clips(self) -> Iterator[Clip]:
         """Clips, until there is none for now."""
         while True:
-            self._send(NextClip())
-            given: Given | None = self._inbox.get()
+            self._send(messages.NextClip())
+            given: messages.Given | None = self._inbox.get()
             if given is None:
                 return
             if not given.is_kept:
                 self._dropped.add(given.clip.clip_id)
             yield given.clip
 
-    def _is_kept(self, item: ClipFeatures | ClipEnd | Timing) -> bool:
-        if isinstance(item, Timing):
+    def _is_kept(self, item: messages.Extracted) -> bool:
+        if isinstance(item, messages.Timing):
             return True
-        clip_id = item.clip.clip_id if isinstance(item, ClipEnd) else item.clip_id
+        clip_id = item.clip.clip_id if isinstance(item, messages.ClipEnd) else item.clip_id
         return clip_id not in self._dropped
 
     def _end(self, last_word: object) -> None:
@@ -213,7 +197,7 @@ class _Worker:
 
     def _listen(self) -> None:
         try:
-            while not isinstance(message := self._channel.receive(), Stop):
+            while not isinstance(message := self._channel.receive(), messages.Stop):
                 self._inbox.put(message)
         except (EOFError, OSError):  # the parent is gone, even where no signal tells
             os._exit(1)
