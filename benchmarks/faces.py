@@ -165,8 +165,7 @@ def read_store_faces(store: Path, wanted: dict[str, list[float]]) -> dict[tuple[
             if len(rows):
                 in_frame = clip.face_frame == rows[0]
                 faces[clip.clip_id, pts_s] = Found(
-                    box_px=clip.box_px[in_frame],
-                    score=clip.score[in_frame],
+                    box_px=clip.box_px[in_frame], score=clip.score[in_frame]
                 )
     return faces
 

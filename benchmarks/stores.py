@@ -16,15 +16,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pandas as pd
-from faces import (
-    PTS_TOLERANCE_S,
-    SURE,
-    Found,
-    Tally,
-    describe,
-    match_boxes,
-    print_differences,
-)
+from faces import PTS_TOLERANCE_S, SURE, Found, Tally, describe, match_boxes, print_differences
 from numpy.typing import NDArray
 
 from features.contracts import ClipFeatures

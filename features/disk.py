@@ -41,10 +41,7 @@ def read_state(file: int | Path) -> FileState:
     """
     found = file.stat() if isinstance(file, Path) else os.fstat(file)
     return FileState(
-        device=found.st_dev,
-        inode=found.st_ino,
-        n_bytes=found.st_size,
-        mtime_ns=found.st_mtime_ns,
+        device=found.st_dev, inode=found.st_ino, n_bytes=found.st_size, mtime_ns=found.st_mtime_ns
     )
 
 

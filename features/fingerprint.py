@@ -31,11 +31,7 @@ def hash_text(text: str) -> str:
 
 
 def fingerprint(
-    *,
-    config: Mapping[str, Any],
-    weights: Mapping[str, str],
-    format_version: int,
-    decoder: str,
+    *, config: Mapping[str, Any], weights: Mapping[str, str], format_version: int, decoder: str
 ) -> str:
     """The hash of all that decides the features: two stores that share it may be mixed.
 

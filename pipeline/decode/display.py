@@ -162,9 +162,7 @@ def _convert_rotation(degrees: float) -> Orientation:
     """The orientation of a rotation, counter-clockwise."""
     quarter = round(degrees / 90) % 4
     return Orientation(
-        transposed=quarter % 2 == 1,
-        flipped_x=quarter in (2, 3),
-        flipped_y=quarter in (1, 2),
+        transposed=quarter % 2 == 1, flipped_x=quarter in (2, 3), flipped_y=quarter in (1, 2)
     )
 
 

@@ -198,12 +198,7 @@ def _iter_by(
                     stream = opening.find_film(container)
                     decoder.check_codec(stream.codec_context.name)
                     timeline = Timeline(
-                        clip,
-                        container,
-                        stream,
-                        notes,
-                        seek_margin_s=margin_s,
-                        strict=strict,
+                        clip, container, stream, notes, seek_margin_s=margin_s, strict=strict
                     )
                     try:
                         yield from _choose(clip, n_phases, timeline, decoder, notes)
