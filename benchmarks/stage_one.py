@@ -9,8 +9,10 @@ import csv
 import resource
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 
 from features.contracts import Clip
@@ -41,12 +43,11 @@ def mix_clips(groups: Sequence[Sequence[Clip]], n_clips: int) -> list[Clip]:
     for _ in range(min(n_clips, sum(len(group) for group in groups))):
         open_groups = [g for g in range(len(groups)) if shares[g] < len(groups[g])]
         shares[min(open_groups, key=lambda g: shares[g])] += 1
-    chosen = [
+    chosen = (
         [group[i * len(group) // n] for i in range(n)]
         for group, n in zip(groups, shares, strict=True)
-    ]
-    longest = max(shares)
-    return [group[i] for i in range(longest) for group in chosen if i < len(group)]
+    )
+    return [clip for turn in zip_longest(*chosen) for clip in turn if clip is not None]
 
 
 def write_manifest(clips: Sequence[Clip], path: Path) -> Path:
@@ -72,19 +73,19 @@ class Measured:
     """Of the networks; not in ``wall_s``."""
     peak_mb: float = 0.0
     """Resident memory of the largest worker so far."""
-    step_s: dict[str, float] = field(default_factory=dict)
+    step_s: Counter[str] = field(default_factory=Counter)
+    """Step -> seconds."""
 
     def add(self, other: Measured) -> None:
         for name in ("n_frames", "n_faces", "wall_s", "cpu_s", "load_s"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.peak_mb = max(self.peak_mb, other.peak_mb)
-        for step, step_s in other.step_s.items():
-            self.step_s[step] = self.step_s.get(step, 0.0) + step_s
+        self.step_s.update(other.step_s)
 
     def add_step(self, step: str, since_s: float) -> float:
         """Count the time from then to now. Returns now."""
         now_s = time.perf_counter()
-        self.step_s[step] = self.step_s.get(step, 0.0) + now_s - since_s
+        self.step_s.update({step: now_s - since_s})
         return now_s
 
     def ms(self, seconds: float) -> float:
@@ -116,7 +117,7 @@ def run_stage_one(
         cpu_s=ended_cpu_s - called_cpu_s,
         load_s=summary.step_s["load"],
         peak_mb=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
-        step_s=dict(summary.step_s),
+        step_s=Counter(summary.step_s),
     )
 
 

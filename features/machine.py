@@ -20,14 +20,11 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 _ROOT = Path("/")
+"""Of the file system that tells; tests have one of their own."""
 
 
 def find_core_limit(root: Path = _ROOT) -> int | None:
-    """Cores that this process may use, parts rounded up; None where the system does not tell.
-
-    Args:
-        root: Of the file system that tells.
-    """
+    """Cores that this process may use, parts rounded up; None where the system does not tell."""
     found = []
     if hasattr(os, "sched_getaffinity"):  # cpusets, taskset
         found.append(len(os.sched_getaffinity(0)))
@@ -49,11 +46,7 @@ def bound_cores(n_cores: int) -> int:
 
 
 def find_free_bytes(root: Path = _ROOT) -> int | None:
-    """Memory that may still be taken, page cache included; None where the system does not tell.
-
-    Args:
-        root: Of the file system that tells.
-    """
+    """Memory that may still be taken, page cache included; None where the system does not tell."""
     found = []
     for line in _read(root / "proc/meminfo").splitlines():
         name, _, value = line.partition(":")
@@ -79,10 +72,8 @@ def _find_cache_bytes(group: Path) -> int:
 def _iter_groups(root: Path, controller: str) -> Iterator[Path]:
     """The folders of the control groups that this process is in, from the innermost out.
 
-    Args:
-        root: Of the file system.
-        controller: ``cpu`` or ``memory``. Version 1 has a hierarchy of groups for each, version 2
-            one for all; machines may have both.
+    controller: ``cpu`` or ``memory``. Version 1 has a hierarchy of groups for each, version 2 one
+    for all; machines may have both.
     """
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)

@@ -81,11 +81,8 @@ class ContextCNN(nn.Module):
 def _fold_normalisation(first: nn.Module, mean: Tensor, scale: Tensor, bgr: bool) -> None:
     """Make the first layer, which has no padding, take RGB as it is: a third of the CPU's time.
 
-    Args:
-        first: Takes (x - mean) * scale.
-        mean: [3] Of the colours in the order in which the layer takes them.
-        scale: [3]
-        bgr: Whether that order is blue, green, red.
+    It takes (x - mean) * scale, mean and scale [3] in its own order of colours; bgr: that is blue,
+    green, red.
     """
     assert isinstance(first, nn.Conv2d)
     assert first.bias is not None

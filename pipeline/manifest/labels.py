@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from features.errors import ConfigError
 from pipeline.manifest.csv_rows import Problem, Row, iter_cells, join_lines, show
@@ -23,25 +22,6 @@ _SYNONYMS: tuple[frozenset[str], ...] = tuple(
     )
 )
 """Words for one emotion. Only such as nobody would tell apart: fear is not MEC's *anxious*."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelProblems:
-    """Labels that are no class."""
-
-    problems: tuple[Problem, ...]
-    """One a label, at its first line."""
-    mapping: Mapping[str, str]
-    """Label -> the class that it spells otherwise; labels that spell none are left out."""
-
-    @property
-    def advice(self) -> str:
-        """The options that accept the mapping."""
-        pairs = [shlex.quote(f"{label}={name}") for label, name in self.mapping.items()]
-        if not pairs:
-            return ""
-        options = " ".join(f"--map-label {pair}" for pair in pairs)
-        return f"To read them as the classes that they spell, add: {options}"
 
 
 def parse_mapping(pairs: Sequence[str]) -> dict[str, str]:
@@ -66,8 +46,13 @@ def map_labels(rows: Sequence[Row], mapping: Mapping[str, str]) -> None:
         row.cells["label"] = mapping.get(row.cells["label"], row.cells["label"])
 
 
-def check_labels(rows: Sequence[Row], classes: Sequence[str]) -> LabelProblems:
-    """Find labels that are no class, and the class that each most likely means."""
+def check_labels(rows: Sequence[Row], classes: Sequence[str]) -> tuple[list[Problem], str]:
+    """Find labels that are no class, and the class that each most likely means.
+
+    Returns:
+        A problem for each such label, at its first line; and the options that accept those which
+        spell a class otherwise, empty where none does.
+    """
     lines: dict[str, list[int]] = {}
     for line, label in iter_cells(rows, "label"):
         if label not in classes:
@@ -85,7 +70,9 @@ def check_labels(rows: Sequence[Row], classes: Sequence[str]) -> LabelProblems:
                 "(--classes declares others)",
             )
         )
-    return LabelProblems(problems=tuple(problems), mapping=mapping)
+    pairs = (shlex.quote(f"{label}={name}") for label, name in mapping.items())
+    options = " ".join(f"--map-label {pair}" for pair in pairs)
+    return problems, options and f"To read them as the classes that they spell, add: {options}"
 
 
 def merge_spellings(labels: Sequence[str]) -> tuple[str, ...]:

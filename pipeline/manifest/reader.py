@@ -76,8 +76,8 @@ def read_manifest(
     rows, problems = read_rows(path)
     map_labels(rows, options.label_mapping)
     declared, assumed = _choose_classes(rows, options.classes)
-    labels = check_labels(rows, declared)
-    problems += [*_check_ids(rows), *labels.problems]
+    label_problems, advice = check_labels(rows, declared)
+    problems += [*_check_ids(rows), *label_problems]
     finder = FileFinder(path.parent)
     clips = []
     for row in rows:
@@ -93,7 +93,7 @@ def read_manifest(
     if not rows and not problems:
         problems.append(Problem(line=2, message="no clip follows the header"))
     if problems:
-        raise InvalidManifestError(path, problems, labels.advice)
+        raise InvalidManifestError(path, problems, advice)
     return Manifest(
         path=path,
         clips=tuple(clips),
