@@ -23,7 +23,7 @@ import numpy as np
 
 from features.contracts import MEC_CLASSES, Clip, ClipFeatures
 from features.store.shard_reader import ShardHeader
-from features.store.writer import SHARD_FRAMES, StoreWriter
+from features.store.writer import StoreWriter
 from pipeline.config import ExtractConfig
 from pipeline.inputs import InputFile, Inputs
 from pipeline.record import FailureLog, RunRecord
@@ -115,9 +115,7 @@ def write(store: Path, n_frames: int, n_workers: int) -> tuple[float, float, int
 
         job = Job(
             work=Work(config=ExtractConfig(), face_weights=Path(), inputs=inputs.path, device=""),
-            output=Output(
-                store=store, header=header, shard_frames=SHARD_FRAMES, first_frames=SHARD_FRAMES
-            ),
+            output=Output(store=store, header=header),
             clips=clips,
             n_workers=n_workers,
             budgets=Budgets(),

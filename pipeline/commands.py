@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,35 +37,43 @@ def manifest() -> None:
     """
 
 
-_classes = click.option(
-    "--classes", metavar="A,B,...", help="Class names in order; default: the eight of MEC 2017."
-)
-_allow_overlap = click.option(
-    "--allow-subject-overlap", is_flag=True, help="A subject may stand in two splits."
-)
+def _add_manifest_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb the options by which a manifest is read, as the argument ``options``."""
 
+    @click.option(
+        "--classes", metavar="A,B,...", help="Class names in order; default: the eight of MEC 2017."
+    )
+    @click.option(
+        "--allow-subject-overlap", is_flag=True, help="A subject may stand in two splits."
+    )
+    @click.option(
+        "--map-label",
+        metavar="LABEL=CLASS",
+        multiple=True,
+        help="Read this label as that class; may be given again.",
+    )
+    @wraps(command)
+    def read_options(
+        *, classes: str | None, allow_subject_overlap: bool, map_label: Sequence[str], **rest: Any
+    ) -> None:
+        from pipeline.manifest.labels import parse_mapping
+        from pipeline.manifest.reader import ManifestOptions
 
-_map_label = click.option(
-    "--map-label",
-    metavar="LABEL=CLASS",
-    multiple=True,
-    help="Read this label as that class; may be given again.",
-)
+        options = ManifestOptions(
+            classes=split_names(classes),
+            allow_subject_overlap=allow_subject_overlap,
+            label_mapping=parse_mapping(map_label),
+        )
+        command(options=options, **rest)
+
+    return read_options
 
 
 @manifest.command("check")
 @click.argument("csv", type=PATH)
-@_classes
-@_allow_overlap
-@_map_label
+@_add_manifest_options
 @add_json_option
-def manifest_check(
-    csv: Path,
-    classes: str | None,
-    allow_subject_overlap: bool,
-    map_label: Sequence[str],
-    as_json: bool,
-) -> None:
+def manifest_check(csv: Path, options: ManifestOptions, as_json: bool) -> None:
     """Tell every problem of a manifest at once, with line numbers; exit 1 if there is one.
 
     \b
@@ -73,7 +82,7 @@ def manifest_check(
     """
     from pipeline.manifest.check import check_manifest
 
-    result, text = check_manifest(csv, _read_options(classes, allow_subject_overlap, map_label))
+    result, text = check_manifest(csv, options)
     if as_json:
         print_json(result)
     elif result["problems"]:
@@ -133,9 +142,7 @@ def manifest_check(
     help="Give a clip up whose process takes more (Linux).  [default: its share of 90% of what is "
     "free, at least 2.1]",
 )
-@_classes
-@_allow_overlap
-@_map_label
+@_add_manifest_options
 @add_json_option
 def extract(
     csv: Path,
@@ -145,9 +152,7 @@ def extract(
     clip_timeout: float | None,
     worker_memory: float | None,
     face_weights: Path | None,
-    classes: str | None,
-    allow_subject_overlap: bool,
-    map_label: Sequence[str],
+    options: ManifestOptions,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -169,7 +174,6 @@ def extract(
     limits = {"clip_timeout_s": clip_timeout, "worker_gigabytes": worker_memory}
     budgets = Budgets(**{name: limit for name, limit in limits.items() if limit is not None})
     given = {name: value for name, value in settings.items() if value is not None}
-    options = _read_options(classes, allow_subject_overlap, map_label)
     with show_progress("extract", "clips") as show:
         summary = run_extract(
             csv,
@@ -188,19 +192,6 @@ def extract(
         tell_extracted(summary)
     if summary.clips_failed:
         sys.exit(1)
-
-
-def _read_options(
-    classes: str | None, allow_subject_overlap: bool, map_label: Sequence[str]
-) -> ManifestOptions:
-    from pipeline.manifest.labels import parse_mapping
-    from pipeline.manifest.reader import ManifestOptions
-
-    return ManifestOptions(
-        classes=split_names(classes),
-        allow_subject_overlap=allow_subject_overlap,
-        label_mapping=parse_mapping(map_label),
-    )
 
 
 def tell_extracted(summary: ExtractSummary) -> None:

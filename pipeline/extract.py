@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from features.networks.weights import SHIPPED_FACE_WEIGHTS
-from features.store.writer import SHARD_FRAMES, StoreWriter
+from features.store.writer import StoreWriter
 from pipeline.config import ExtractConfig
 from pipeline.inputs import Inputs
 from pipeline.manifest.reader import DEFAULT_OPTIONS, ManifestOptions
@@ -118,12 +118,9 @@ def run_extract(
                 work = Work(
                     config=config, face_weights=face_weights, inputs=inputs.path, device=device
                 )
-                output = Output(
-                    store=store, header=header, shard_frames=SHARD_FRAMES, first_frames=SHARD_FRAMES
-                )
                 job = Job(
                     work=work,
-                    output=output,
+                    output=Output(store=store, header=header),
                     clips=plan.todo,
                     alone_ids=failures.worker_ids,
                     n_workers=workers,

@@ -116,19 +116,11 @@ def _read_header(path: Path, cells: Sequence[str]) -> list[str]:
         f"the header {' and '.join(faults)}; found {', '.join(header) or 'nothing'}. "
         f"Expected commas between at least {', '.join(REQUIRED_COLUMNS)}"
     )
-    separator = _find_separator(header)
-    if separator:
-        message += f"; found {_SEPARATORS[separator]}. Save the CSV with commas."
+    for separator, name in _SEPARATORS.items():
+        if set(REQUIRED_COLUMNS) <= {cell.strip() for cell in ",".join(header).split(separator)}:
+            message += f"; found {name}. Save the CSV with commas."
+            break
     raise InvalidManifestError(path, [Problem(line=1, message=message)])
-
-
-def _find_separator(header: Sequence[str]) -> str:
-    """What separates columns where it is not commas, if anything known does."""
-    text = ",".join(header)
-    for separator in _SEPARATORS:
-        if set(REQUIRED_COLUMNS) <= {name.strip() for name in text.split(separator)}:
-            return separator
-    return ""
 
 
 def join_lines(lines: Sequence[int]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import unicodedata
@@ -21,7 +22,7 @@ class FileFinder:
     def __init__(self, folder: Path) -> None:
         """folder: Where relative paths start."""
         self._folder = folder
-        self._names: dict[Path, dict[str, list[str]]] = {}
+        self._names: dict[Path, defaultdict[str, list[str]]] = {}
         """Folder -> normalised name -> names."""
         self._n_found: dict[str, int] = defaultdict(int)
 
@@ -64,13 +65,10 @@ class FileFinder:
 
     def _list(self, folder: Path) -> dict[str, list[str]]:
         if folder not in self._names:
-            names: dict[str, list[str]] = defaultdict(list)
-            self._names[folder] = names
-            try:
+            names = self._names[folder] = defaultdict(list)
+            with contextlib.suppress(OSError):  # no folder, or not readable: its files are missing
                 for name in os.listdir(folder):  # noqa: PTH208 - names, not paths
                     names[unicodedata.normalize("NFC", name)].append(name)
-            except OSError:  # no such folder, or not readable: its files are missing
-                pass
         return self._names[folder]
 
 

@@ -120,14 +120,13 @@ def _check_ids(rows: Sequence[Row]) -> list[Problem]:
     first_line: dict[str, int] = {}
     for row in rows:
         clip_id = row.cells["clip_id"]
-        message = ""
+        line = first_line.setdefault(clip_id, row.line)
+        message = f"clip_id {show(clip_id)} stands already on line {line}"
         if not CLIP_ID.fullmatch(clip_id):
             message = f"clip_id {show(clip_id)}: expected letters, digits, '.', '_' or '-' only"
-        elif clip_id in first_line:
-            message = f"clip_id {show(clip_id)} stands already on line {first_line[clip_id]}"
-        if message:
-            problems.append(Problem(line=row.line, message=message))
-        first_line.setdefault(clip_id, row.line)
+        elif line == row.line:
+            continue
+        problems.append(Problem(line=row.line, message=message))
     return problems
 
 

@@ -6,6 +6,7 @@ import logging
 from collections import defaultdict, deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from features.contracts import Clip
 from features.errors import WorkerError
@@ -160,16 +161,13 @@ class Assignments:
         if place.probe is not None and not place.held:
             task, place.probe = place.probe, None
             return task
-        if place.n_given == 0:  # there are never more of these than workers that can take them
-            for task in self._waiting:
-                if task.fresh:
-                    self._waiting.remove(task)
-                    return task
-        for task in self._waiting:
-            if not task.fresh and not (task.alone and place.held):
-                self._waiting.remove(task)
-                return task
-        return None
+        # There are never more fresh ones than workers that can take them.
+        fresh = (t for t in self._waiting if t.fresh) if place.n_given == 0 else ()
+        others = (t for t in self._waiting if not t.fresh and not (t.alone and place.held))
+        chosen = next(chain(fresh, others), None)
+        if chosen is not None:
+            self._waiting.remove(chosen)
+        return chosen
 
     def _count_death(self, place: _Place, death: Death) -> None:
         place.n_deaths = place.n_deaths + 1 if death.kind == place.kind else 1

@@ -19,6 +19,7 @@ from typing import Any
 from features.contracts import Clip, ClipFeatures
 from features.store.index import Failure, ShardEntry
 from features.store.shard_format import ShardHeader
+from features.store.writer import SHARD_FRAMES
 from pipeline.config import ExtractConfig
 from pipeline.inputs import InputFile
 
@@ -78,9 +79,9 @@ class Output:
 
     store: Path
     header: ShardHeader
-    shard_frames: int
+    shard_frames: int = SHARD_FRAMES
     """A shard is full when it has as many."""
-    first_frames: int
+    first_frames: int = SHARD_FRAMES
     """The first shard is full when it has as many; each further one may have twice as many."""
 
 
