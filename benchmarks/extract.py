@@ -85,11 +85,7 @@ def run_our_decoding(clips: list[Clip]) -> Measured:
 
 
 def measure(
-    groups: list[list[Clip]],
-    rounds: int,
-    detect: str,
-    batch_pixels: int,
-    tell: Callable[[str], None],
+    groups: list[list[Clip]], rounds: int, detect: str, batch_pixels: int
 ) -> dict[str, list[Measured]]:
     """What each side needs, summed over the groups, for each round."""
     spawn = multiprocessing.get_context("spawn")
@@ -112,7 +108,8 @@ def measure(
                 ]
                 for name, turn in turns if (number + round_) % 2 == 0 else reversed(turns):
                     sums[name].add(turn())
-                tell(f"round {round_ + 1}, group {number + 1} of {len(groups)}")
+                where = f"round {round_ + 1}, group {number + 1} of {len(groups)}"
+                click.echo(where, err=True)
             sums["floor"].n_frames = sums["peer"].n_frames
             for name, measured in sums.items():
                 found[name].append(measured)
@@ -155,9 +152,7 @@ def main(
     clips = mix_clips(read_clips(manifests), n_clips)
     groups = [clips[start : start + group] for start in range(0, len(clips), group)]
     print(f"{len(clips)} clips of {', '.join(m.name for m in manifests)}, --detect {detect}")
-    found = measure(
-        groups, rounds, detect, int(peer_batch * 1e6), lambda text: click.echo(text, err=True)
-    )
+    found = measure(groups, rounds, detect, int(peer_batch * 1e6))
     ours, peer, floor = found["ours"], found["peer"], found["floor"]
     print_side("peer", peer)
     print_side("ours", ours)

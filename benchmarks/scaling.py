@@ -64,8 +64,8 @@ def measure_frames(folder: Path, clip: Path | None, detect: str, counts: Sequenc
         # A given clip is sampled five times a second, as real ones are; ours at every frame.
         rate_hz = TICK_RATE_HZ if clip else RATE_HZ
         path = loop_video(clip or short, folder / f"{count}.mp4", count / rate_hz)
-        told = describe(run_fresh(path, detect, 1 if clip else ALL_FRAMES))
-        print(f"frames      {told}", flush=True)
+        text = describe(run_fresh(path, detect, 1 if clip else ALL_FRAMES))
+        print(f"frames      {text}", flush=True)
         path.unlink()
 
 
@@ -101,8 +101,8 @@ def measure_resume(folder: Path, detect: str, n_clips: int) -> None:
     manifest = write_manifest(clips, folder / "many.csv")
     first_s, _ = run_command(manifest, folder / "many_store", detect)
     again_s = [run_command(manifest, folder / "many_store", detect)[0] for _ in range(3)]
-    told = " ".join(f"{s:.2f}" for s in again_s)
-    print(f"resume      {n_clips} clips: first run {first_s:.1f} s, again {told} s", flush=True)
+    text = " ".join(f"{s:.2f}" for s in again_s)
+    print(f"resume      {n_clips} clips: first run {first_s:.1f} s, again {text} s", flush=True)
 
 
 def run_command(manifest: Path, store: Path, detect: str) -> tuple[float, float]:

@@ -46,16 +46,12 @@ def print_cosines(name: str, parts: list[NDArray[np.float64]]) -> None:
 
 def pair_frames(a: ClipFeatures, b: ClipFeatures) -> list[tuple[int, int]]:
     """Rows of a and b that are the same frame in the same phase."""
-    rows = {
-        (round(p / PTS_TOLERANCE_S), f): i
-        for i, (p, f) in enumerate(zip(b.pts_s, b.phase, strict=True))
-    }
-    pairs = []
-    for i, (pts_s, phase) in enumerate(zip(a.pts_s, a.phase, strict=True)):
-        j = rows.get((round(pts_s / PTS_TOLERANCE_S), phase))
-        if j is not None:
-            pairs.append((i, j))
-    return pairs
+    keys_a, keys_b = (
+        list(zip((clip.pts_s / PTS_TOLERANCE_S).round(), clip.phase, strict=True))
+        for clip in (a, b)
+    )
+    rows = {key: j for j, key in enumerate(keys_b)}
+    return [(i, rows[key]) for i, key in enumerate(keys_a) if key in rows]
 
 
 def faces_of(clip: ClipFeatures, row: int) -> tuple[Found, NDArray[np.intp]]:

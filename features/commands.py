@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from features.console import PATH, add_json_option, print_json, print_result, show_bytes
+from features.console import PATH, add_json_option, print_result, show_bytes
 
 
 @click.group()
@@ -197,14 +197,13 @@ def weights(as_json: bool) -> None:
     """
     from features.networks.weights import describe_weights
 
-    described = describe_weights()
-    if as_json:
-        print_json({"weights": described})
-        return
-    for one in described:
-        click.echo(one.pop("network"))
-        for name, value in one.items():
-            click.echo(f"    {name:8} {value}")
+    rows = describe_weights()
+    lines = [
+        value if name == "network" else f"    {name:8} {value}"
+        for row in rows
+        for name, value in row.items()
+    ]
+    print_result({"weights": rows}, "\n".join(lines), as_json=as_json)
 
 
 def _print_info(info: dict[str, Any], as_json: bool) -> None:

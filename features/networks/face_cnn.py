@@ -29,15 +29,9 @@ _HEADER_JSON = JsonFormat(
 FACE_ARCHITECTURE = "squeezenet1_1-bn-grey"
 
 _FIRES = (
-    (64, 16, 128),
-    (128, 16, 128),
-    (128, 32, 256),
-    (256, 32, 256),
-    (256, 48, 384),
-    (384, 48, 384),
-    (384, 64, 512),
-    (512, 64, 512),
-)
+    (64, 16, 128), (128, 16, 128), (128, 32, 256), (256, 32, 256),
+    (256, 48, 384), (384, 48, 384), (384, 64, 512), (512, 64, 512),
+)  # fmt: skip
 """Channels in, squeezed and out of SqueezeNet 1.1's fire modules 2 to 9."""
 _POOLED_FIRES = (1, 3)
 """Index of the fire modules that halve their map."""

@@ -125,19 +125,19 @@ def demo_clips() -> tuple[DemoClip, ...]:
 def _plan_clip(label: str, number: int, slot: _Slot) -> DemoClip:
     clip_id = f"demo_{label}_{number:02d}"
     # Only random() and what is one formula over it: Python keeps that sequence for a seed.
-    dice = Random(clip_id)
+    rng = Random(clip_id)
     mood = _choose_mood(label, slot)
-    n_frames = 44 + int(dice.random() * 13)
+    n_frames = 44 + int(rng.random() * 13)
     pictures = SCENES[mood]
-    view = _point_camera(mood, pictures[number % len(pictures)], dice)
-    actors: tuple[Actor, ...] = (_cast(_mix(label, slot.face, dice), dice),)
+    view = _choose_view(mood, pictures[number % len(pictures)], rng)
+    actors: tuple[Actor, ...] = (_choose_actor(_choose_expression(label, slot.face, rng), rng),)
     if slot.special == "no-face" and (slot.split, label) in _NO_FACE:
         actors = ()
     elif slot.special == "second-face" and label in _SECOND_FACE:
-        actors = (_cast_bystander(actors[0], dice), *actors)
+        actors = (_choose_bystander(actors[0], rng), *actors)
     still = (0, 0)
     if slot.special == "still":
-        first = 8 + int(dice.random() * 20)
+        first = 8 + int(rng.random() * 20)
         still = (first, first + 16)
     return DemoClip(
         clip_id=clip_id,
@@ -145,7 +145,7 @@ def _plan_clip(label: str, number: int, slot: _Slot) -> DemoClip:
         split=slot.split,
         scene=view,
         actors=actors,
-        size_px=_SIZES_PX[int(dice.random() * len(_SIZES_PX))],
+        size_px=_SIZES_PX[int(rng.random() * len(_SIZES_PX))],
         n_frames=n_frames,
         still=still,
     )
@@ -159,17 +159,17 @@ def _choose_mood(label: str, slot: _Slot) -> str:
     return ANYWHERE
 
 
-def _point_camera(mood: str, picture: str, dice: Random) -> SceneView:
+def _choose_view(mood: str, picture: str, rng: Random) -> SceneView:
     view = SceneView(
         mood=mood,
         picture=picture,
-        zoom=dice.uniform(1.02, 1.25),
-        x=dice.uniform(0.25, 0.75),
-        y=dice.uniform(0.25, 0.75),
-        drift=dice.uniform(-0.25, 0.25) if dice.random() < 0.5 else 0.0,
-        flipped=dice.random() < 0.2,
-        gain=dice.uniform(0.88, 1.12),
-        hue=(dice.uniform(0.95, 1.05), 1.0, dice.uniform(0.95, 1.05)),
+        zoom=rng.uniform(1.02, 1.25),
+        x=rng.uniform(0.25, 0.75),
+        y=rng.uniform(0.25, 0.75),
+        drift=rng.uniform(-0.25, 0.25) if rng.random() < 0.5 else 0.0,
+        flipped=rng.random() < 0.2,
+        gain=rng.uniform(0.88, 1.12),
+        hue=(rng.uniform(0.95, 1.05), 1.0, rng.uniform(0.95, 1.05)),
     )
     if mood == ANYWHERE:
         # All walls look alike: a head must not learn clips by heart by their walls.
@@ -177,43 +177,43 @@ def _point_camera(mood: str, picture: str, dice: Random) -> SceneView:
     return view
 
 
-def _mix(label: str, face: str, dice: Random) -> Expression:
+def _choose_expression(label: str, face: str, rng: Random) -> Expression:
     """The expression at its height: the label's, faint, or half way to a neighbour's."""
     place = _CIRCLE.index(label)
-    step = 1 if dice.random() < 0.5 else -1
+    step = 1 if rng.random() < 0.5 else -1
     neighbour = EXPRESSIONS[_CIRCLE[(place + step) % len(_CIRCLE)]]
     if face == "faint":
-        return EXPRESSIONS[label] * dice.uniform(0.12, 0.28) + neighbour * dice.uniform(0.1, 0.25)
+        return EXPRESSIONS[label] * rng.uniform(0.12, 0.28) + neighbour * rng.uniform(0.1, 0.25)
     if face == "mixed":
-        share = dice.uniform(0.5, 0.65)
-        return (EXPRESSIONS[label] * (1 - share) + neighbour * share) * dice.uniform(0.7, 1.0)
-    return EXPRESSIONS[label] * dice.uniform(0.7, 1.05) + neighbour * dice.uniform(0.0, 0.2)
+        share = rng.uniform(0.5, 0.65)
+        return (EXPRESSIONS[label] * (1 - share) + neighbour * share) * rng.uniform(0.7, 1.0)
+    return EXPRESSIONS[label] * rng.uniform(0.7, 1.05) + neighbour * rng.uniform(0.0, 0.2)
 
 
-def _cast(expression: Expression, dice: Random) -> Actor:
-    light = dice.uniform(0.88, 1.08)
-    scale = dice.uniform(0.58, 0.74)
+def _choose_actor(expression: Expression, rng: Random) -> Actor:
+    light = rng.uniform(0.88, 1.08)
+    scale = rng.uniform(0.58, 0.74)
     # At most 185 rows of the photograph below the face: the cut-out has few more.
-    y = max(1 - dice.uniform(150, 185) / 240 * scale, 0.42)
+    y = max(1 - rng.uniform(150, 185) / 240 * scale, 0.42)
     return Actor(
         expression=expression,
-        onset_s=dice.uniform(0.05, 0.6),
-        rise_s=dice.uniform(0.3, 0.7),
-        blink_s=dice.uniform(0.2, 2.0),
-        x=dice.uniform(0.43, 0.57),
+        onset_s=rng.uniform(0.05, 0.6),
+        rise_s=rng.uniform(0.3, 0.7),
+        blink_s=rng.uniform(0.2, 2.0),
+        x=rng.uniform(0.43, 0.57),
         y=y,
         scale=scale,
-        width=dice.uniform(0.92, 1.06),
-        tilt_deg=dice.uniform(-7, 7),
-        sway=dice.uniform(0.004, 0.02),
-        sway_s=dice.uniform(1.2, 3.0),
-        flipped=dice.random() < 0.25,
-        tone=(light * dice.uniform(0.96, 1.04), light, light * dice.uniform(0.95, 1.03)),
+        width=rng.uniform(0.92, 1.06),
+        tilt_deg=rng.uniform(-7, 7),
+        sway=rng.uniform(0.004, 0.02),
+        sway_s=rng.uniform(1.2, 3.0),
+        flipped=rng.random() < 0.25,
+        tone=(light * rng.uniform(0.96, 1.04), light, light * rng.uniform(0.95, 1.03)),
     )
 
 
-def _cast_bystander(main: Actor, dice: Random) -> Actor:
+def _choose_bystander(main: Actor, rng: Random) -> Actor:
     """A second, smaller face on the side where there is more room, at rest."""
-    actor = vars(_cast(EXPRESSIONS["neutral"], dice))
+    actor = vars(_choose_actor(EXPRESSIONS["neutral"], rng))
     side = 0.18 if main.x > 0.5 else 0.82
     return Actor(**{**actor, "x": side, "y": 0.68, "scale": 0.4, "tilt_deg": 0.0})

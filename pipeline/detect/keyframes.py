@@ -23,18 +23,9 @@ _CUT_LEVELS = 24.0
 _CHANGED_LEVELS = 20.0
 """Mean change since the middle frame from which on a frame gets the whole cascade."""
 _THUMB_PX = 32
-_MOVES = np.array(
-    [
-        (0, 0, 1),
-        (-0.15, 0, 1),
-        (0.15, 0, 1),
-        (0, -0.15, 1),
-        (0, 0.15, 1),
-        (0, 0, 0.82),
-        (0, 0, 1.22),
-    ],
-    dtype=np.float32,
-)
+_MOVES = np.array([
+    (0, 0, 1), (-0.15, 0, 1), (0.15, 0, 1), (0, -0.15, 1), (0, 0.15, 1), (0, 0, 0.82), (0, 0, 1.22),
+], dtype=np.float32)  # fmt: skip
 """[M, 3] Where a face may have gone: shifts in box sides, and a factor of the side."""
 
 

@@ -13,12 +13,13 @@ multiplies it natively which windows may be faces (``benchmarks/screen.py`` meas
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from features.contracts import Faces
 from features.networks.runtime import Network, choose_precision, compile_network, run_padded
@@ -53,19 +54,11 @@ class FaceDetector:
         self.device = torch.device(device)
         pyramid = torch.zeros((1, 64, 96, 3), dtype=torch.uint8)
 
-        def compile_for(network: nn.Module, example: Tensor, precision: str = "float32") -> Network:
-            return compile_network(
-                network.eval(),
-                example,
-                device=self.device,
-                precision=precision,
-                n_threads=n_threads,
-            )
-
+        compile_for = partial(compile_network, device=self.device, n_threads=n_threads)
         # Where a CPU does not multiply bfloat16 itself, it would be another pass in float32.
         is_native = choose_precision("auto", self.device) == "bfloat16"
         screens = self.device.type == "cpu" and precision == "bfloat16" and is_native
-        self.screen = compile_for(PNet(), pyramid, precision) if screens else None
+        self.screen = compile_for(PNet(), pyramid, precision=precision) if screens else None
         self.pnet = compile_for(PNet(), pyramid)
         self.rnet = compile_for(RNet(), torch.zeros((2, 3, 24, 24)))
         self.onet = compile_for(ONet(), torch.zeros((2, 3, 48, 48)))

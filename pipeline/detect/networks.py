@@ -29,7 +29,7 @@ class PNet(nn.Module):
         offsets, classes = nn.Conv2d(32, 4, 1), nn.Conv2d(32, 2, 1)
         _load(nn.ModuleList([self.trunk, offsets, classes]), read_mtcnn("pnet"))
         self.head = _fold(self.trunk[0], offsets, classes)
-        self.requires_grad_(False)
+        self.requires_grad_(False).eval()
 
     def forward(self, rgb: Tensor) -> tuple[Tensor]:
         """rgb: [B, H, W, 3] uint8.
