@@ -24,9 +24,7 @@ CONTEXT_CHANNELS = 512
 FACE_VECTOR_SIZE = 512
 FACE_MAP_SHAPE = (512, 7, 7)
 """Of the shipped face CNN, for a crop of 128 x 128."""
-RESERVED_STREAMS: frozenset[str] = frozenset(
-    {"context", "context_2x2", "context_7x7", "face", "face_map"}
-)
+RESERVED_STREAMS = frozenset({"context", "context_2x2", "context_7x7", "face", "face_map"})
 """Names that an extra stream cannot have: the store's own features, as heads ask for them."""
 CONTEXT_CROP_PX = 224
 FACE_CROP_PX = 128

@@ -91,11 +91,9 @@ def _iter_mounts(root: Path, controller: str) -> Iterator[tuple[str, str]]:
         mount, _, file_system = line.partition(" - ")
         mount_root, mount_point = mount.split()[3:5]
         kind, _, options = file_system.split()[:3]
-        if controller:
-            is_wanted = kind == "cgroup" and controller in options.split(",")
-        else:
-            is_wanted = kind == "cgroup2"
-        if is_wanted:
+        if (kind, controller) == ("cgroup2", "") or (
+            kind == "cgroup" and controller in options.split(",")
+        ):
             yield mount_root, mount_point
 
 

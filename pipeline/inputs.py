@@ -29,6 +29,8 @@ class Inputs:
     def __init__(self, path: Path) -> None:
         """path: inputs.jsonl; absent or damaged, files are hashed again."""
         self.path = path
+        self._old_path = path.with_suffix(".json")
+        """What was written before: one JSON object."""
         self._known: dict[str, InputFile] = {}
         self._has_old = self._old_path.exists()
         with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
@@ -41,11 +43,6 @@ class Inputs:
                 name = file.pop("path")
                 self._known[name] = InputFile(**file)
         self._n_lines = len(lines)
-
-    @property
-    def _old_path(self) -> Path:
-        """What was written before: one JSON object."""
-        return self.path.with_suffix(".json")
 
     def count_new_bytes(self, path: Path) -> int:
         """How many bytes ``look_up`` would read; 0 also where the file is out of reach."""

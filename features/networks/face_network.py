@@ -33,8 +33,6 @@ _FAILED = (RuntimeError, AssertionError, TypeError, ValueError, KeyError)
 class FaceNetwork:
     """A frozen network on one device that gives a vector and a map for each face crop."""
 
-    path: Path
-    """Its file; ``hash_file(path)`` is what enters the fingerprint."""
     map_shape: tuple[int, int, int]
     """(512, h, w) of one face's map."""
     program: Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -87,7 +85,7 @@ def read_face_network(
     device = torch.device(device)
     if not zipfile.is_zipfile(path):
         program = _compile_face_cnn(read_face_cnn(path), device, precision, n_threads)
-        return FaceNetwork(path=path, map_shape=FACE_MAP_SHAPE, program=program)
+        return FaceNetwork(map_shape=FACE_MAP_SHAPE, program=program)
     try:
         program = _load_program(path, device)
     except (*_FAILED, OSError, zipfile.BadZipFile) as error:
@@ -95,7 +93,7 @@ def read_face_network(
             f"{path}: this program cannot be loaded here ({_first_line(error)}). Export it with "
             f"the installed torch {torch.__version__}."
         ) from error
-    return FaceNetwork(path=path, map_shape=_check_program(path, program, device), program=program)
+    return FaceNetwork(map_shape=_check_program(path, program, device), program=program)
 
 
 def _compile_face_cnn(

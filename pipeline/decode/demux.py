@@ -88,10 +88,8 @@ class Demuxer:
 
     def note_breaks(self, notes: Notes) -> None:
         """Note how often the clock was repaired."""
-        if self._clock.n_restarts:
-            notes.add("clock_restarts", self._clock.n_restarts)
-        if self._clock.n_jumps:
-            notes.add("clock_jumps", self._clock.n_jumps)
+        notes.add("clock_restarts", self._clock.n_restarts)
+        notes.add("clock_jumps", self._clock.n_jumps)
 
     def check_complete(self, path: Path, origin_s: float, end_s: float, notes: Notes) -> None:
         """Raises where less was found than the container promises: a truncated file.

@@ -43,10 +43,11 @@ class Notes:
         self._amounts: dict[str, float] = defaultdict(float)
 
     def add(self, name: str, amount: float = 1) -> None:
-        """Count something. name: one of ``NOTES``."""
+        """Count something; 0 is no note. name: one of ``NOTES``."""
         if name not in NOTES:
             raise ValueError(f"note {name!r} is none of {', '.join(NOTES)}")
-        self._amounts[name] += amount
+        if amount:
+            self._amounts[name] += amount
 
     def clear(self) -> None:
         """Forget all: decoding begins anew."""
@@ -106,9 +107,8 @@ class Losses:
                 f"damaged: {self._n_damaged} of {self._n_packets} packets ({self._lost_s:.2f} s) "
                 f"cannot be decoded, more than {LARGEST_SHARE:.0%}"
             )
-        if self._n_damaged:
-            notes.add("damaged_packets", self._n_damaged)
-            notes.add("lost_s", self._lost_s)
+        notes.add("damaged_packets", self._n_damaged)
+        notes.add("lost_s", self._lost_s)
 
 
 def describe_notes(amounts: Mapping[str, float]) -> str:

@@ -108,7 +108,7 @@ class Timeline:
             if first is not None:
                 clock_s = self._read_clock(first)
                 if clock_s is not None:
-                    self._set_origin(clock_s)
+                    self.origin_s, self._knows_origin = clock_s, True
                 if self.seek_margin_s is None or clock_s is None or self._in_stored_order:
                     frames = itertools.chain([first], frames)
                     self._n_skipped += sum(pts < (first.pts or 0) for pts in self._early)
@@ -123,14 +123,9 @@ class Timeline:
         """Note what was unusual in what was read. Raises ClipError where too much is damaged."""
         self._losses.check(self.notes)
         self._demuxer.note_breaks(self.notes)
-        counts = {
-            "stored_order": self._in_stored_order,
-            "repeated_frames": self._n_repeated,
-            "skipped_start_frames": self._n_skipped,
-        }
-        for name, count in counts.items():
-            if count:
-                self.notes.add(name, count)
+        self.notes.add("stored_order", self._in_stored_order)
+        self.notes.add("repeated_frames", self._n_repeated)
+        self.notes.add("skipped_start_frames", self._n_skipped)
 
     def _seek(self, to_s: float) -> Iterator[VideoFrame]:
         try:
@@ -147,16 +142,12 @@ class Timeline:
         self._n_skipped = 0  # the file begins elsewhere
         return itertools.chain(filter(None, [first]), frames)
 
-    def _set_origin(self, origin_s: float) -> None:
-        self.origin_s = origin_s
-        self._knows_origin = True
-
     def _iter_timed(self, frames: Iterator[VideoFrame]) -> Iterator[tuple[float, VideoFrame]]:
         last_s = -np.inf
         for frame in frames:
             clock_s = self._read_clock(frame)
             if not self._knows_origin and clock_s is not None:  # those before it told no times
-                self._set_origin(clock_s - self.end_s)
+                self.origin_s, self._knows_origin = clock_s - self.end_s, True
             now_s = self.end_s if clock_s is None else clock_s - self.origin_s
             if now_s <= last_s:
                 continue

@@ -61,11 +61,6 @@ class StageLimits:
     batch_frames: int
     """Frames whose crops go to the CNNs together."""
 
-    @property
-    def n_ahead(self) -> int:
-        """Chunks, and batches, that may be under way."""
-        return self.n_threads + 2
-
 
 class Stages:
     """Runs clips through all stages up to the store; keeps how long each stage took."""
@@ -108,6 +103,7 @@ class Stages:
         threads.
         """
         limits = self._limits
+        n_ahead = limits.n_threads + 2  # chunks, and batches, that may be under way
         with (
             contextlib.closing(
                 Prefetcher(
@@ -121,10 +117,10 @@ class Stages:
             _pool(limits.n_threads) as pool,
         ):
             chunks = self._iter_chunks(ahead)
-            detected = _map_in_order(pool, self._detect, chunks, limits.n_ahead)
+            detected = _map_in_order(pool, self._detect, chunks, n_ahead)
             batches = _iter_batches(detected, limits.batch_frames)
             failed: dict[str, Failure] = {}
-            for items in _map_in_order(pool, self._embed, batches, limits.n_ahead):
+            for items in _map_in_order(pool, self._embed, batches, n_ahead):
                 for item in items:
                     if isinstance(item, Failure):
                         failed[item.clip_id] = item
