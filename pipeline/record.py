@@ -6,6 +6,7 @@ import logging
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from features.store.index import (
     FAILURE_COLUMNS,
@@ -29,7 +30,7 @@ class FailureLog:
     def __init__(self, store: Path) -> None:
         """store: its folder."""
         self._store = store
-        rows = read_failures(store)[list(FAILURE_COLUMNS)].to_dict("records")
+        rows: Any = read_failures(store)[list(FAILURE_COLUMNS)].to_dict("records")
         self._rows = {row["clip_id"]: Failure(**row) for row in rows}
 
     @property
