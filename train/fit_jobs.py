@@ -49,8 +49,6 @@ class FitProgress:
     than before), ``training``, ``done`` (runs written), or ``failed`` (no finite loss)."""
     epoch: int = 0
     n_epochs: int = 0
-    best: tuple[float, ...] = ()
-    """While training: the chosen metric of each run's best epoch on val so far, 0..1."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -189,9 +187,8 @@ class FitJobs:
             with self._lock:
                 for run in active:
                     self.observe(paths[run.spec.seed].name, run.history[-1])
-            best = tuple(max(run.best[0], 0.0) for run in active)
-            at = {"epoch": epoch, "n_epochs": n_epochs, "best": best}
-            self._tell(task.head, [run.spec.seed for run in active], "training", **at)
+            seeds = [run.spec.seed for run in active]
+            self._tell(task.head, seeds, "training", epoch=epoch, n_epochs=n_epochs)
 
         specs = [RunSpec(seed=seed, config=task.config) for seed in seeds]
         trained = train_runs(task, specs, tell_epoch, stop)
@@ -258,6 +255,6 @@ class FitJobs:
         (seed, path) = next(iter(self.paths[head].items()))
         return path.name.removesuffix(f"-seed{seed}")
 
-    def _tell(self, head: str, seeds: Sequence[int], state: str, **at: Any) -> None:
+    def _tell(self, head: str, seeds: Sequence[int], state: str, **at: int) -> None:
         with self._lock:
             self.progress(FitProgress(head=head, seeds=tuple(seeds), state=state, **at))

@@ -157,15 +157,6 @@ def read_matrix(clip: ClipFeatures, name: str) -> NDArray[np.float16]:
     return values
 
 
-def is_finite(values: NDArray[np.float16]) -> bool:
-    """Whether no value is infinite or NaN."""
-    if values.size == 0:
-        return True
-    # Ten times as fast as np.isfinite; NaN is the least and the greatest of what it stands among.
-    low, high = torch.aminmax(torch.from_numpy(values))
-    return math.isfinite(low) and math.isfinite(high)
-
-
 def choose_steps(
     clip: ClipFeatures, phase: int, faces: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

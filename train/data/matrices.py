@@ -8,18 +8,13 @@ from __future__ import annotations
 import os
 import tempfile
 import weakref
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from features.errors import ConfigError
-
-T = TypeVar("T")
 
 
 class DiskMatrix:
@@ -83,12 +78,3 @@ def gather_rows(matrix: Matrix, rows: Tensor) -> Tensor:
     if isinstance(matrix, DiskMatrix):
         return matrix.gather(rows)
     return matrix.index_select(0, rows)
-
-
-def read_ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, the next of which a thread makes while this one is worked on."""
-    with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(next, items, None)
-        while (item := ahead.result()) is not None:
-            ahead = pool.submit(next, items, None)
-            yield item

@@ -18,7 +18,7 @@ from features.contracts import SPLITS
 from features.errors import ConfigError, ShardError
 from features.store.reader import Store
 from train.config import FitConfig
-from train.data.clips import ClipTable, TableBuilder, is_finite, number_label, read_matrix
+from train.data.clips import ClipTable, TableBuilder, number_label, read_matrix
 from train.data.memory import choose_limit, choose_on_disk
 from train.naming import hash_clips, hash_learned_clips
 from train.streams import FACE_MATRICES, SHAPES, Shapes
@@ -204,7 +204,8 @@ def read_tables(
         for clip in store.iter_clips(
             context_7x7="context_7x7" in shapes, face_map="face_map" in shapes
         ):
-            if names := [name for name in shapes if not is_finite(read_matrix(clip, name))]:
+            values = {name: torch.from_numpy(read_matrix(clip, name)) for name in shapes}
+            if names := [name for name, v in values.items() if not v.isfinite().all()]:
                 broken.append(f"{clip.clip_id} ({', '.join(names)})")
             label = number_label(clip.label, store.classes, f"{store.path}: clip {clip.clip_id}")
             builders[clip.split].add(

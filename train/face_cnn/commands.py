@@ -99,9 +99,9 @@ def fit_face(
                 ),
             )
         scores = result.reported
-        trained = {"weights": str(result.weights), "best_epoch": result.best_epoch}
+        trained = {"weights": str(out), "best_epoch": result.best_epoch}
         if not as_json:
-            click.echo(f"{result.weights}: best epoch {result.best_epoch}")
+            click.echo(f"{out}: best epoch {result.best_epoch}")
     if as_json:
         print_json({**trained, "split": scores.split, **scores.as_json()})
         return

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from features.contracts import FACE_CROP_PX
 from features.errors import ManifestError
 from train.face_cnn.images import FaceImages
-from train.face_cnn.labels import FaceLabels, label_names, label_votes
+from train.face_cnn.labels import label_names, label_votes
 
 _log = logging.getLogger(__name__)
 
@@ -55,15 +55,6 @@ class PictureFile:
     subject: str = ""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PictureList:
-    """The labelled pictures of a CSV or a folder, before any is opened."""
-
-    files: tuple[PictureFile, ...]
-    split_given: bool
-    """False where the splits come from the hashes of file names alone."""
-
-
 def read_face_images(path: Path, labels: str = "") -> FaceImages:
     """Read labelled face images.
 
@@ -86,13 +77,13 @@ def read_face_images(path: Path, labels: str = "") -> FaceImages:
     if path.is_dir():
         if labels:
             raise ManifestError(f"{path}: a folder has no labels {labels!r}; its folders name them")
-        return _read_files(path, list_folder_pictures(path))
+        return _read_files(path, *list_folder_pictures(path))
     if not path.is_file():
         raise ManifestError(
             f"{path}: no such file. Give an .npz, a CSV, or a folder of labelled faces."
         )
     if path.suffix.lower() == ".csv":
-        return _read_files(path, list_csv_pictures(path, labels or "label"))
+        return _read_files(path, list_csv_pictures(path, labels or "label"), split_given=True)
     try:
         with np.load(path, allow_pickle=False) as archive:
             return _read_npz(path, dict(archive), labels)
@@ -113,25 +104,20 @@ def _read_npz(path: Path, arrays: Mapping[str, NDArray[Any]], labels: str) -> Fa
             "[N, S, S, 3]."
         )
     pixels = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
-    found = _read_npz_labels(arrays, labels)
+    if labels or "votes" not in arrays:
+        found = label_names(arrays[labels or "label"].astype(np.str_).tolist())
+    else:
+        found = label_votes(arrays["votes"], arrays["vote_names"].tolist())
     group = arrays.get("dup_group", np.arange(len(images)))
     return FaceImages(
-        classes=found.classes,
+        **vars(found),
         pixels=np.ascontiguousarray(pixels),
-        target=found.target,
-        label=found.label,
         split=arrays["split"].astype(np.str_),
         group=group.astype(np.int64),
     )
 
 
-def _read_npz_labels(arrays: Mapping[str, NDArray[Any]], labels: str) -> FaceLabels:
-    if labels or "votes" not in arrays:
-        return label_names(arrays[labels or "label"].astype(np.str_).tolist())
-    return label_votes(arrays["votes"], arrays["vote_names"].tolist())
-
-
-def list_csv_pictures(path: Path, label_column: str = "label") -> PictureList:
+def list_csv_pictures(path: Path, label_column: str) -> list[PictureFile]:
     """The rows of a CSV: path (relative to the CSV), label, split, and optionally subject.
 
     Raises:
@@ -159,16 +145,19 @@ def list_csv_pictures(path: Path, label_column: str = "label") -> PictureList:
     wrong = sorted({file.split for file in files} - set(_SPLIT_FOLDERS.values()))
     if wrong:
         raise ManifestError(f"{path}: splits {wrong}, expected train, val or test.")
-    return PictureList(files=_with_val(files), split_given=True)
+    return _with_val(files)
 
 
-def list_folder_pictures(folder: Path) -> PictureList:
+def list_folder_pictures(folder: Path) -> tuple[list[PictureFile], bool]:
     """A folder per class, or a folder per split that holds a folder per class::
 
         faces/happy/0001.png              faces/train/happy/0001.png
         faces/sad/0002.png                faces/test/sad/0002.png
 
     Without splits the hash of the file name decides: eight tenths train, one val, one test.
+
+    Returns:
+        The pictures, before any is opened; and whether folders gave the splits.
 
     Raises:
         ManifestError: no picture is there, or folders of splits and of classes stand side by side.
@@ -198,21 +187,18 @@ def list_folder_pictures(folder: Path) -> PictureList:
             f"{folder}: no picture ({', '.join(_SUFFIXES)}) in a folder per class. Found: "
             f"{[sub.name for sub in inside]}."
         )
-    split_given = any(as_splits)
-    return PictureList(
-        files=_with_val(files) if split_given else tuple(files), split_given=split_given
-    )
+    return (_with_val(files), True) if any(as_splits) else (files, False)
 
 
-def _read_files(path: Path, listed: PictureList) -> FaceImages:
+def _read_files(path: Path, listed: Sequence[PictureFile], split_given: bool) -> FaceImages:
     """Open each picture, turn it upright, and scale it to a face crop.
 
     One that is not square is made so by replicated edges, as a box that leaves its frame.
     """
-    pixels = np.empty((len(listed.files), 3, FACE_CROP_PX, FACE_CROP_PX), dtype=np.uint8)
+    pixels = np.empty((len(listed), 3, FACE_CROP_PX, FACE_CROP_PX), dtype=np.uint8)
     files: list[PictureFile] = []
     problems: list[str] = []
-    for file in listed.files:
+    for file in listed:
         try:
             pixels[len(files)] = _read_crop(file.path)
         except _BROKEN as error:
@@ -227,20 +213,17 @@ def _read_files(path: Path, listed: PictureList) -> FaceImages:
     for problem in problems[:_NAMED_PROBLEMS]:
         _log.warning("left out: %s", problem)
     if problems:
-        n = len(listed.files)
-        _log.warning("%s: %d of %d pictures cannot be read", path, len(problems), n)
+        _log.warning("%s: %d of %d pictures cannot be read", path, len(problems), len(listed))
     labels = label_names([file.label for file in files])
     numbers: dict[str, int] = {}
     person = [numbers.setdefault(file.subject, -1 - len(numbers)) for file in files]
     alone = np.array([not file.subject for file in files])
     return FaceImages(
-        classes=labels.classes,
+        **vars(labels),
         pixels=pixels[: len(files)],
-        target=labels.target,
-        label=labels.label,
         split=np.array([file.split for file in files]),
         group=np.where(alone, np.arange(len(files)), person),
-        split_given=listed.split_given,
+        split_given=split_given,
         n_broken=len(problems),
     )
 
@@ -262,16 +245,16 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
 
 
-def _with_val(files: Sequence[PictureFile]) -> tuple[PictureFile, ...]:
+def _with_val(files: list[PictureFile]) -> list[PictureFile]:
     """Where no picture is in val, a tenth of train becomes val, by person or by file name."""
     if any(file.split == "val" for file in files):
-        return tuple(files)
-    return tuple(
+        return files
+    return [
         replace(file, split=_split_by_name(file.subject or file.path.name, 0))
         if file.split == "train"
         else file
         for file in files
-    )
+    ]
 
 
 def _split_by_name(name: str, test_tenths: int) -> str:

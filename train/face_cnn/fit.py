@@ -28,17 +28,11 @@ _log = logging.getLogger(__name__)
 class FaceFitResult:
     """A finished training."""
 
-    weights: Path
     best_epoch: int
     """The epoch with the best accuracy on val; its weights are the ones written."""
-    history: tuple[FaceFitEpoch, ...]
-    n_train: int
-    n_parameters: int
     val: FaceScores
     test: FaceScores | None
     """None where the images have no test split."""
-    test_without_twins: FaceScores | None
-    """Pictures with a twin in another split left out."""
 
     @property
     def reported(self) -> FaceScores:
@@ -68,7 +62,7 @@ def run_fit_face(
         out: The weights file to be; an older one is replaced.
         config: All that decides the weights, beside the images.
         device: As of ``features.networks.runtime.choose_device``.
-        progress: Told of every batch, and of the end of each epoch.
+        progress: Told of every batch.
 
     Raises:
         ManifestError: the images cannot be read, or have no train or val picture that counts.
@@ -106,7 +100,6 @@ def run_fit_face(
             wall_s=time.monotonic() - started,
         )
         training.keep(done, checkpoint, identity)
-        progress(training.describe(epoch, training.n_batches, finished=done))
     result = _finish(training, out)
     checkpoint.unlink(missing_ok=True)
     return result
@@ -123,7 +116,7 @@ def _finish(training: FaceTraining, out: Path) -> FaceFitResult:
     scores = {name: score_faces(training.mean, images, rows) for name, rows in tests.items()}
     best = max(training.history, key=lambda row: (row.val_accuracy, row.epoch))
     val = score_faces(training.mean, images, images.scored_rows("val"))
-    val, tested = replace(val, split="val"), scores.get("test")
+    test = scores.get("test")
     facts = {
         "config": asdict(config),
         "start": f"SqueezeNet 1.1, ImageNet; {SQUEEZENET_NDF.package}, {SQUEEZENET_NDF.sha256}",
@@ -145,12 +138,7 @@ def _finish(training: FaceTraining, out: Path) -> FaceFitResult:
     )
     write_face_cnn(training.mean, out, facts)  # last: where it stands, all is done
     return FaceFitResult(
-        weights=out,
         best_epoch=best.epoch,
-        history=tuple(training.history),
-        n_train=len(training.rows),
-        n_parameters=sum(p.numel() for p in training.mean.parameters()),
-        val=val,
-        test=tested and replace(tested, split="test"),
-        test_without_twins=scores.get("test_without_twins"),
+        val=replace(val, split="val"),
+        test=test and replace(test, split="test"),
     )

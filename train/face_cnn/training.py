@@ -54,10 +54,8 @@ class FaceFitProgress:
     """The epoch under way, from 1."""
     n_epochs: int
     batch: int
-    """Batches of this epoch that are done; ``n_batches`` once its scores are known."""
+    """Batches of this epoch that are done."""
     n_batches: int
-    finished: FaceFitEpoch | None = None
-    """Given once, when the epoch is over."""
 
 
 def init_from_imagenet(net: FaceCNN, rgb: Tensor) -> None:
@@ -132,18 +130,6 @@ class FaceTraining:
     def n_batches(self) -> int:
         return max(1, len(self.rows) // self.config.batch)
 
-    def describe(
-        self, epoch: int, batch: int, *, finished: FaceFitEpoch | None = None
-    ) -> FaceFitProgress:
-        """Where the training stands: so many batches of an epoch are done."""
-        return FaceFitProgress(
-            epoch=epoch,
-            n_epochs=self.config.epochs,
-            batch=batch,
-            n_batches=self.n_batches,
-            finished=finished,
-        )
-
     def run_epoch(self, epoch: int, progress: Callable[[FaceFitProgress], None]) -> float:
         """Train for one epoch; all its randomness is a function of (seed, epoch)."""
         config, draw = self.config, self._draw(epoch)
@@ -158,7 +144,14 @@ class FaceTraining:
             total += self._step(rows, draw)
             if (step + 1) % _AVERAGED_EVERY == 0:
                 self._average(step)
-            progress(self.describe(epoch, batch + 1))
+            progress(
+                FaceFitProgress(
+                    epoch=epoch,
+                    n_epochs=config.epochs,
+                    batch=batch + 1,
+                    n_batches=self.n_batches,
+                )
+            )
         return total / self.n_batches
 
     def score(self, rows: NDArray[np.intp]) -> FaceScores:

@@ -51,8 +51,7 @@ def draw_scores(results: StoreResults, path: Path) -> None:
                 axis.plot([np.median(values)] * 2, [y - 0.3, y + 0.3], color=OURS, lw=2.5)
                 paper = TABLE_1.get(result.head) if result.context == "2x2" else None
                 if paper:
-                    value = paper.val.map_mec if metric == "map_mec" else paper.val.acc
-                    axis.plot(value, y, "D", color=PAPER, mfc="none", ms=5)
+                    axis.plot(paper.val[metric], y, "D", color=PAPER, mfc="none", ms=5)
             axis.set_xlim(0, 100)
             axis.set_ylim(-0.6, len(heads) - 0.4)
             axis.set_xlabel(f"val {metric}, %")

@@ -17,25 +17,20 @@ PAPER_NOTE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class PaperScore:
-    """mAP and accuracy as printed, in percent."""
-
-    map_mec: float
-    acc: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class PaperRow:
-    """A row of Table I."""
+    """A row of Table I or II; scores as printed, in percent, ``map_mec`` and ``acc``."""
 
     title: str
-    parameters: str
-    val: PaperScore
+    val: Mapping[str, float]
+    test: Mapping[str, float] = MappingProxyType({})
+    """Of Table II."""
+    parameters: str = ""
+    """Of Table I."""
 
 
 TABLE_1: Mapping[str, PaperRow] = MappingProxyType(
     {
-        head: PaperRow(title=title, parameters=count, val=PaperScore(map_mec=map_mec, acc=acc))
+        head: PaperRow(title=title, parameters=count, val={"map_mec": map_mec, "acc": acc})
         for head, title, count, map_mec, acc in (
             ("face", "Face-RNN", "1.58M", 38.87, 52.72),
             ("context", "Context-RNN", "1.19M", 28.74, 37.68),
@@ -49,33 +44,24 @@ TABLE_1: Mapping[str, PaperRow] = MappingProxyType(
 """Head -> row of Table I, on the val split."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SubmittedRow:
-    """A row of Table II."""
-
-    head: str
-    """Our head of that name, as the preset ``submitted`` trains it, or empty."""
-    title: str
-    val: PaperScore
-    test: PaperScore
-
-
-TABLE_2: tuple[SubmittedRow, ...] = tuple(
-    SubmittedRow(
-        head=head,
-        title=title,
-        val=PaperScore(map_mec=val[0], acc=val[1]),
-        test=PaperScore(map_mec=test[0], acc=test[1]),
-    )
-    for head, title, val, test in (
-        ("caca", "CACA-RNN", (41.53, 51.34), (45.51, 47.30)),
-        ("ensemble", "CACA-RNN + 2D-3D-CNN", (52.16, 56.58), (44.74, 52.99)),
-        ("", "MEC 2017 baseline", (34.1, 36.5), (21.7, 35.3)),
-    )
+TABLE_2: Mapping[str, PaperRow] = MappingProxyType(
+    {
+        head: PaperRow(
+            title=title,
+            val={"map_mec": val[0], "acc": val[1]},
+            test={"map_mec": test[0], "acc": test[1]},
+        )
+        for head, title, val, test in (
+            ("caca", "CACA-RNN", (41.53, 51.34), (45.51, 47.30)),
+            ("ensemble", "CACA-RNN + 2D-3D-CNN", (52.16, 56.58), (44.74, 52.99)),
+            ("", "MEC 2017 baseline", (34.1, 36.5), (21.7, 35.3)),
+        )
+    }
 )
+"""Our head, as the preset ``submitted`` trains it, or nothing -> row of Table II."""
 
 TITLES: Mapping[str, str] = MappingProxyType(
-    {**{head: row.title for head, row in TABLE_1.items()}}
+    {head: row.title for head, row in TABLE_1.items()}
     | {"caca": "CACA-RNN", "conv2d3d": "2D-3D-CNN"}
 )
 """Head -> how the paper calls it; an ensemble is called by its members."""

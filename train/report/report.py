@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import logging
 import re
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,24 +15,13 @@ import pandas as pd
 from features.disk import write_atomically
 from features.errors import RunError
 from train.config import PRESETS
+from train.report import tables
 from train.report.figures import draw_confusion, draw_histories, draw_scores
 from train.report.folds import collect_folds, tabulate_folds
 from train.report.paper import PAPER_NOTE
 from train.report.results import HeadResult, StoreResults, collect_results, warn_of_unknown
 from train.report.shell_commands import join_command, list_changed, write_fit
 from train.report.sweeps import collect_sweeps
-from train.report.tables import (
-    compare_streams,
-    tabulate_classes,
-    tabulate_coverage,
-    tabulate_ensembles,
-    tabulate_labels,
-    tabulate_runs,
-    tabulate_settings,
-    tabulate_table_1,
-    tabulate_table_2,
-    tabulate_test,
-)
 from train.report.tick_labels import choose_tick_labels, isolate
 from train.runs.folder import read_runs
 from train.runs.pooled import find_pooled
@@ -50,37 +38,6 @@ _OWN_FILES = re.compile(
 
 _MARKDOWN = re.compile(r"[\\`*<>$~|&]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])")
 """Characters that Markdown, and GitHub's, reads as more than themselves where they stand."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Picture:
-    """A figure as the pages show it."""
-
-    title: str
-    name: str
-    """File name without ending, in figures/."""
-    data_uri: str
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Chapter:
-    """All that the report says about one store."""
-
-    store: dict[str, Any]
-    note: str
-    """Why another chapter is on the same features; empty where none is."""
-    sources: str
-    """Where the clips come from, with counts."""
-    rules: tuple[str, ...]
-    """How epoch and run were chosen, a sentence for each metric in use."""
-    comparison: str
-    commands: tuple[str, ...]
-    versions: str
-    tables: dict[str, pd.DataFrame]
-    pictures: dict[str, Picture]
-    confusions: tuple[Picture, ...]
-    class_numbers: tuple[str, ...]
-    """Where figures number the classes, as no font here has their names: each number's class."""
 
 
 def run_report(runs: Path, out: Path) -> Path:
@@ -126,32 +83,24 @@ def run_report(runs: Path, out: Path) -> Path:
     for sweep in sweeps:
         _write_table(sweep.trials, out, f"{sweep.name}-trials")
         _write_table(sweep.importance, out, f"{sweep.name}-importance")
-    report_command = join_command("report", "--runs", str(runs), "--out", str(out))
     values = {
         "chapters": chapters,
         "folds": folds,
         "sweeps": sweeps,
         "paper_note": PAPER_NOTE,
-        "report_command": report_command,
+        "report_command": join_command("report", "--runs", str(runs), "--out", str(out)),
     }
     for name in ("report.md", "report.html"):
         write_atomically(out / name, _render(f"{name}.jinja", values))
     return out / "report.html"
 
 
-def _make_chapter(results: StoreResults, runs: Path, out: Path, prefix: str, note: str) -> Chapter:
-    tables = {
-        "table1": tabulate_table_1(results),
-        "table2": tabulate_table_2(results),
-        "ensembles": tabulate_ensembles(results),
-        "median_runs": tabulate_test(results),
-        "classes": tabulate_classes(results),
-        "coverage": tabulate_coverage(results),
-        "labels": tabulate_labels(results),
-        "settings": tabulate_settings(results.heads),
-        "runs": tabulate_runs(results),
-    }
-    for name, table in tables.items():
+def _make_chapter(
+    results: StoreResults, runs: Path, out: Path, prefix: str, note: str
+) -> dict[str, Any]:
+    """All that the pages say about one store; note: why another chapter is on the same features."""
+    written = {name: tabulate(results) for name, tabulate in tables.TABLES.items()}
+    for name, table in written.items():
         if len(table):
             _write_table(table, out, f"{prefix}{name}")
 
@@ -166,22 +115,23 @@ def _make_chapter(results: StoreResults, runs: Path, out: Path, prefix: str, not
     labels = choose_tick_labels(results.classes)
     for result in results.heads:
         draw_confusion(result, labels, figures / f"{prefix}confusion-{result.name}")
-    return Chapter(
-        store=dict(results.store),
-        note=note,
-        sources=_list_sources(results.store["sources"]),
-        rules=tuple(sorted({_tell_rule(result.select) for result in results.heads})),
-        comparison=compare_streams(results),
-        commands=_list_commands(results, runs),
-        versions=_list_versions(results),
-        tables=tables,
-        pictures=pictures,
-        confusions=tuple(
+    return {
+        "store": results.store,
+        "note": note,
+        "sources": _list_sources(results.store["sources"]),
+        "rules": sorted({_tell_rule(result.select) for result in results.heads}),
+        "comparison": tables.compare_streams(results),
+        "commands": _list_commands(results, runs),
+        "versions": _list_versions(results),
+        "tables": written,
+        "pictures": pictures,
+        "confusions": [
             _read_picture(figures, f"{prefix}confusion-{result.name}", result.title)
             for result in results.heads
-        ),
-        class_numbers=labels.legend,
-    )
+        ],
+        # Where figures number the classes, as no font here has their names: each number's class.
+        "class_numbers": labels.legend,
+    }
 
 
 def _write_table(table: pd.DataFrame, out: Path, name: str) -> pd.DataFrame:
@@ -239,9 +189,10 @@ def _list_commands(results: StoreResults, runs: Path) -> tuple[str, ...]:
     )
 
 
-def _read_picture(figures: Path, name: str, title: str) -> Picture:
+def _read_picture(figures: Path, name: str, title: str) -> dict[str, str]:
+    """A figure as the pages show it."""
     data = base64.b64encode((figures / f"{name}.svg").read_bytes()).decode()
-    return Picture(title=title, name=name, data_uri=f"data:image/svg+xml;base64,{data}")
+    return {"title": title, "name": name, "data_uri": f"data:image/svg+xml;base64,{data}"}
 
 
 def _render(template: str, values: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +9,11 @@ import pandas as pd
 
 from train.config import CURRENT_NAMES, rename_stored
 from train.report.results import find_title
-from train.runs.folder import DamagedRunError
+from train.runs.folder import read_undamaged
 from train.sweep.folder import find_sweeps, read_record, read_tables
 
 MOST_TRIALS = 20
 """Trials that the page shows, the best ones; the CSV beside it has all."""
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,30 +43,23 @@ def collect_sweeps(runs: Path) -> list[SweepPart]:
     Raises:
         RunError: Newer code wrote one.
     """
-    parts = []
-    for folder in find_sweeps(runs):
-        try:
-            record = read_record(folder)
-            trials, importance = read_tables(folder)
-        except DamagedRunError as error:
-            _log.warning("passed over: %s", error)
-            continue
-        counts = trials["state"].value_counts()
-        states = ", ".join(f"{counts[state]} {state}" for state in sorted(counts.index))
-        best = rename_stored(record.best["settings"])
-        settings = ", ".join(f"{k} = {v}" for k, v in best.items())
-        trained = ", ".join(record.runs) or "none yet"
-        parts.append(
-            SweepPart(
-                name=folder.name,
-                title=find_title(record.head, record.settings),
-                summary=(
-                    f"{len(trials)} trials ({states}) on train and val; test was not read. "
-                    f"Best: trial {record.best['trial']}, {settings}. "
-                    f"Runs with these settings: {trained}."
-                ),
-                trials=trials.rename(columns=CURRENT_NAMES),
-                importance=importance.replace({"setting": dict(CURRENT_NAMES)}),
-            )
-        )
-    return parts
+    return read_undamaged(find_sweeps(runs), _read_part)
+
+
+def _read_part(folder: Path) -> SweepPart:
+    record = read_record(folder)
+    trials, importance = read_tables(folder)
+    counts = trials["state"].value_counts().sort_index()
+    states = ", ".join(f"{n} {state}" for state, n in counts.items())
+    settings = ", ".join(f"{k} = {v}" for k, v in rename_stored(record.best["settings"]).items())
+    return SweepPart(
+        name=folder.name,
+        title=find_title(record.head, record.settings),
+        summary=(
+            f"{len(trials)} trials ({states}) on train and val; test was not read. "
+            f"Best: trial {record.best['trial']}, {settings}. "
+            f"Runs with these settings: {', '.join(record.runs) or 'none yet'}."
+        ),
+        trials=trials.rename(columns=CURRENT_NAMES),
+        importance=importance.replace({"setting": dict(CURRENT_NAMES)}),
+    )

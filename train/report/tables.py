@@ -7,7 +7,8 @@ seeds.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import pandas as pd
 
 from features.contracts import SPLITS
 from train.config import PRESETS
-from train.report.paper import TABLE_1, TABLE_2, PaperScore
+from train.report.paper import TABLE_1, TABLE_2
 from train.report.results import HeadResult, StoreResults
 from train.runs.folder import Run
 from train.streams import ENSEMBLE
@@ -48,8 +49,8 @@ def tabulate_table_1(results: StoreResults) -> pd.DataFrame:
                 "acc": format_spread(result.val_values("acc")),
                 "uar": format_spread(result.val_values("uar")),
                 "Never predicted": f"{median.val['n_never_predicted']} of {len(results.classes)}",
-                "mAP (paper)": f"{paper.val.map_mec:.2f}" if paper else NONE,
-                "ACC (paper)": f"{paper.val.acc:.2f}" if paper else NONE,
+                "mAP (paper)": f"{paper.val['map_mec']:.2f}" if paper else NONE,
+                "ACC (paper)": f"{paper.val['acc']:.2f}" if paper else NONE,
             }
         )
     return pd.DataFrame(rows)
@@ -58,20 +59,15 @@ def tabulate_table_1(results: StoreResults) -> pd.DataFrame:
 def tabulate_table_2(results: StoreResults) -> pd.DataFrame:
     """Table II: the submitted networks on val and test, median run; empty without such runs."""
     rows = []
-    for row in TABLE_2:
+    for head, row in TABLE_2.items():
         ours = [
             (result.title, result.median_run.summary.val, result.median_run.summary.test)
-            for result in results.find([row.head], context="7x7")
+            for result in results.find([head], context="7x7")
             if result.settings.get("members", _SUBMITTED) == _SUBMITTED
         ]
-        rows += [
-            {
-                "Method": title,
-                **_format_scores("val", val, row.val),
-                **_format_scores("test", test, row.test),
-            }
-            for title, val, test in (ours if row.head else [(row.title, {}, {})])
-        ]
+        for title, val, test in ours if head else [(row.title, {}, {})]:
+            scores = _format_scores("val", val, row.val) | _format_scores("test", test, row.test)
+            rows.append({"Method": title, **scores})
     return pd.DataFrame(rows if len(rows) > 1 else [])
 
 
@@ -178,10 +174,10 @@ def tabulate_labels(results: StoreResults) -> pd.DataFrame:
     )
 
 
-def tabulate_settings(heads: Sequence[HeadResult]) -> pd.DataFrame:
+def tabulate_settings(results: StoreResults) -> pd.DataFrame:
     """The settings of each head, a column a head; equal columns are joined into one."""
     columns: dict[str, Mapping[str, Any]] = {}
-    for result in heads:
+    for result in results.heads:
         settings = {**result.settings, "context": result.context}
         same = [name for name, other in columns.items() if other == settings]
         if same:
@@ -195,6 +191,22 @@ def tabulate_settings(heads: Sequence[HeadResult]) -> pd.DataFrame:
             for name in names
         ]
     )
+
+
+TABLES: Mapping[str, Callable[[StoreResults], pd.DataFrame]] = MappingProxyType(
+    {
+        "table1": tabulate_table_1,
+        "table2": tabulate_table_2,
+        "ensembles": tabulate_ensembles,
+        "median_runs": tabulate_test,
+        "classes": tabulate_classes,
+        "coverage": tabulate_coverage,
+        "labels": tabulate_labels,
+        "settings": tabulate_settings,
+        "runs": tabulate_runs,
+    }
+)
+"""Name of a table's file -> what makes it."""
 
 
 def compare_streams(results: StoreResults) -> str:
@@ -226,12 +238,14 @@ def _compare_streams_of(group: Sequence[HeadResult]) -> str:
     )
 
 
-def _format_scores(split: str, ours: Mapping[str, Any], paper: PaperScore) -> dict[str, str]:
+def _format_scores(
+    split: str, ours: Mapping[str, Any], paper: Mapping[str, float]
+) -> dict[str, str]:
     return {
         f"{split} map_mec": _percent(ours.get("map_mec")),
         f"{split} acc": _percent(ours.get("acc")),
-        f"{split} mAP (paper)": f"{paper.map_mec:.2f}",
-        f"{split} ACC (paper)": f"{paper.acc:.2f}",
+        f"{split} mAP (paper)": f"{paper['map_mec']:.2f}",
+        f"{split} ACC (paper)": f"{paper['acc']:.2f}",
     }
 
 

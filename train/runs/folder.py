@@ -18,10 +18,10 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
@@ -57,6 +57,8 @@ _PARTS_OF = {
 _REMEDY = "Copy the folder again, or move it away and run the same again."
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class DamagedRunError(RunError):
@@ -199,13 +201,18 @@ def read_runs(runs: Path) -> list[Run]:
     Raises:
         RunError: Newer code wrote one.
     """
-    read = []
-    for path in find_runs(runs):
+    return read_undamaged(find_runs(runs), read_run)
+
+
+def read_undamaged(places: Iterable[Path], read: Callable[[Path], T]) -> list[T]:
+    """Read some folders or files, in order; one that is damaged is logged and passed over."""
+    found = []
+    for place in places:
         try:
-            read.append(read_run(path))
+            found.append(read(place))
         except DamagedRunError as error:
             _log.warning("passed over: %s", error)
-    return read
+    return found
 
 
 def read_run(path: Path) -> Run:
@@ -281,12 +288,13 @@ def _write_files(partial: Path, run: Run, weights: bytes) -> None:
     write_json(partial / "config.json", dict(run.config))
     (partial / "weights.safetensors").write_bytes(weights)
     write_json(partial / "metrics.json", asdict(run.summary))
-    run.history.to_csv(
-        partial / "history.csv", index=False, lineterminator="\n", float_format="%.9g"
-    )
-    run.predictions.to_csv(
-        partial / "predictions.csv", index=False, lineterminator="\n", float_format="%.9g"
-    )
+    write_csv(partial / "history.csv", run.history)
+    write_csv(partial / "predictions.csv", run.predictions)
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write a table, its numbers with nine digits: enough for float32."""
+    table.to_csv(path, index=False, lineterminator="\n", float_format="%.9g")
 
 
 def _aside(path: Path) -> Path:

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +24,14 @@ from features.fingerprint import hash_json
 from features.json_records import JsonFormat
 from train.config import rename_stored
 from train.metrics import summarise_metrics
-from train.runs.folder import DamagedRunError, Run, is_marked, publish_folder
+from train.runs.folder import (
+    DamagedRunError,
+    Run,
+    is_marked,
+    publish_folder,
+    read_undamaged,
+    write_csv,
+)
 
 POOLED_FORMAT = "caca-rnn-folds"
 _POOLED_JSON = JsonFormat(
@@ -35,8 +41,6 @@ _POOLED_JSON = JsonFormat(
     remedy="Run fit again.",
     strict=True,
 )
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +120,7 @@ def write_pooled(folder: Path, pooled: Pooled, predictions: pd.DataFrame) -> Non
     shutil.rmtree(partial, ignore_errors=True)  # what a killed fit left
     partial.mkdir(parents=True)
     (partial / "pooled.json").write_text(_POOLED_JSON.dump(pooled), encoding="utf-8")
-    predictions.to_csv(
-        partial / "predictions.csv", index=False, lineterminator="\n", float_format="%.9g"
-    )
+    write_csv(partial / "predictions.csv", predictions)
     publish_folder(partial, path)
 
 
@@ -131,12 +133,9 @@ def find_pooled(runs: Path) -> list[Pooled]:
         RunError: Newer code wrote one.
     """
     files = sorted(runs.glob("[!.]*/pooled.json"))
-    read = []
-    for file in files:
-        if is_marked(file, POOLED_FORMAT):
-            try:
-                pooled = _POOLED_JSON.read(Pooled, file)
-                read.append(replace(pooled, settings=rename_stored(pooled.settings)))
-            except DamagedRunError as error:
-                _log.warning("passed over: %s", error)
-    return read
+    return read_undamaged([f for f in files if is_marked(f, POOLED_FORMAT)], _read_pooled)
+
+
+def _read_pooled(file: Path) -> Pooled:
+    pooled = _POOLED_JSON.read(Pooled, file)
+    return replace(pooled, settings=rename_stored(pooled.settings))

@@ -22,7 +22,6 @@ from features.networks.runtime import PRECISIONS
 from train.config import FitConfig
 from train.data.batches import Batch, draw_clips, draw_phases, gather_batch, order_batches
 from train.data.clips import ClipTable
-from train.data.matrices import DiskMatrix, read_ahead
 from train.heads.build import build_head
 from train.heads.dropout import Noise
 from train.heads.layers import Head, read_run_state, set_noise, stack_runs
@@ -111,12 +110,6 @@ class Task:
     def streams(self) -> dict[str, str]:
         """The streams that the head reads -> the feature matrix that each comes from."""
         return self.config.choose_streams(self.head)
-
-    @property
-    def reads_from_disk(self) -> bool:
-        """Whether train features that the head reads exceed the memory."""
-        read = (self.train.features[matrix] for matrix in self.streams.values())
-        return any(isinstance(matrix, DiskMatrix) for matrix in read)
 
 
 def plan_epochs(n_train: int, config: FitConfig) -> Schedule:
@@ -259,12 +252,9 @@ def _iter_batches(task: Task, specs: Sequence[RunSpec], epoch: int) -> Iterator[
         n_steps = np.array([len(table.phases[clip][own[clip]].context) for clip in drawn])
         batches = order_batches(n_steps, task.config.batch_size, spec.seed, epoch)
         orders.append([drawn[batch] for batch in batches])
-    chosen = (np.stack(of_each_run) for of_each_run in zip(*orders, strict=True))  # [S, B] each
-    gathered = (
-        gather_batch(table, clips, np.take_along_axis(phases, clips, 1), task.streams)
-        for clips in chosen
-    )
-    return read_ahead(gathered) if task.reads_from_disk else gathered
+    for of_each_run in zip(*orders, strict=True):
+        clips = np.stack(of_each_run)  # [S, B]
+        yield gather_batch(table, clips, np.take_along_axis(phases, clips, 1), task.streams)
 
 
 def _note_epoch(task: Task, run: TrainedRun, epoch: Epoch) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from tests.builders import clip_features
 from tests.fits import fit_runs
 from train.config import FitConfig
 from train.data.clips import TableBuilder
-from train.data.matrices import DiskMatrix, read_ahead
+from train.data.matrices import DiskMatrix
 from train.data.memory import choose_limit, choose_on_disk
 from train.data.stores import read_tables
 from train.sweep.batches import Sweep
@@ -186,15 +185,3 @@ def test_a_sweep_takes_its_scratch_from_the_folder_of_runs(
     sweep = Sweep(head="face", config=CONFIG, space=parse_grid(["lr=1e-4"], CONFIG))
     run_sweep([store], tmp_path / "runs", sweep, [0])
     assert set(folders) == {tmp_path / "runs"}
-
-
-def test_what_fails_ahead_fails_where_it_is_read() -> None:
-    def make() -> Iterator[int]:
-        yield from (1, 2)
-        raise ConfigError("broken")
-
-    ahead = read_ahead(make())
-    assert (next(ahead), next(ahead)) == (1, 2)
-    with pytest.raises(ConfigError, match="broken"):
-        next(ahead)
-    assert list(read_ahead(iter([1, 2, 3, 4]))) == [1, 2, 3, 4]

@@ -110,7 +110,7 @@ def test_a_file_name_alone_decides_its_split(tmp_path: Path) -> None:
         (tmp_path / name).mkdir(parents=True)
         for file in names:
             (tmp_path / name / file).touch()
-    one, other = (list_folder_pictures(tmp_path / name).files for name in ("one", "other"))
+    (one, _), (other, _) = (list_folder_pictures(tmp_path / name) for name in ("one", "other"))
     assert [f.split for f in one] == [f.split for f in other]
     counts = {split: sum(f.split == split for f in one) for split in ("train", "val", "test")}
     assert counts == {"train": 244, "val": 23, "test": 33}
@@ -118,7 +118,7 @@ def test_a_file_name_alone_decides_its_split(tmp_path: Path) -> None:
 
 def test_a_tenth_of_train_becomes_val_where_there_is_none(tmp_path: Path) -> None:
     names = [f"train/happy/{i}.png" for i in range(100)] + ["test/happy/x.png"]
-    files = list_folder_pictures(write_faces(tmp_path, *names)).files
+    files, _ = list_folder_pictures(write_faces(tmp_path, *names))
     assert sum(f.split == "val" for f in files) in range(5, 16)
     assert sum(f.split == "test" for f in files) == 1
 
