@@ -181,15 +181,9 @@ def bootstrap_intervals(
     rng = make_rng("bootstrap", seed)
     draws = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=N_RESAMPLES)
     confusions = np.tensordot(draws, counts, axes=1)  # [R, K, K]
-    resampled = {
-        "map_mec": compute_map_mec(confusions),
-        "acc": compute_acc(confusions),
-        "uar": compute_uar(confusions),
-    }
-    return {
-        name: (float(np.quantile(values, 0.025)), float(np.quantile(values, 0.975)))
-        for name, values in resampled.items()
-    }
+    rates = {"map_mec": compute_map_mec, "acc": compute_acc, "uar": compute_uar}
+    ends = {name: np.quantile(rate(confusions), (0.025, 0.975)) for name, rate in rates.items()}
+    return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
 
 
 def _describe_classes(confusion: NDArray[np.integer]) -> dict[str, list[float] | list[int]]:

@@ -6,7 +6,7 @@ import logging
 import math
 import shutil
 import tempfile
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -283,16 +283,11 @@ def _check_disk(needed: int, scratch: Path | None) -> None:
 
 
 def _describe_split(clips: pd.DataFrame, classes: Sequence[str]) -> dict[str, Any]:
-    no_face = clips["status"] == "no-face"
     return {
         "n_clips": len(clips),
         "n_labelled": int((clips["label"] != "").sum()),
-        "n_no_face": int(no_face.sum()),
+        "n_no_face": int((clips["status"] == "no-face").sum()),
         "n_frames": int(clips["n_frames"].sum()),
         "n_faces": int(clips["n_faces"].sum()),
-        "labels": _count_labels(clips["label"], classes),
+        "labels": {name: int((clips["label"] == name).sum()) for name in classes},
     }
-
-
-def _count_labels(labels: pd.Series[str], classes: Sequence[str]) -> Mapping[str, int]:
-    return {name: int((labels == name).sum()) for name in classes}

@@ -6,6 +6,8 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -97,24 +99,20 @@ class FoldsPart:
 
     def list_commands(self, runs: Path) -> list[str]:
         """The fits that make what is missing."""
-        commands = []
-        for head in self.heads:
-            if len(head.complete) < len(head.seeds):
-                name, settings = head.first.summary.head, head.first.config["settings"]
-                n_seeds = 1 + max(one.seed for one in head.seeds)
-                by_source = self.fold["protocol"] == "source"
-                commands.append(
-                    write_fit(
-                        self.store,
-                        runs,
-                        "table1",
-                        [name],
-                        n_seeds,
-                        list_changed(settings, "table1"),
-                        folds="source" if by_source else str(self.fold["n_folds"]),
-                    )
-                )
-        return commands
+        by_source = self.fold["protocol"] == "source"
+        return [
+            write_fit(
+                self.store,
+                runs,
+                "table1",
+                [head.first.summary.head],
+                1 + max(one.seed for one in head.seeds),
+                list_changed(head.first.config["settings"], "table1"),
+                folds="source" if by_source else str(self.fold["n_folds"]),
+            )
+            for head in self.heads
+            if len(head.complete) < len(head.seeds)
+        ]
 
     def _name_folds(self) -> dict[int, str]:
         n_folds = int(self.fold["n_folds"])
@@ -126,7 +124,15 @@ class FoldsPart:
 def collect_folds(runs: Sequence[Run], pooled: Sequence[Pooled]) -> list[FoldsPart]:
     """Sort the runs of folds, and what was put together of them, by division and head."""
     by_name = {run.path.name: run for run in runs if "fold" in run.config}
-    parts: dict[str, dict[str, dict[int, FoldedSeed]]] = {}
+    found: dict[tuple[str, int, str, str, int], FoldedSeed] = {}
+
+    def place(division: str, run: Run) -> FoldedSeed:
+        """Where a run of a fold belongs; made where it is the first there."""
+        head, seed = run.summary.head, run.summary.seed
+        settings = json.dumps([run.config["context"], run.config["settings"]], sort_keys=True)
+        key = (division, rank_head(head), head, settings, seed)
+        return found.setdefault(key, FoldedSeed(seed=seed))
+
     left = dict(by_name)
     for one in pooled:
         if not all(name in by_name for name in one.runs):
@@ -146,16 +152,24 @@ def collect_folds(runs: Sequence[Run], pooled: Sequence[Pooled]) -> list[FoldsPa
             continue
         for name in one.runs:
             run = by_name[name]
-            seed = _place(parts, f"{key_store(one.store)} {one.key}", run)
+            seed = place(f"{key_store(one.store)} {one.key}", run)
             seed.runs[run.config["fold"]["number"]] = run
             seed.pooled = one
     for run in left.values():
         fold = run.config["fold"]
         store = run.config["store"] | {"clips_sha256": fold.get("clips_sha256", "")}
-        seed = _place(parts, f"{key_store(store)} {fold['key']}", run)
+        seed = place(f"{key_store(store)} {fold['key']}", run)
         if seed.pooled is None:
             seed.runs[fold["number"]] = run
-    return [_make_part(heads) for _, heads in sorted(parts.items())]
+    parts = []
+    for _, of_part in groupby(sorted(found), itemgetter(0)):
+        heads = tuple(
+            FoldedHead(seeds=tuple(found[key] for key in of_head))
+            for _, of_head in groupby(of_part, itemgetter(1, 2, 3))
+        )
+        config = heads[0].first.config
+        parts.append(FoldsPart(store=config["store"], fold=config["fold"], heads=heads))
+    return parts
 
 
 def tabulate_folds(part: FoldsPart) -> pd.DataFrame:
@@ -198,22 +212,3 @@ def tabulate_folds(part: FoldsPart) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows)
-
-
-def _place(
-    parts: dict[str, dict[str, dict[int, FoldedSeed]]], division: str, run: Run
-) -> FoldedSeed:
-    """Where a run of a fold belongs; made where it is the first there."""
-    name = run.summary.head
-    settings = json.dumps([run.config["context"], run.config["settings"]], sort_keys=True)
-    head = parts.setdefault(division, {}).setdefault(f"{rank_head(name):02} {name} {settings}", {})
-    return head.setdefault(run.summary.seed, FoldedSeed(seed=run.summary.seed))
-
-
-def _make_part(heads: Mapping[str, Mapping[int, FoldedSeed]]) -> FoldsPart:
-    made = [
-        FoldedHead(seeds=tuple(seeds[seed] for seed in sorted(seeds)))
-        for _, seeds in sorted(heads.items())
-    ]
-    config = made[0].first.config
-    return FoldsPart(store=config["store"], fold=config["fold"], heads=tuple(made))

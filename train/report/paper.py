@@ -6,7 +6,7 @@ Sun, Hsu, Yang, Chien: Context-aware Cascade Attention-based RNN for Video Emoti
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 PAPER_NOTE = (
@@ -22,7 +22,7 @@ class PaperRow:
 
     title: str
     val: Mapping[str, float]
-    test: Mapping[str, float] = MappingProxyType({})
+    test: Mapping[str, float] = field(default_factory=dict)
     """Of Table II."""
     parameters: str = ""
     """Of Table I."""

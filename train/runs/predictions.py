@@ -34,29 +34,21 @@ def tabulate_predictions(
         table = tables[split]
         if len(table) == 0:
             continue
-        part = pd.DataFrame(
-            {
-                "clip_id": table.clip_id,
-                "split": split,
-                "label": ["" if i == UNLABELLED else classes[i] for i in table.label],
-                "predicted": [classes[i] for i in of_split.argmax(1)],
-            }
-        )
-        for k, name in enumerate(classes):
-            part[f"p_{name}"] = of_split[:, k]
+        part = pd.DataFrame(of_split, columns=[f"p_{name}" for name in classes])
+        part.insert(0, "clip_id", table.clip_id)
+        part.insert(1, "split", split)
+        part.insert(2, "label", ["" if i == UNLABELLED else classes[i] for i in table.label])
+        part.insert(3, "predicted", [classes[i] for i in of_split.argmax(1)])
         parts.append(part)
     return pd.concat(parts, ignore_index=True)
 
 
 def tabulate_history(epochs: Sequence[Epoch]) -> pd.DataFrame:
     """A row an epoch: epoch, train_loss, and ``val_<metric>``, empty where val was not scored."""
-    return pd.DataFrame(
-        [
-            {
-                "epoch": row.epoch,
-                "train_loss": row.train_loss,
-                **{f"val_{n}": getattr(row.val, n) if row.val else np.nan for n in SCALARS},
-            }
-            for row in epochs
-        ]
-    )
+    scored = [
+        row.val.list_scalars() if row.val else dict.fromkeys(SCALARS, np.nan) for row in epochs
+    ]
+    table = pd.DataFrame(scored).add_prefix("val_")
+    table.insert(0, "epoch", [row.epoch for row in epochs])
+    table.insert(1, "train_loss", [row.train_loss for row in epochs])
+    return table

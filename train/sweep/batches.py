@@ -123,8 +123,12 @@ def run_trials(
             time.sleep(_WAIT_S)
             storage.give_up_dead(DEAD_AFTER_S)
             continue
-        batch = _plan_batch(sweep, free[0], points, done, n_epochs)
-        _run_batch(sweep, storage, trainer, batch, partial(_tell_epoch, progress, told))
+        settings, judge = _plan_batch(sweep, free[0], points, done, n_epochs)
+        ids = storage.claim({slot: settings[slot] for slot in settings if slot not in done})
+        if not ids:
+            continue
+        tell = partial(_tell_epoch, progress, told)
+        _run_batch(sweep, storage, trainer, settings, ids, judge, tell)
 
 
 def _tell_epoch(progress: Callable[[SweepProgress], None], told: SweepProgress, epoch: int) -> None:
@@ -135,16 +139,15 @@ def _run_batch(
     sweep: Sweep,
     storage: TrialStorage,
     trainer: TrialTrainer,
-    batch: _Batch,
+    batch: Mapping[int, Mapping[str, Any]],
+    ids: dict[int, int],
+    judge: Judge,
     tell: Callable[[int], None],
 ) -> None:
-    """Claim the trials of a batch that are missing, train the batch, write those.
+    """Train a batch, slot -> settings, and write the trials that are claimed.
 
     All of it is trained even where some is written: the numbers are those of the whole batch.
     """
-    ids = storage.claim({slot: batch.settings[slot] for slot in batch.missing})
-    if not ids:
-        return
     renewed_s = time.monotonic()
 
     def tell_epoch(epoch: int) -> None:
@@ -156,16 +159,16 @@ def _run_batch(
 
     try:
         trained = trainer.train(
-            [sweep.configure(settings) for settings in batch.settings.values()],
+            [sweep.configure(settings) for settings in batch.values()],
             sweep.trial_seeds,
-            batch.judge,
+            judge,
             tell_epoch,
         )
-        for slot, one in zip(batch.settings, trained, strict=True):
+        for slot, one in zip(batch, trained, strict=True):
             if slot in ids:
                 trial = Trial(
                     slot=slot,
-                    settings=batch.settings[slot],
+                    settings=batch[slot],
                     state=one.state,
                     by_epoch=one.by_epoch,
                     result=one.result,
@@ -176,32 +179,16 @@ def _run_batch(
         raise
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Batch:
-    """The trials that are tried together."""
-
-    settings: Mapping[int, Mapping[str, Any]]
-    """Slot -> what it tries."""
-    missing: tuple[int, ...]
-    """Slots that are not finished."""
-    judge: Judge
-
-
 def _plan_batch(
     sweep: Sweep,
     slots: range,
     points: Sequence[Mapping[str, Any]],
     done: Mapping[int, Trial],
     n_epochs: int,
-) -> _Batch:
-    """What the trials of a batch try, and when one ends early: by the trials before the batch."""
-    missing = tuple(slot for slot in slots if slot not in done)
+) -> tuple[dict[int, Mapping[str, Any]], Judge]:
+    """What each slot of a batch tries, and when one ends early: by the trials before the batch."""
     if not sweep.is_drawn:
-        return _Batch(
-            settings={slot: points[slot] for slot in slots},
-            missing=missing,
-            judge=lambda *_: False,  # a grid is compared whole
-        )
+        return {slot: points[slot] for slot in slots}, lambda *_: False  # a grid is compared whole
     history = make_history(
         [trial for slot, trial in done.items() if slot < slots[0]],
         sweep.space,
@@ -216,11 +203,5 @@ def _plan_batch(
         drawn[place].report(value, epoch)
         return drawn[place].should_prune()
 
-    return _Batch(
-        settings={
-            slot: round_settings(sweep.space, trial.params)
-            for slot, trial in zip(slots, drawn, strict=False)
-        },
-        missing=missing,
-        judge=judge,
-    )
+    trials = zip(slots, drawn, strict=False)
+    return {slot: round_settings(sweep.space, trial.params) for slot, trial in trials}, judge

@@ -30,7 +30,7 @@ from train.streams import Shapes
 from train.training.adam import RunOptimizer
 from train.training.loss import make_losses
 from train.training.scoring import score_clips
-from train.training.specs import RunSpec, may_train_together
+from train.training.specs import RunSpec, group_specs
 
 OnEpoch = Callable[[int, Sequence["TrainedRun"]], Collection["TrainedRun"] | None]
 """Told of each epoch and the runs that trained in it; returns those that are to end now, if any."""
@@ -145,7 +145,7 @@ def train_runs(
         ConfigError: The task's tables lack what the head reads.
         ValueError: Specs that cannot be trained together.
     """
-    if not all(may_train_together(task.config, spec.config) for spec in specs):
+    if len(group_specs([RunSpec(seed=0, config=task.config), *specs])) > 1:
         raise ValueError("runs train together only where they differ in OWN_SETTINGS alone")
     missing = set(task.streams.values()) - set(task.train.features)
     if missing:
@@ -268,15 +268,13 @@ def _note_epoch(task: Task, run: TrainedRun, epoch: Epoch) -> None:
             "precision=float32; store verify tells whether the features are whole."
         )
         run.state = {}
-    elif epoch.val is not None and (key := _rank(epoch.val, run.spec.config.select)) > run.best:
-        run.best, run.best_epoch = key, epoch.epoch
+    elif (val := epoch.val) is not None:
+        key = (getattr(val, run.spec.config.select), val.acc, -val.loss)
+        if key > run.best:
+            run.best, run.best_epoch = key, epoch.epoch
 
 
 def _has_ended(run: TrainedRun, epoch: int, schedule: Schedule) -> bool:
     """Whether a run's best epoch lies so far back that it ends."""
     patience = math.ceil(run.spec.config.patience * schedule.n_epochs)
     return bool(run.state) and epoch - max(run.best_epoch, 1) >= patience
-
-
-def _rank(val: Metrics, select: str) -> tuple[float, float, float]:
-    return (getattr(val, select), val.acc, -val.loss)

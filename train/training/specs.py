@@ -27,11 +27,6 @@ class RunSpec:
     config: FitConfig
 
 
-def may_train_together(one: FitConfig, other: FitConfig) -> bool:
-    """Whether runs with these settings fit into one batched model, each keeping its own values."""
-    return _shared_settings(one) == _shared_settings(other)
-
-
 def group_specs(specs: Sequence[RunSpec], most: int = 0) -> list[list[RunSpec]]:
     """Sort runs of one head into groups that train together, in order of first appearance.
 

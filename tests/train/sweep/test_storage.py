@@ -134,11 +134,11 @@ def test_a_trial_below_the_median_of_earlier_ones_is_pruned() -> None:
         for slot in range(3)
     }
 
-    def judge(slots: range, values: list[float]) -> list[bool]:
-        batch = train.sweep.batches._plan_batch(draw(), slots, [], done, n_epochs=8)
-        return [batch.judge(0, epoch, value) for epoch, value in enumerate(values, 1)]
+    def ends(slots: range, values: list[float]) -> list[bool]:
+        _, judge = train.sweep.batches._plan_batch(draw(), slots, [], done, n_epochs=8)
+        return [judge(0, epoch, value) for epoch, value in enumerate(values, 1)]
 
     # Nothing in the first quarter of the epochs; then the median of what each had by then.
     with batches_of_three():
-        assert judge(range(3, 6), [0.1, 0.4, 0.6, 0.6]) == [False, True, False, False]
-        assert judge(range(3), [0.1, 0.1, 0.1, 0.1]) == [False] * 4
+        assert ends(range(3, 6), [0.1, 0.4, 0.6, 0.6]) == [False, True, False, False]
+        assert ends(range(3), [0.1, 0.1, 0.1, 0.1]) == [False] * 4
