@@ -34,6 +34,7 @@ from tempfile import TemporaryDirectory
 from threading import get_ident
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -254,33 +255,26 @@ def print_steps(
 ) -> None:
     """What a step of one run takes, and what that makes of the whole table."""
     n_side_by_side = min(count_workers("cpu"), len(heads))
-    ours: dict[str, float] = {}
-    theirs: dict[tuple[str, str], dict[str, float]] = {}
-    kinds = list(product(RNNS, naive.by_length)) if naive is not None else []
-    titles = "".join(f"{f'nn.{rnn}, {kind} batches':>30}" for rnn, kind in kinds)
-    print(f"{'ms a step':14}{'fit':>7}{titles}")
-    for head in heads:
-        ours[head] = 1e3 * watch.job_s[head] / (watch.n_epochs[head] * n_batches * n_side_by_side)
-        line = f"{head:14}{ours[head]:7.1f}"
-        for rnn, kind in kinds:
-            if not may_be_made_of(head, rnn):
-                line += f"{'-':>30}"
-                continue
-            ms = theirs.setdefault((rnn, kind), {})[head] = naive.find_ms(head, rnn, kind)
-            line += f"{ms:18.1f} ({ms / ours[head]:6.2f} x)"
-        print(line)
+    ms = pd.DataFrame(index=list(heads))
+    ms["fit"] = [
+        1e3 * watch.job_s[head] / (watch.n_epochs[head] * n_batches * n_side_by_side)
+        for head in heads
+    ]
+    for rnn, kind in product(RNNS, naive.by_length) if naive is not None else ():
+        ms[f"nn.{rnn}, {kind} batches"] = [
+            naive.find_ms(head, rnn, kind) if may_be_made_of(head, rnn) else np.nan
+            for head in heads
+        ]
+    ratios = ms.div(ms["fit"], axis=0)
     n_steps = N_SEEDS * N_EPOCHS * -(-N_CLIPS["train"] // FitConfig().batch_size)
+    overall = pd.DataFrame({"heads": ms.count(), "minutes": ms.sum() * n_steps / 6e4})
+    overall["ratio"] = ms.sum() / ms.notna().mul(ms["fit"], axis=0).sum()  # on the same heads
+    print(f"ms a step\n{ms.to_string(float_format='%.1f', na_rep='-')}")
+    print(f"times fit's\n{ratios.to_string(float_format='%.2f', na_rep='-')}")
     print(
-        f"EXTRAPOLATED to {N_SEEDS} seeds x {N_EPOCHS} epochs of {N_CLIPS['train']} clips: fit "
-        f"{sum(ours.values()) * n_steps / 6e4:.0f} minutes"
+        f"EXTRAPOLATED to {N_SEEDS} seeds x {N_EPOCHS} epochs of {N_CLIPS['train']} clips\n"
+        f"{overall.to_string(float_format='%.2f')}"
     )
-    for (rnn, kind), by_head in theirs.items():
-        same_heads = sum(ours[head] for head in by_head)
-        print(
-            f"nn.{rnn}, {kind} batches, {len(by_head)} heads: "
-            f"{sum(by_head.values()) * n_steps / 6e4:.0f} minutes, "
-            f"ratio overall {sum(by_head.values()) / same_heads:.2f}"
-        )
 
 
 def read_arguments() -> argparse.Namespace:

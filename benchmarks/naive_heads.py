@@ -12,6 +12,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from train.streams import HEADS
+
 SIZE = 128
 
 
@@ -79,11 +81,7 @@ class NaiveHead(nn.Module):
         super().__init__()
         self.name = name
         sizes = {"context": 2048, "face": 512}
-        self.streams = {
-            "face": ["face"],
-            "context": ["context"],
-            "caca-b": ["face", "context"],
-        }.get(name, ["context", "face"])
+        self.streams = HEADS[name].streams
         encoded = 512 if name == "face" else SIZE
         self.encode = nn.ModuleDict({s: nn.Linear(sizes[s], encoded) for s in self.streams})
         sizes = {"parallel": [(SIZE, SIZE)] * 2, "concatenated": [(2 * SIZE, 2 * SIZE)]}

@@ -11,7 +11,7 @@ import pandas as pd
 
 from features.errors import ConfigError
 from features.store.reader import open_store
-from train.data.splits import join_splits, make_folds, split_stores
+from train.data.splits import make_folds
 from train.data.stores import check_stores, describe_stores
 from train.fit import FitResult, fit_data
 from train.fit_jobs import FitData, FitProgress, Observe
@@ -49,8 +49,9 @@ def run_fit_folds(
     if request.test_stores:
         raise ConfigError("--folds tests every clip of --store; --test-store cannot join it.")
     opened = [open_store(path, verify=request.verify) for path in request.stores]
-    check_stores(join_splits(opened))
     clips = pd.concat([store.clips for store in opened], ignore_index=True)
+    in_one_split = dict.fromkeys(clips["clip_id"], "train")  # the manifest's play no part
+    check_stores([store.with_splits(in_one_split) for store in opened])
     described = describe_stores(opened)
     divided = [
         replace(fold, clips_sha256=described["clips_sha256"]) for fold in make_folds(clips, folds)
@@ -58,7 +59,7 @@ def run_fit_folds(
     _warn_of(clips)
     results = []
     for fold in divided:
-        stores = split_stores(opened, fold)
+        stores = [store.with_splits(fold.splits) for store in opened]
         data = FitData(stores=stores, described=describe_stores(stores), fold=fold)
         results.append(fit_data(data, request, progress=progress, observe=observe))
     summaries = [summary for result in results for summary in result.runs]

@@ -129,15 +129,11 @@ class FitJobs:
 
     def _sort_seeds(self, head: str) -> tuple[list[int], list[int], list[int]]:
         """Seeds without a run, with one that is scored on other clips, and with one of these."""
-        missing: list[int] = []
-        outdated: list[int] = []
-        current: list[int] = []
-        for seed, path in self.paths[head].items():
-            if not is_run(path):
-                missing.append(seed)
-            else:
-                (current if self.data.has_scored(path) else outdated).append(seed)
-        return missing, outdated, current
+        paths = self.paths[head]
+        missing = [seed for seed, path in paths.items() if not is_run(path)]
+        found = {seed: self.data.has_scored(paths[seed]) for seed in paths if seed not in missing}
+        outdated = [seed for seed, is_current in found.items() if not is_current]
+        return missing, outdated, [seed for seed, is_current in found.items() if is_current]
 
     def _make_locked(self, heads: Sequence[str]) -> None:
         missing: dict[str, list[int]] = {}

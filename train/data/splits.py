@@ -188,16 +188,6 @@ def leave_out_unlabelled(stores: Sequence[Store], splits: Collection[str]) -> li
     ]
 
 
-def join_splits(stores: Sequence[Store]) -> list[Store]:
-    """Views of stores with all clips in one split, where the manifest's splits play no part."""
-    return [store.with_splits(dict.fromkeys(store.clips["clip_id"], "train")) for store in stores]
-
-
-def split_stores(stores: Sequence[Store], fold: Fold) -> list[Store]:
-    """Views of stores with the splits of a fold."""
-    return [store.with_splits(fold.splits) for store in stores]
-
-
 def _choose_clips(store: Store, kept: pd.Series[bool]) -> Store:
     clips = store.clips[kept]
     return store.with_splits(dict(zip(clips["clip_id"], clips["split"], strict=True)))

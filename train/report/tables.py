@@ -73,23 +73,23 @@ def tabulate_table_2(results: StoreResults) -> pd.DataFrame:
 
 def tabulate_test(results: StoreResults) -> pd.DataFrame:
     """The median run of each head on val and test, with 95% intervals; a row a head and split."""
-    rows = []
-    for result in results.heads:
-        for split, scores in result.median_scores.items():
-            rows.append(
-                {
-                    "Model": result.title,
-                    "Seed": str(result.median_run.summary.seed),
-                    "Epoch": _format_epoch(result.median_run),
-                    "Split": split,
-                    "Clips": str(scores["n_clips"]),
-                    **{m: format_interval(scores, m) for m in ("map_mec", "acc", "uar")},
-                    "map_rank": _percent(scores["map_rank"]),
-                    "f1_macro": _percent(scores["f1_macro"]),
-                    "Never predicted": str(scores["n_never_predicted"]),
-                }
-            )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(
+        [
+            {
+                "Model": result.title,
+                "Seed": str(result.median_run.summary.seed),
+                "Epoch": _format_epoch(result.median_run),
+                "Split": split,
+                "Clips": str(scores["n_clips"]),
+                **{m: format_interval(scores, m) for m in ("map_mec", "acc", "uar")},
+                "map_rank": _percent(scores["map_rank"]),
+                "f1_macro": _percent(scores["f1_macro"]),
+                "Never predicted": str(scores["n_never_predicted"]),
+            }
+            for result in results.heads
+            for split, scores in result.median_scores.items()
+        ]
+    )
 
 
 def tabulate_runs(results: StoreResults) -> pd.DataFrame:
@@ -149,29 +149,24 @@ def tabulate_classes(results: StoreResults) -> pd.DataFrame:
 
 def tabulate_coverage(results: StoreResults) -> pd.DataFrame:
     """What the store holds, by split: clips, labels, clips without a face, frames, faces."""
-    names = {
+    titles = {
         "n_clips": "Clips",
         "n_labelled": "With a label",
         "n_no_face": "Without a face",
         "n_frames": "Frames",
         "n_faces": "Faces",
     }
-    splits = results.store["splits"]
-    rows = [{"Split": s, **{title: splits[s][key] for key, title in names.items()}} for s in SPLITS]
-    table = pd.DataFrame(rows)
-    total = {"Split": "all", **table.drop(columns="Split").sum().to_dict()}
-    return pd.concat([table, pd.DataFrame([total])], ignore_index=True)
+    table = pd.DataFrame([results.store["splits"][split] for split in SPLITS], index=SPLITS)
+    table = table[list(titles)].rename(columns=titles)
+    table.loc["all"] = table.sum()
+    return table.rename_axis("Split").reset_index()
 
 
 def tabulate_labels(results: StoreResults) -> pd.DataFrame:
     """Clips of each class in each split."""
-    splits = results.store["splits"]
-    return pd.DataFrame(
-        [
-            {"Class": name, **{split: splits[split]["labels"][name] for split in SPLITS}}
-            for name in results.classes
-        ]
-    )
+    labels = {split: results.store["splits"][split]["labels"] for split in SPLITS}
+    table = pd.DataFrame(labels, index=list(results.classes))
+    return table.rename_axis("Class").reset_index()
 
 
 def tabulate_settings(results: StoreResults) -> pd.DataFrame:

@@ -30,23 +30,21 @@ def find_best(trials: Sequence[Trial]) -> Trial | None:
 
 def tabulate_trials(trials: Sequence[Trial], space: Space, select: str) -> pd.DataFrame:
     """A row a trial, in order: trial, state, its settings, and its figures on val, 0..1."""
-    rows = []
-    for trial in trials:
-        rows.append(
-            {
-                "trial": trial.slot,
-                "state": trial.state,
-                **{key: trial.settings[key] for key in space},
-                f"val_{select}": trial.value,
-                "val_acc": trial.result.get("acc"),
-                "best_epoch": trial.result.get("best_epoch"),
-                "n_epochs": trial.result.get("n_epochs"),
-                "reason": trial.result.get("reason", ""),
-            }
-        )
-    table = pd.DataFrame(rows)
-    counts = ["best_epoch", "n_epochs"]
-    return table.astype(dict.fromkeys(counts, "Int64")) if rows else table
+    rows = [
+        {
+            "trial": trial.slot,
+            "state": trial.state,
+            **{key: trial.settings[key] for key in space},
+            f"val_{select}": trial.value,
+            "val_acc": trial.result.get("acc"),
+            "best_epoch": trial.result.get("best_epoch"),
+            "n_epochs": trial.result.get("n_epochs"),
+            "reason": trial.result.get("reason", ""),
+        }
+        for trial in trials
+    ]
+    counts = dict.fromkeys(["best_epoch", "n_epochs"], "Int64")
+    return pd.DataFrame(rows).astype(counts if rows else {})
 
 
 def tabulate_importance(trials: Sequence[Trial], space: Space, *, drawn: bool) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from features.errors import ConfigError
 from features.store.reader import open_store
 from features.store.writer import write_store
 from tests.builders import clip_features, small_store
-from train.data.splits import divide_groups, make_folds, split_stores, split_test_stores
+from train.data.splits import divide_groups, make_folds, split_test_stores
 from train.data.stores import check_stores
 
 CLASSES = ("happy", "sad", "angry")
@@ -167,5 +167,5 @@ def test_a_test_store_without_test_clips_is_refused(tmp_path: Path) -> None:
 def test_stores_take_the_splits_of_a_fold(tmp_path: Path) -> None:
     store = open_store(small_store(tmp_path, n_clips=9))
     for fold in make_folds(store.clips, "3"):
-        (view,) = split_stores([store], fold)
+        view = store.with_splits(fold.splits)
         assert dict(zip(view.clips["clip_id"], view.clips["split"], strict=True)) == fold.splits
