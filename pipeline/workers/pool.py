@@ -14,6 +14,7 @@ other, and its step is ``worker``.
 from __future__ import annotations
 
 import logging
+import math
 import selectors
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ from features.store.index import WORKER_STEP, Failure, describe_shard
 from pipeline.workers import messages
 from pipeline.workers.assignments import Assignments
 from pipeline.workers.process import TIME, Worker, WorkerProcess
-from pipeline.workers.resources import Job, count_workers, plan_works
+from pipeline.workers.resources import ClipLimits, Job, count_workers, plan_works
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ _TICK_S = 0.1
 """How often time and memory are looked at."""
 _LONGEST_TICK_S = 2.0
 """What counts of a longer one: then it was this process that stood still, not a worker."""
+_INTERRUPTED_LIMITS = ClipLimits(still_s=60.0, total_s=math.inf)
+"""For a worker to write its last shard after Ctrl-C or an error."""
 _START_S = 600.0
 """Until the first worker tells what there is."""
 
@@ -166,8 +169,9 @@ class WorkerPool:
             for key, _ in self._selector.select(_TICK_S):
                 self._receive(key.data, run)
             self.count_time()
+            idle = _INTERRUPTED_LIMITS if run.is_over else run.job.budgets.idle_limits
             for worker in list(self._workers.values()):
-                death = worker.find_excess(self.clock_s, run.job.budgets, run.worker_bytes)
+                death = worker.find_excess(self.clock_s, idle, run.worker_bytes)
                 if death is not None:
                     self._replace(worker, death, run)
 
@@ -289,6 +293,11 @@ class WorkerPool:
             self._take(worker, messages.ShardFinished(entry=entry), run)
         run.record(worker.number, messages.Lost(shard_name=worker.shard_name))
         if run.is_over:
+            _log.warning(
+                "worker %d %s; clips of its unfinished shard are not kept",
+                worker.number,
+                death.reason,
+            )
             return
         suspect_id = worker.read_id if death.kind == TIME else None
         for clip in run.assignments.lose(worker.number, death, suspect_id):

@@ -17,7 +17,7 @@ from typing import Any
 
 from features.disk import ENDING
 from pipeline.workers.messages import Channel, Death, Start
-from pipeline.workers.resources import Budgets, ClipLimits
+from pipeline.workers.resources import ClipLimits
 
 _PACKAGES = ("features", "pipeline")
 """Whose log comes here."""
@@ -141,8 +141,11 @@ class Worker:
             self.writes_since_s = None
         self.progressed_s = now_s
 
-    def find_excess(self, now_s: float, budgets: Budgets, n_bytes: int | None) -> Death | None:
-        """Whether it takes more time or memory (n_bytes, None: any) than it may."""
+    def find_excess(self, now_s: float, idle: ClipLimits, n_bytes: int | None) -> Death | None:
+        """Whether it takes more time or memory (n_bytes, None: any) than it may.
+
+        idle: Limits where it reads no clip, or writes.
+        """
         if n_bytes is not None and self.process.read_used_bytes() > n_bytes:
             gigabytes = f"{n_bytes / 1e9:.2g} GB"
             return Death(
@@ -150,9 +153,9 @@ class Worker:
             )
         if self.is_idle:
             return None
-        limits = self.limits or budgets.idle_limits
+        limits = self.limits or idle
         if self.writes_since_s is not None:
-            limits = budgets.idle_limits
+            limits = idle
         elif self.is_stopping:
             limits = _STOP_LIMITS
         if now_s - self.progressed_s > limits.still_s:
