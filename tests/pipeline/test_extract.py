@@ -30,13 +30,14 @@ from pipeline.config import ExtractConfig
 from pipeline.extract import ExtractProgress, run_extract
 from pipeline.manifest.reader import ManifestOptions
 from pipeline.workers.extractor import Extractor
-from pipeline.workers.messages import Work
+from pipeline.workers.messages import Output, Work
 from pipeline.workers.pool import WorkerPool
 from tests.builders import write_face_video
 from tests.pipeline.processes import list_children, read_parents
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ExtractConfig(min_face="40", phases=2)
+SMALL_SHARDS = partial(Output, shard_frames=8, first_frames=8)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -344,7 +345,7 @@ def test_a_stopped_extract_resumes_to_the_same_store(
 def test_ctrl_c_keeps_the_clips_that_are_done(
     many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline.extract, "SHARD_FRAMES", 8)
+    monkeypatch.setattr(pipeline.extract, "Output", SMALL_SHARDS)
 
     def interrupt_after_three(told: ExtractProgress) -> None:
         if told.n_done == 3:
@@ -362,7 +363,7 @@ def test_ctrl_c_keeps_the_clips_that_are_done(
 def test_a_full_disk_is_said_and_what_is_done_stays_where_there_is_room(
     many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline.extract, "SHARD_FRAMES", 8)
+    monkeypatch.setattr(pipeline.extract, "Output", SMALL_SHARDS)
     add_rows = features.store.shard_writer.ShardWriter.add_rows
     n_added = 0
 

@@ -15,7 +15,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-import pipeline.decode.sampling
+import pipeline.decode.opening
 from features.contracts import Clip
 from features.errors import ClipError
 from pipeline.decode.opening import decoder_version, open_file
@@ -391,7 +391,7 @@ def test_a_file_is_read_as_its_frames_are_asked_for(
     path = write_video(tmp_path / "a.mkv", noisy_frames(50) * 6, codec="mjpeg", pix_fmt="yuvj444p")
     opened = []
     monkeypatch.setattr(
-        pipeline.decode.sampling,
+        pipeline.decode.opening,
         "open_file",
         lambda path: opened.append(open_file(path)) or opened[-1],
     )
