@@ -555,6 +555,7 @@ def test_a_signal_waits_until_the_clip_is_written(
             writer.add(clip_features("a"))
 
     monkeypatch.setattr(features.store.shard_writer, "_put", signal_once)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     with pytest.raises(KeyboardInterrupt):
         add()
     assert open_store(tmp_path / "s").clips["clip_id"].tolist() == ["a"]
