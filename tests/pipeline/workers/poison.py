@@ -113,6 +113,13 @@ class Talkative(FakeExtractor):
         yield from super()._extract(clip, tell)
 
 
+class NeverFinishesAShard(FakeExtractor):
+    """As on a network disk that is gone."""
+
+    def __init__(self, work: Work) -> None:
+        ClipWriter.finish = lambda self: time.sleep(300)  # type: ignore[assignment, method-assign]
+
+
 class DiesAfterFirstShard(FakeExtractor):
     """Once: when its first shard has its name, before it tells."""
 

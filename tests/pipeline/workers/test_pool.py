@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from pipeline.inputs import Inputs
 from pipeline.record import FailureLog, RunRecord
 from pipeline.workers.messages import ClipEnd, Item, Output, Work
 from pipeline.workers.pool import WorkerPool
-from pipeline.workers.resources import Budgets, Job
+from pipeline.workers.resources import Budgets, ClipLimits, Job
 from tests.builders import clip_features
 from tests.pipeline.processes import list_children, read_parents
 
@@ -221,6 +222,27 @@ def test_a_shard_whose_worker_dies_before_it_tells_is_taken_in(tmp_path: Path) -
     assert record.n_done == 6
     assert read_ids(tmp_path) == names
     assert verify_store(tmp_path) == []
+
+
+def test_ctrl_c_waits_a_bounded_time_for_a_worker_that_cannot_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def interrupt_at_two(record: RunRecord, _: Item) -> None:
+        if record.n_done == 2:
+            raise KeyboardInterrupt
+
+    limits = ClipLimits(still_s=1.0, total_s=math.inf)
+    monkeypatch.setattr("pipeline.workers.pool._INTERRUPTED_LIMITS", limits)
+    names, started_s = [f"good-{i}" for i in range(6)], time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_pool(
+            tmp_path, names, 1, shard_frames=6, extractor="NeverFinishesAShard",
+            then=interrupt_at_two,
+        )  # fmt: skip
+    assert time.monotonic() - started_s < 30
+    assert "waited for the disk for 1 s; clips of its unfinished shard are not kept" in caplog.text
+    assert list_children(os.getpid()) == set()
+    assert list((tmp_path / "shards").iterdir()) == []
 
 
 def test_a_worker_that_always_dies_after_some_clips_still_gets_on(tmp_path: Path) -> None:
