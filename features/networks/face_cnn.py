@@ -26,7 +26,10 @@ _HEADER_JSON = JsonFormat(
     other_version=WeightsError,
     remedy="Give a file that fit-face wrote, or copy it again.",
 )
-FACE_ARCHITECTURE = "squeezenet1_1-bn-grey"
+POOLED, EMBEDDED = "squeezenet1_1-bn-grey", "squeezenet1_1-bn-grey-embedded"
+FACE_ARCHITECTURES = (POOLED, EMBEDDED)
+"""What a file may hold: the first version's vector is the mean of the map, the second's an
+embedding of it with a classifier for each set of pictures that it learned from."""
 
 _FIRES = (
     (64, 16, 128), (128, 16, 128), (128, 32, 256), (256, 32, 256),
@@ -35,15 +38,17 @@ _FIRES = (
 """Channels in, squeezed and out of SqueezeNet 1.1's fire modules 2 to 9."""
 _POOLED_FIRES = (1, 3)
 """Index of the fire modules that halve their map."""
+_GRID, _GRID_CHANNELS = 7, 64
+"""Places along a side, and channels, of the map that the embedding reads place by place."""
 
 
 class FaceEmbedding(NamedTuple):
-    """What the face CNN sees in a batch of faces; all values are >= 0 (after a ReLU)."""
+    """What the face CNN sees in a batch of faces."""
 
     vector: Tensor
-    """[B, 512]: the mean of ``map`` over its places; the classifier is linear in it."""
+    """[B, 512]: the classifiers are linear in it."""
     map: Tensor
-    """[B, 512, h, w]: output of the last fire module; 7 x 7 for a crop of 128 x 128."""
+    """[B, 512, h, w]: output of the last fire module, >= 0; 7 x 7 for a crop of 128 x 128."""
 
 
 class FaceCNN(nn.Module):
@@ -57,11 +62,25 @@ class FaceCNN(nn.Module):
     luma: Tensor
     spread: Tensor
 
-    def __init__(self, classes: Sequence[str]) -> None:
-        """classes: names of the emotions, in the order of the logits; at least two."""
+    def __init__(
+        self,
+        classes: Sequence[str],
+        sources: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        """The network with fresh weights.
+
+        Args:
+            classes: Names of the emotions, in the order of the logits; at least two.
+            sources: Set of pictures -> its classes, for a classifier each beside the one of all
+                classes; None: the first version, whose vector is the mean of the map.
+
+        Raises:
+            ValueError: fewer than two classes, or one stands twice.
+        """
         super().__init__()
-        if len(classes) < 2 or len(set(classes)) != len(classes):
-            raise ValueError(f"classes {tuple(classes)}: expected two or more different names")
+        for names in (classes, *(sources or {}).values()):
+            if len(names) < 2 or len(set(names)) != len(names):
+                raise ValueError(f"classes {tuple(names)}: expected two or more different names")
         self.classes = tuple(classes)
         self.register_buffer("luma", torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1))
         # 60: the spread of ImageNet pictures, which the trunk's initial weights know. 8: a crop
@@ -72,7 +91,12 @@ class FaceCNN(nn.Module):
         self.fires = nn.ModuleList(
             _Fire(*channels, halves=index in _POOLED_FIRES) for index, channels in enumerate(_FIRES)
         )
+        self.embedding = None if sources is None else _Embedding()
         self.classifier = nn.Linear(FACE_VECTOR_SIZE, len(self.classes))
+        self.sources = {name: tuple(names) for name, names in (sources or {}).items()}
+        self.source_classifiers = nn.ModuleDict(
+            {name: nn.Linear(FACE_VECTOR_SIZE, len(names)) for name, names in self.sources.items()}
+        )
 
     def forward(self, rgb: Tensor) -> Tensor:
         """rgb: [B, 3, 128, 128], 0..255, uint8 or float. Returns logits [B, K]."""
@@ -90,14 +114,15 @@ class FaceCNN(nn.Module):
         return self.embed_normalised(self.normalise(rgb))
 
     def embed_normalised(self, x: Tensor) -> FaceEmbedding:
-        """x: [B, 1, 128, 128], as ``normalise`` gives it."""
+        """x: [B, 1, 128, 128], as ``normalise`` gives it; a smaller one has a smaller map."""
         # Pooling before normalisation and ReLU gives what pooling after them gives where the
         # factor is positive, at a quarter of the work.
         x = F.max_pool2d(self.stem(x), kernel_size=3, stride=2, ceil_mode=True)
         x = F.relu(self.stem_norm(x))  # (B, 64, 31, 31)
         for fire in self.fires:
             x = fire(x)
-        return FaceEmbedding(vector=x.mean((2, 3)), map=x)  # (B, 512), (B, 512, 7, 7)
+        vector = x.mean((2, 3)) if self.embedding is None else self.embedding(x)
+        return FaceEmbedding(vector=vector, map=x)  # (B, 512), (B, 512, 7, 7)
 
     def normalise(self, rgb: Tensor) -> Tensor:
         """[B, 3, 128, 128], 0..255 -> [B, 1, 128, 128] luminance of zero mean and fixed spread."""
@@ -107,6 +132,32 @@ class FaceCNN(nn.Module):
         target, floor = self.spread
         normalised: Tensor = centred * (target / (deviation + floor))
         return normalised
+
+
+class _Embedding(nn.Module):
+    """The map to a vector that knows what is where: its mean, and few channels place by place.
+
+    No ReLU follows: each value has zero mean and unit spread over the training pictures. The fully
+    connected layer over places is that of ArcFace (Deng et al. 2019, section 3.2.2).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        n_map = _FIRES[-1][-1]
+        self.squeeze = nn.Conv2d(n_map, _GRID_CHANNELS, kernel_size=1, bias=False)
+        self.squeeze_norm = nn.BatchNorm2d(_GRID_CHANNELS)
+        n_values = n_map + _GRID_CHANNELS * _GRID * _GRID
+        self.linear = nn.Linear(n_values, FACE_VECTOR_SIZE, bias=False)
+        self.norm = nn.BatchNorm1d(FACE_VECTOR_SIZE, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, 512, h, w], scaled to 7 x 7 where it is smaller. Returns [B, 512]."""
+        places = F.relu(self.squeeze_norm(self.squeeze(x)))  # (B, 64, h, w)
+        if places.shape[2:] != (_GRID, _GRID):
+            places = F.interpolate(places, (_GRID, _GRID), mode="bilinear")
+        values = torch.cat([x.mean((2, 3)), places.flatten(1)], dim=1)
+        vector: Tensor = self.norm(self.linear(values))
+        return vector
 
 
 class _Fire(nn.Module):
@@ -138,8 +189,9 @@ def write_face_cnn(net: FaceCNN, path: Path, training: Mapping[str, Any]) -> Non
     metadata = {
         "format": str(_HEADER_JSON.name),
         "version": str(_HEADER_JSON.version),
-        "architecture": FACE_ARCHITECTURE,
+        "architecture": POOLED if net.embedding is None else EMBEDDED,
         "classes": json.dumps(net.classes),
+        **({} if net.embedding is None else {"sources": json.dumps(net.sources)}),
         "training": json.dumps(training, sort_keys=True),
     }
     # contiguous: training in channels_last leaves strides that safetensors does not store.
@@ -155,12 +207,12 @@ def read_face_cnn(path: Path = SHIPPED_FACE_WEIGHTS) -> FaceCNN:
     """
     header, state = _read_safetensors(path)
     try:
-        net = FaceCNN(header.classes)
+        net = FaceCNN(header.classes, header.read_sources())
         net.load_state_dict(state)
     except (RuntimeError, ValueError) as error:
         first = str(error).splitlines()[-1].strip()
         raise WeightsError(
-            f"{path}: its tensors are not those of {FACE_ARCHITECTURE} ({first}). "
+            f"{path}: its tensors are not those of {header.architecture} ({first}). "
             "Run fit-face again."
         ) from error
     return net.requires_grad_(False).eval()
@@ -178,12 +230,27 @@ class _Header:
 
     architecture: str
     classes: tuple[str, ...]
+    sources: str = "{}"
+    """JSON: set of pictures -> its classes."""
     training: str = "{}"
     """JSON; may hold numbers that are not finite."""
 
     def __post_init__(self) -> None:
-        if self.architecture != FACE_ARCHITECTURE:
-            raise ValueError(f"architecture {self.architecture!r}, expected {FACE_ARCHITECTURE!r}")
+        if self.architecture not in FACE_ARCHITECTURES:
+            expected = " or ".join(FACE_ARCHITECTURES)
+            raise ValueError(f"architecture {self.architecture!r}, expected {expected}")
+
+    def read_sources(self) -> dict[str, tuple[str, ...]] | None:
+        """As ``FaceCNN`` takes them. Raises ValueError."""
+        if self.architecture == POOLED:
+            return None
+        sources = json.loads(self.sources)
+        if not isinstance(sources, dict) or not all(
+            isinstance(names, list) and all(isinstance(name, str) for name in names)
+            for names in sources.values()
+        ):
+            raise ValueError(f"sources {self.sources}: expected an object of lists of names")
+        return {name: tuple(names) for name, names in sources.items()}
 
 
 def _read_safetensors(path: Path) -> tuple[_Header, dict[str, Tensor]]:

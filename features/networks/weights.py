@@ -11,7 +11,7 @@ import hashlib
 import importlib.metadata
 import io
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,32 @@ class PinnedFile:
         return content
 
 
-SHIPPED_FACE_WEIGHTS = Path(__file__).parent / "pretrained" / "face_cnn.safetensors"
-"""Trained by ``fit-face``; its model card lies beside it."""
+_PRETRAINED = Path(__file__).parent / "pretrained"
+FERPLUS_FACE_WEIGHTS = _PRETRAINED / "face_cnn_ferplus.safetensors"
+"""Trained by ``fit-face`` on FER+ alone; its model card lies beside it."""
+SHIPPED_FACE_WEIGHTS = FERPLUS_FACE_WEIGHTS
+"""The default."""
+FACE_WEIGHTS: Mapping[str, Path] = {
+    "default": SHIPPED_FACE_WEIGHTS,
+    "ferplus": FERPLUS_FACE_WEIGHTS,
+}
+"""Names of the shipped face weights, where a file may be given."""
+
+
+FACE_LICENCES: Mapping[str, str] = {
+    "default": "MIT; trained on FER2013 pictures (research use)",
+    "ferplus": "MIT; trained on FER2013 pictures (research use)",
+}
+_FACE_ORIGINS: Mapping[str, str] = {
+    "default": "trained by fit-face on FER+",
+    "ferplus": "trained by fit-face on FER+",
+}
+
+
+def find_face_weights(name: str) -> Path:
+    """The file of shipped face weights by their name, or the file that ``name`` is a path of."""
+    return FACE_WEIGHTS.get(name) or Path(name)
+
 
 SQUEEZENET_NDF = PinnedFile(
     network="context CNN: SqueezeNet 1.1, ImageNet",
@@ -148,14 +172,18 @@ def describe_weights() -> list[dict[str, str]]:
         pinned.read()  # checks the hash
         origin = f"package {pinned.package}: {pinned.origin}"
         rows.append(asdict(pinned) | {"origin": origin, "file": str(pinned.find())})
-    face_cnn = {
-        "network": "face CNN",
-        "origin": "this project: trained by fit-face on FER+, see face_cnn.md beside the file",
-        "file": str(SHIPPED_FACE_WEIGHTS),
-        "sha256": hash_file(SHIPPED_FACE_WEIGHTS),
-        "licence": "MIT; trained on FER2013 pictures (research use)",
-    }
-    return [{name: row[name] for name in face_cnn} for row in (*rows, face_cnn)]
+    for name, path in FACE_WEIGHTS.items():
+        rows.append(
+            {
+                "network": f"face CNN: {name}",
+                "origin": f"this project: {_FACE_ORIGINS[name]}, see {path.stem}.md beside the file",
+                "file": str(path),
+                "sha256": hash_file(path),
+                "licence": FACE_LICENCES[name],
+            }
+        )
+    columns = ("network", "origin", "file", "sha256", "licence")
+    return [{name: row[name] for name in columns} for row in rows]
 
 
 class _ArrayUnpickler(pickle.Unpickler):

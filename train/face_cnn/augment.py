@@ -11,17 +11,23 @@ from torch.nn import functional as F
 from features.contracts import FACE_CROP_PX
 from train.face_cnn.config import FaceAugmentation
 
+_LEAST_PX = 24
+"""Width of the smallest faces that pictures are made to look like."""
 
-def augment_faces(pixels: Tensor, augmentation: FaceAugmentation, draw: Generator) -> Tensor:
-    """Change each picture of a batch in its own way, and scale it to a face crop.
+
+def augment_faces(
+    pixels: Tensor, augmentation: FaceAugmentation, draw: Generator, side: int = FACE_CROP_PX
+) -> Tensor:
+    """Change each picture of a batch in its own way, and scale it to a crop.
 
     Args:
-        pixels: [B, C, S, S] uint8, grey (C = 1) or RGB (C = 3).
+        pixels: [B, 1, S, S] uint8.
         augmentation: How far.
         draw: Source of all randomness, on the device of ``pixels``.
+        side: Of the crop.
 
     Returns:
-        [B, 3, 128, 128] float32, 0..255.
+        [B, 1, side, side] float32, 0..255.
     """
     # Light and grain come first: at the size of the source they cost a seventh.
     x = _relight(pixels.float() / 255, augmentation, draw)
@@ -29,19 +35,22 @@ def augment_faces(pixels: Tensor, augmentation: FaceAugmentation, draw: Generato
     if augmentation.noise:
         grain = torch.randn(x.shape, generator=draw, device=draw.device)
         x = x + grain * _uniform(len(x), 0, augmentation.noise / 255, draw)
-    x = _show_part(x * 255, augmentation, draw)
+    x = _show_part(x * 255, augmentation, draw, side)
+    if augmentation.shrunk:
+        x = _shrink(x, augmentation.shrunk, draw)
+    if augmentation.compressed:
+        x = _compress(x, augmentation.compressed, draw)
     if augmentation.erased:
         x = _erase(x, augmentation.erased, draw)
-    return x.clamp(0, 255).expand(-1, 3, -1, -1)
+    return x.clamp(0, 255)
 
 
 def scale_faces(pixels: Tensor) -> Tensor:
-    """[B, C, S, S] uint8 unchanged but for the size and colours of a face crop, as above."""
+    """[B, 1, S, S] uint8 unchanged but for the size of a face crop: [B, 1, 128, 128] float32."""
     if pixels.shape[-1] == FACE_CROP_PX:
-        return pixels.float().expand(-1, 3, -1, -1)
+        return pixels.float()
     side = (FACE_CROP_PX, FACE_CROP_PX)
-    scaled = F.interpolate(pixels.float(), side, mode="bilinear", antialias=True)
-    return scaled.expand(-1, 3, -1, -1)
+    return F.interpolate(pixels.float(), side, mode="bilinear", antialias=True)
 
 
 def _uniform(n: int, low: float, high: float, draw: Generator) -> Tensor:
@@ -49,8 +58,8 @@ def _uniform(n: int, low: float, high: float, draw: Generator) -> Tensor:
     return (torch.rand(n, generator=draw, device=draw.device) * (high - low) + low).view(n, 1, 1, 1)
 
 
-def _show_part(x: Tensor, augmentation: FaceAugmentation, draw: Generator) -> Tensor:
-    """Mirror, scale, stretch, turn and shift in one resampling to [B, C, 128, 128]."""
+def _show_part(x: Tensor, augmentation: FaceAugmentation, draw: Generator, side: int) -> Tensor:
+    """Mirror, scale, stretch, turn and shift in one resampling to [B, 1, side, side]."""
     n = len(x)
 
     def between(low: float, high: float) -> Tensor:
@@ -70,7 +79,7 @@ def _show_part(x: Tensor, augmentation: FaceAugmentation, draw: Generator) -> Te
     y_row = torch.stack(
         [view * turn.sin() * mirror, view / stretch * turn.cos(), between(-shift, shift)], dim=1
     )
-    size = [n, x.shape[1], FACE_CROP_PX, FACE_CROP_PX]
+    size = [n, 1, side, side]
     grid = F.affine_grid(torch.stack([x_row, y_row], dim=1), size, align_corners=False)
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
@@ -90,6 +99,31 @@ def _sharpen(x: Tensor, amount: float, draw: Generator) -> Tensor:
     reach = max(1, round(x.shape[-1] / 48))
     blurred = F.avg_pool2d(x, 2 * reach + 1, stride=1, padding=reach, count_include_pad=False)
     return x + _uniform(len(x), -amount, amount, draw) * (x - blurred)
+
+
+def _shrink(x: Tensor, share: float, draw: Generator) -> Tensor:
+    """Some pictures as of faces that are few pixels wide: all at one size, down and up again."""
+    n, side = len(x), x.shape[-1]
+    chosen = torch.rand(n, generator=draw, device=draw.device).view(n, 1, 1, 1) < share
+    low, high = math.log(_LEAST_PX), math.log(side)
+    size = round(math.exp(float(_uniform(1, low, high, draw))))
+    small = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
+    return torch.where(chosen, F.interpolate(small, (side, side), mode="bilinear"), x)
+
+
+def _compress(x: Tensor, share: float, draw: Generator) -> Tensor:
+    """Round the cosine transform of blocks of 8 x 8 pixels, coarser for finer detail (ITU T.81)."""
+    n, side = len(x), x.shape[-1]
+    chosen = torch.rand(n, generator=draw, device=draw.device).view(n, 1, 1, 1) < share
+    place = torch.arange(8, dtype=torch.float32, device=x.device)
+    cosines = torch.cos(math.pi / 8 * (place + 0.5) * place[:, None]) / 2
+    cosines[0] /= math.sqrt(2)
+    step = 3 + 3 * (place + place[:, None])
+    step = step * _uniform(n, math.log(0.5), math.log(6), draw).exp().view(n, 1, 1, 1, 1)
+    blocks = x.view(n, side // 8, 8, side // 8, 8).transpose(2, 3)
+    waves = cosines @ blocks @ cosines.T
+    rounded = cosines.T @ (torch.round(waves / step) * step) @ cosines
+    return torch.where(chosen, rounded.transpose(2, 3).reshape(x.shape), x)
 
 
 def _erase(x: Tensor, share: float, draw: Generator) -> Tensor:

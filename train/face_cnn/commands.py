@@ -19,10 +19,19 @@ from features.console import (
 
 
 @click.command("fit-face")
-@click.argument("images", type=PATH)
+@click.argument("images", type=PATH, nargs=-1, required=True)
 @click.option("--out", type=PATH, help="The weights file to write.")
-@click.option("--evaluate", metavar="FILE", help="Score a weights file, or 'shipped'; no training.")
-@click.option("--epochs", type=click.IntRange(1), help="Passes over the pictures.  [default: 18]")
+@click.option(
+    "--evaluate",
+    metavar="FILE",
+    help="Score a weights file, or the shipped ones by name (default, ferplus); no training.",
+)
+@click.option("--epochs", type=click.IntRange(1), help="Each draws 25,600 pictures.  [default: 20]")
+@click.option(
+    "--start",
+    type=click.Choice(["ferplus", "imagenet"]),
+    help="What the convolutions have learned before.  [default: ferplus]",
+)
 @click.option("--seed", type=int, help="Of the order and the augmentation.  [default: 0]")
 @device_option
 @click.option("--labels", metavar="NAME", help="Array or column of the labels.")
@@ -37,33 +46,36 @@ from features.console import (
 @click.option("--only", metavar="A,B,...", help="With --evaluate: as if these were all classes.")
 @add_json_option
 def fit_face(
-    images: Path,
+    images: tuple[Path, ...],
     out: Path | None,
     evaluate: str | None,
     epochs: int | None,
+    start: str | None,
     seed: int | None,
     device: str,
     labels: str | None,
     as_json: bool,
     **choice: Any,
 ) -> None:
-    """Train the face CNN on labelled face images, or score its weights on them.
+    """Train the face CNN on sets of labelled face images, or score its weights on them.
 
-    IMAGES is an .npz laid out as FER+ (images, votes or labels, split), a CSV with the columns
-    path, label, split and optionally subject, or a folder per class, with or without train, val
-    and test above. Pictures that cannot be read are named and left out. A killed training goes on
-    from its last epoch when run again.
+    IMAGES are one or more of: an .npz laid out as FER+ (images, votes or labels, split), a CSV with
+    the columns path, label, split and optionally subject and source, a .zip of such a CSV and its
+    pictures, or a folder per class, with or without train, val and test above. Pictures that cannot
+    be read are named and left out, and so are train pictures that are near copies of val or test
+    pictures of any set. A killed training goes on from its last epoch when run again.
 
+    Each set has a classifier of its own beside the one of all sets, as people label differently.
     Labels are matched by name (happy is happiness); classes that only the network or only the
     images have are left out, and said.
 
     \b
     Example:
-        cli.py fit-face ferplus_48.npz --out face_cnn.safetensors
-        cli.py fit-face ferplus_48.npz --evaluate shipped --json
+        cli.py fit-face ferplus_48.npz faces.zip --out face_cnn.safetensors
+        cli.py fit-face ferplus_48.npz --evaluate default --json
         cli.py fit-face faces.csv --evaluate face_cnn.safetensors --split val
     """
-    from features.networks.weights import SHIPPED_FACE_WEIGHTS
+    from features.networks.weights import find_face_weights
     from train.face_cnn.config import FaceFitConfig
     from train.face_cnn.evaluate import FaceChoice, evaluate_face_cnn
     from train.face_cnn.fit import run_fit_face
@@ -75,7 +87,7 @@ def fit_face(
     trained: dict[str, Any] = {}
     if evaluate is not None:
         scores = evaluate_face_cnn(
-            SHIPPED_FACE_WEIGHTS if evaluate == "shipped" else Path(evaluate),
+            find_face_weights(evaluate),
             images,
             FaceChoice(
                 split=choice["split"] or "",
@@ -86,7 +98,7 @@ def fit_face(
             device=device,
         )
     elif out is not None:
-        given = {"epochs": epochs, "seed": seed, "labels": labels}
+        given = {"epochs": epochs, "seed": seed, "labels": labels, "start": start}
         given = {name: value for name, value in given.items() if value is not None}
         with show_progress("fit-face", "batches") as show:
             result = run_fit_face(
@@ -98,17 +110,20 @@ def fit_face(
                     (at.epoch - 1) * at.n_batches + at.batch, at.n_epochs * at.n_batches
                 ),
             )
-        scores = result.reported
+        scores = dict(result.reported)
         trained = {"weights": str(out), "best_epoch": result.best_epoch}
         if not as_json:
             click.echo(f"{out}: best epoch {result.best_epoch}")
     if as_json:
-        print_json({**trained, "split": scores.split, **scores.as_json()})
+        sources = {name: score.as_json() for name, score in scores.items()}
+        print_json({**trained, "sources": sources})
         return
-    click.echo(
-        f"{scores.split}: {scores.n} pictures: accuracy {scores.accuracy:.4f}, uar {scores.uar:.4f}"
-    )
-    for line in scores.describe_confusion():
-        click.echo(f"    {line}")
-    if scores.left_out:
-        click.echo(f"left out: {', '.join(scores.left_out)}")
+    for name, score in scores.items():
+        click.echo(
+            f"{name}, {score.split}: {score.n} pictures: accuracy {score.accuracy:.4f}, "
+            f"uar {score.uar:.4f}"
+        )
+        for line in score.describe_confusion():
+            click.echo(f"    {line}")
+        if score.left_out:
+            click.echo(f"    left out: {', '.join(score.left_out)}")

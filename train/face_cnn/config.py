@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 class FaceAugmentation:
     """How far training pictures are changed. All zero, and ``view`` (1, 1): not at all.
 
-    The pictures of FER are grey, 48 x 48 and tight about the face; crops of MTCNN boxes are in
-    colour, 128 x 128, sharp or blurred, and sometimes loose. Colour needs no augmentation: the
-    network turns to grey what it sees.
+    Sets of pictures are small or large, tight or loose, mostly clear; crops of MTCNN boxes are
+    128 x 128 of a face that may be 20 pixels wide, turned, dark, blurred and compressed. Colour
+    needs no augmentation: the network turns to grey what it sees.
     """
 
     flip: bool = True
-    view: tuple[float, float] = (0.8, 1.35)
+    view: tuple[float, float] = (0.72, 1.35)
     """Side of the part shown, relative to the picture; above 1 the edges are replicated, as in a
     crop that leaves its frame."""
     shift: float = 0.12
@@ -30,6 +30,10 @@ class FaceAugmentation:
     """Largest share of the fine detail taken away (blur) or added (sharper than FER)."""
     noise: float = 10.0
     """Largest standard deviation of grain, in grey levels."""
+    shrunk: float = 0.4
+    """Share of the pictures that lose detail by being scaled down, to 24 pixels at the least."""
+    compressed: float = 0.4
+    """Share of the pictures that go through the quantisation of JPEG and of films' key frames."""
     erased: float = 0.25
     """Share of the pictures that have a grey rectangle laid over them."""
 
@@ -38,20 +42,37 @@ class FaceAugmentation:
 class FaceFitConfig:
     """All that decides the trained weights, beside the images."""
 
-    epochs: int = 18
+    epochs: int = 20
+    epoch_pictures: int = 25_600
+    """Pictures drawn in an epoch, of all sets; one may come several times."""
     batch: int = 64
+    balance: float = 0.5
+    """How far sets, and classes within a set, come equally often: 0 as they are, 1 equally; the
+    chance of a set or class of n pictures is proportional to n ** (1 - balance)."""
+    start: str = "ferplus"
+    """Weights that the trunk starts from: ``ferplus`` (the shipped ones of that name), or
+    ``imagenet`` (SqueezeNet 1.1)."""
+    small_px: int = 96
+    """Side of the crops in the first part of the training, which costs half as much there."""
+    small_share: float = 0.5
+    """Share of the epochs on crops of ``small_px``; the rest are on 128."""
     learning_rate: float = 1e-3
     """Its peak: it rises over ``warmup_steps``, then falls along a cosine to zero."""
     warmup_steps: int = 300
     weight_decay: float = 0.02
     dropout: float = 0.3
     """Share of the face vector's values hidden from the classifier."""
+    label_smoothing: float = 0.1
+    """Of targets that are one person's label, not a distribution of votes."""
+    decorrelation: float = 0.02
+    """Weight of the penalty on correlated values of the face vector."""
     clip_norm: float = 2.0
     averaging: float = 0.998
     """The scored and kept weights are a running mean; the part of it kept at each step."""
     seed: int = 0
     labels: str = ""
     """Array or column with the labels, where it is not ``votes`` or ``label``."""
-    precision: str = "bfloat16"
-    """``bfloat16`` (autocast; about twice as fast where the processor knows it) or ``float32``."""
+    precision: str = "auto"
+    """``bfloat16`` (autocast; about twice as fast where the device multiplies it natively),
+    ``float32``, or ``auto``: the first where it is the faster one."""
     augmentation: FaceAugmentation = field(default_factory=FaceAugmentation)

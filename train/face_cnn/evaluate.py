@@ -15,9 +15,9 @@ from features.errors import ConfigError, ManifestError
 from features.networks.face_cnn import FaceCNN, read_face_cnn
 from features.networks.runtime import choose_device
 from train.face_cnn.augment import scale_faces
-from train.face_cnn.files import read_face_images
 from train.face_cnn.images import FaceImages
 from train.face_cnn.labels import canonical_emotion
+from train.face_cnn.sources import read_face_sets
 
 _BATCH = 128
 
@@ -85,6 +85,7 @@ class FaceScores:
         return {
             "accuracy": self.accuracy,
             "uar": self.uar,
+            **({"split": self.split} if self.split else {}),
             "n": self.n,
             "classes": list(self.classes),
             "confusion": self.confusion.tolist(),
@@ -93,11 +94,19 @@ class FaceScores:
 
 
 def evaluate_face_cnn(
-    weights: Path, images: Path, choice: FaceChoice = FaceChoice(), *, device: str = "auto"
-) -> FaceScores:
-    """Score a weights file on labelled images, without training.
+    weights: Path,
+    images: Sequence[Path],
+    choice: FaceChoice = FaceChoice(),
+    *,
+    device: str = "auto",
+) -> dict[str, FaceScores]:
+    """Score a weights file on sets of labelled images, without training.
 
     Labels are matched by name, with the usual synonyms.
+
+    Returns:
+        Set -> scores of the classifier of all sets, whose probabilities a store keeps; and, where
+        the network has learned from a set of that name, ``<set>, own classifier`` -> its scores.
 
     Raises:
         ConfigError: there is no such device.
@@ -105,19 +114,24 @@ def evaluate_face_cnn(
         ManifestError: the images cannot be read, or none that was chosen has a label that counts.
     """
     net = read_face_cnn(weights).to(choose_device(device))
-    pictures = read_face_images(images, choice.labels)
-    split = choice.split
-    if not split:
-        split = "test" if pictures.split_given and "test" in pictures.split else "all"
-    rows = pictures.scored_rows("" if split == "all" else split, twins=choice.twins)
-    scores = score_faces(net, pictures, rows, only=choice.only)
-    if not scores.n:
+    scores: dict[str, FaceScores] = {}
+    for name, pictures in read_face_sets(images, choice.labels).items():
+        split = choice.split
+        if not split:
+            split = "test" if pictures.split_given and "test" in pictures.split else "all"
+        rows = pictures.scored_rows("" if split == "all" else split, twins=choice.twins)
+        for key, source in {name: "", f"{name}, own classifier": name}.items():
+            if source and source not in net.sources:
+                continue
+            found = score_faces(net, pictures, rows, only=choice.only, source=source)
+            if found.n:
+                scores[key] = replace(found, split=split)
+    if not scores:
         raise ManifestError(
-            f"{images}: split {split!r} has no picture whose label the network knows. Labels are "
-            f"{pictures.classes}, splits {tuple(np.unique(pictures.split).tolist())}, classes of "
-            f"the network {net.classes}."
+            f"{', '.join(map(str, images))}: no picture of the split has a label that the network "
+            f"knows. Its classes are {net.classes}."
         )
-    return replace(scores, split=split)
+    return scores
 
 
 def score_faces(
@@ -126,34 +140,39 @@ def score_faces(
     rows: NDArray[np.intp],
     *,
     only: Sequence[str] = (),
-    precision: str = "float32",
+    source: str = "",
 ) -> FaceScores:
-    """Score a network in eval mode on ``rows`` of the images, which have a label."""
-    asked = {canonical_emotion(name) for name in only or net.classes}
-    shared = tuple(name for name in net.classes if name in images.classes and name in asked)
-    columns = [net.classes.index(name) for name in shared]
+    """Score a network in eval mode on ``rows`` of the images, which have a label.
+
+    source: The set whose classifier is asked, where the network has one of it; else that of all
+        classes.
+    """
+    classes = net.sources.get(source, net.classes)
+    asked = {canonical_emotion(name) for name in only or classes}
+    shared = tuple(name for name in classes if name in images.classes and name in asked)
+    columns = [classes.index(name) for name in shared]
     number = np.full(len(images.classes), -1)
     number[[images.classes.index(name) for name in shared]] = np.arange(len(shared))
     rows = rows[number[images.label[rows]] >= 0]
-    logits = _classify(net, images, rows, precision)[:, columns]
+    logits = _classify(net, images, rows, source)[:, columns]
     confusion = np.zeros((len(shared), len(shared)), dtype=np.int64)
     if shared:
         np.add.at(confusion, (number[images.label[rows]], logits.argmax(1)), 1)
-    left_out = (set(net.classes) | set(images.classes)) - set(shared)
+    left_out = (set(classes) | set(images.classes)) - set(shared)
     return FaceScores(classes=shared, confusion=confusion, left_out=tuple(sorted(left_out)))
 
 
 @torch.inference_mode()
 def _classify(
-    net: FaceCNN, images: FaceImages, rows: NDArray[np.intp], precision: str
+    net: FaceCNN, images: FaceImages, rows: NDArray[np.intp], source: str
 ) -> NDArray[np.float32]:
     """[len(rows), K] logits."""
     device = net.luma.device
-    found = [np.zeros((0, len(net.classes)), dtype=np.float32)]
-    reduced = precision == "bfloat16"
+    classifier = net.source_classifiers[source] if source in net.sources else net.classifier
+    n_classes = len(net.sources.get(source, net.classes))
+    found = [np.zeros((0, n_classes), dtype=np.float32)]
     for start in range(0, len(rows), _BATCH):
         batch = torch.from_numpy(images.pixels[rows[start : start + _BATCH]]).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=reduced):
-            logits = net(scale_faces(batch))
-        found.append(logits.float().cpu().numpy())
+        vector = net.embed(scale_faces(batch).expand(-1, 3, -1, -1)).vector
+        found.append(classifier(vector).cpu().numpy())
     return np.concatenate(found)

@@ -38,7 +38,9 @@ _SPLIT_FOLDERS = {
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 _VAL_TENTHS, _TEST_TENTHS = 1, 1
 """Tenths of the file names that become val and test where no splits are given."""
-_BROKEN = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+_LUMA = np.array([0.299, 0.587, 0.114])
+"""BT.601, as Pillow's."""
+_BROKEN = (OSError, KeyError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 """What Pillow raises about a file that it cannot read."""
 
 
@@ -46,13 +48,14 @@ _BROKEN = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBo
 class PictureFile:
     """One labelled picture on disk; each is one face crop."""
 
-    path: Path
+    path: Path | zipfile.Path
     where: str
     """For messages: the line of the CSV, or nothing."""
     label: str
     """As it was given; may be empty."""
     split: str
     subject: str = ""
+    source: str = ""
 
 
 def read_face_images(path: Path, labels: str = "") -> FaceImages:
@@ -60,9 +63,10 @@ def read_face_images(path: Path, labels: str = "") -> FaceImages:
 
     An .npz laid out like FER+: ``images`` uint8 [N, S, S] or [N, S, S, 3], ``split`` [N],
     ``votes`` [N, V] with ``vote_names`` [V], or ``label`` [N] (empty: none); optional ``dup_group``
-    [N]. A CSV with the columns path (relative to the CSV), label, split and optionally subject, or
-    a folder per class, with or without splits above (``list_folder_pictures``); each picture is
-    one face crop. Where a CSV or a folder has no val, a tenth of its train pictures becomes val.
+    [N]. A CSV with the columns path (relative to the CSV), label, split and optionally subject and
+    source (which set a picture comes from), or a .zip with such a CSV and its pictures, or a folder
+    per class, with or without splits above (``list_folder_pictures``); each picture is one face
+    crop. Where a CSV or a folder has no val, a tenth of its train pictures becomes val.
 
     Pictures that cannot be read are named in the log, counted, and left out.
 
@@ -80,10 +84,14 @@ def read_face_images(path: Path, labels: str = "") -> FaceImages:
         return _read_files(path, *list_folder_pictures(path))
     if not path.is_file():
         raise ManifestError(
-            f"{path}: no such file. Give an .npz, a CSV, or a folder of labelled faces."
+            f"{path}: no such file. Give an .npz, a CSV, a .zip of one with its pictures, or a "
+            "folder of labelled faces."
         )
     if path.suffix.lower() == ".csv":
         return _read_files(path, list_csv_pictures(path, labels or "label"), split_given=True)
+    if path.suffix.lower() == ".zip":
+        listed = list_csv_pictures(_find_csv(path), labels or "label")
+        return _read_files(path, listed, split_given=True)
     try:
         with np.load(path, allow_pickle=False) as archive:
             return _read_npz(path, dict(archive), labels)
@@ -103,7 +111,7 @@ def _read_npz(path: Path, arrays: Mapping[str, NDArray[Any]], labels: str) -> Fa
             f"{path}: images are {images.dtype} {images.shape}, expected uint8 [N, S, S] or "
             "[N, S, S, 3]."
         )
-    pixels = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+    grey = images if images.ndim == 3 else np.rint(images @ _LUMA).astype(np.uint8)
     if labels or "votes" not in arrays:
         found = label_names(arrays[labels or "label"].astype(np.str_).tolist())
     else:
@@ -111,27 +119,42 @@ def _read_npz(path: Path, arrays: Mapping[str, NDArray[Any]], labels: str) -> Fa
     group = arrays.get("dup_group", np.arange(len(images)))
     return FaceImages(
         **vars(found),
-        pixels=np.ascontiguousarray(pixels),
+        pixels=np.ascontiguousarray(grey[:, None]),
         split=arrays["split"].astype(np.str_),
         group=group.astype(np.int64),
+        source=np.full(len(images), "", dtype=np.str_),
     )
 
 
-def list_csv_pictures(path: Path, label_column: str) -> list[PictureFile]:
-    """The rows of a CSV: path (relative to the CSV), label, split, and optionally subject.
+def _find_csv(path: Path) -> zipfile.Path:
+    """The one CSV at the top of an archive. Raises ManifestError."""
+    try:
+        found = [item for item in zipfile.Path(path).iterdir() if item.name.endswith(".csv")]
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ManifestError(f"{path}: not a readable archive ({error}).") from error
+    if len(found) != 1:
+        names = [item.name for item in found]
+        raise ManifestError(f"{path}: has {names or 'no CSV'} at its top, expected one CSV.")
+    return found[0]
+
+
+def list_csv_pictures(path: Path | zipfile.Path, label_column: str) -> list[PictureFile]:
+    """The rows of a CSV: path (relative to the CSV), label, split, optionally subject and source.
 
     Raises:
         ManifestError: it cannot be read, or lacks a column.
     """
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        with path.open("rb") as file:
+            table = pd.read_csv(file, dtype=str, keep_default_na=False)
     except (ValueError, UnicodeDecodeError) as error:
         raise ManifestError(f"{path}: not a readable CSV ({error}).") from error
     missing = [name for name in ("path", label_column, "split") if name not in table]
     if missing:
         raise ManifestError(f"{path}: lacks the columns {missing}; it has {list(table)}.")
-    subjects = table["subject"] if "subject" in table else [""] * len(table)
-    rows = zip(table["path"], table[label_column], table["split"], subjects, strict=True)
+    nothing = [""] * len(table)
+    subjects, sources = (table.get(name, nothing) for name in ("subject", "source"))
+    rows = zip(table["path"], table[label_column], table["split"], subjects, sources, strict=True)
     files = [
         PictureFile(
             path=path.parent / name,
@@ -139,8 +162,9 @@ def list_csv_pictures(path: Path, label_column: str) -> list[PictureFile]:
             label=label,
             split=_SPLIT_FOLDERS.get(split.strip().lower(), split),
             subject=subject,
+            source=source,
         )
-        for line, (name, label, split, subject) in enumerate(rows, start=2)
+        for line, (name, label, split, subject, source) in enumerate(rows, start=2)
     ]
     wrong = sorted({file.split for file in files} - set(_SPLIT_FOLDERS.values()))
     if wrong:
@@ -191,16 +215,16 @@ def list_folder_pictures(folder: Path) -> tuple[list[PictureFile], bool]:
 
 
 def _read_files(path: Path, listed: Sequence[PictureFile], split_given: bool) -> FaceImages:
-    """Open each picture, turn it upright, and scale it to a face crop.
+    """Open each picture, turn it upright, and scale its luminance to a face crop.
 
     One that is not square is made so by replicated edges, as a box that leaves its frame.
     """
-    pixels = np.empty((len(listed), 3, FACE_CROP_PX, FACE_CROP_PX), dtype=np.uint8)
+    pixels = np.empty((len(listed), 1, FACE_CROP_PX, FACE_CROP_PX), dtype=np.uint8)
     files: list[PictureFile] = []
     problems: list[str] = []
     for file in listed:
         try:
-            pixels[len(files)] = _read_crop(file.path)
+            pixels[len(files), 0] = _read_crop(file.path)
         except _BROKEN as error:
             reason = "no such file" if isinstance(error, FileNotFoundError) else error
             problems.append(f"{file.where}{file.path}: {reason}")
@@ -223,22 +247,24 @@ def _read_files(path: Path, listed: Sequence[PictureFile], split_given: bool) ->
         pixels=pixels[: len(files)],
         split=np.array([file.split for file in files]),
         group=np.where(alone, np.arange(len(files)), person),
+        source=np.array([file.source for file in files], dtype=np.str_),
         split_given=split_given,
         n_broken=len(problems),
     )
 
 
-def _read_crop(path: Path) -> NDArray[np.uint8]:
-    """[3, 128, 128]"""
-    with Image.open(path) as picture:
-        upright = ImageOps.exif_transpose(picture).convert("RGB")
+def _read_crop(path: Path | zipfile.Path) -> NDArray[np.uint8]:
+    """[128, 128]"""
+    with path.open("rb") as file, Image.open(file) as picture:
+        # RGB first: pictures with a palette or four inks have no luminance of their own.
+        upright = ImageOps.exif_transpose(picture).convert("RGB").convert("L")
     if upright.width != upright.height:
         side = max(upright.size)
         width, height = side - upright.width, side - upright.height
-        around = ((height // 2, height - height // 2), (width // 2, width - width // 2), (0, 0))
+        around = ((height // 2, height - height // 2), (width // 2, width - width // 2))
         upright = Image.fromarray(np.pad(np.asarray(upright), around, mode="edge"))
     crop = upright.resize((FACE_CROP_PX, FACE_CROP_PX), Image.Resampling.BILINEAR)
-    return np.asarray(crop).transpose(2, 0, 1)
+    return np.asarray(crop)
 
 
 def _subfolders(folder: Path) -> list[Path]:

