@@ -176,7 +176,7 @@ def describe_weights() -> list[dict[str, str]]:
         rows.append(
             {
                 "network": f"face CNN: {name}",
-                "origin": f"this project: {_FACE_ORIGINS[name]}, see {path.stem}.md beside the file",
+                "origin": f"this project: {_FACE_ORIGINS[name]}, see {path.stem}.md beside it",
                 "file": str(path),
                 "sha256": hash_file(path),
                 "licence": FACE_LICENCES[name],

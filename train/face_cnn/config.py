@@ -66,6 +66,11 @@ class FaceFitConfig:
     """Of targets that are one person's label, not a distribution of votes."""
     decorrelation: float = 0.02
     """Weight of the penalty on correlated values of the face vector."""
+    within_shrinkage: float = 0.3
+    """After training: how much of the mean variance within classes is added to each direction's
+    before they are made equal (``train.face_cnn.balance``)."""
+    between_gain: float = 3.0
+    """After training: by how much the directions between classes are stretched."""
     clip_norm: float = 2.0
     averaging: float = 0.998
     """The scored and kept weights are a running mean; the part of it kept at each step."""

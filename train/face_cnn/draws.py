@@ -1,4 +1,4 @@
-"""Which pictures come into a batch: sets and classes more evenly than there are pictures of them."""
+"""Which pictures come into a batch: sets and classes more evenly than there are pictures."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def run_fit_face(
 def _finish(training: FaceTraining, out: Path) -> FaceFitResult:
     """Score the best epoch once on test and write its weights with the facts."""
     config = training.config
-    training.mean.load_state_dict(training.best)
+    training.balance()
     best = max(training.history, key=lambda row: (row.val_uar, row.epoch))
     val, test = training.score("val"), training.score("test")
     starts = {

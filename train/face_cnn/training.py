@@ -22,6 +22,7 @@ from features.disk import write_atomically
 from features.networks.face_cnn import FaceCNN
 from features.networks.runtime import choose_precision
 from train.face_cnn.augment import augment_faces
+from train.face_cnn.balance import balance_vector
 from train.face_cnn.config import FaceFitConfig
 from train.face_cnn.draws import PictureDraws
 from train.face_cnn.evaluate import FaceScores, score_faces
@@ -31,6 +32,8 @@ from train.face_cnn.start import init_from_ferplus, init_from_imagenet
 _log = logging.getLogger(__name__)
 
 _CALIBRATION_PICTURES = 512
+_BALANCE_PICTURES = 4096
+_BALANCE_BATCH = 128
 _AVERAGED_EVERY = 4
 """Steps from one update of the running mean to the next; each costs a tenth of a step."""
 _COVARIANCE_KEPT = 0.98
@@ -135,6 +138,31 @@ class FaceTraining:
                 scores[source.name] = replace(found, split=split)
         return scores
 
+    @torch.no_grad()
+    def balance(self) -> None:
+        """Put the best epoch's weights into ``mean``, and balance its vector."""
+        self.mean.load_state_dict(self.best)
+        draw = self._draw(self.config.epochs + 1)
+        n_pictures = min(_BALANCE_PICTURES, self.config.epoch_pictures)
+        vectors, groups, labels = [], [], []
+        for source, rows in zip(self.sources, self.draws.take(n_pictures, draw), strict=True):
+            columns = np.array(self.draws.priors[source.name].columns)
+            label = columns[source.images.target[rows].argmax(1)]
+            labels.append(label)
+            groups.append(label + len(groups) * len(self.mean.classes))
+            for start in range(0, len(rows), _BALANCE_BATCH):
+                crops = self._augment(source, rows[start : start + _BALANCE_BATCH], draw)
+                seen = self.mean.embed_normalised(self.mean.normalise(crops))
+                vectors.append(seen.vector.cpu().numpy())
+        balance_vector(
+            self.mean,
+            np.concatenate(vectors),
+            np.concatenate(groups),
+            np.concatenate(labels),
+            shrinkage=self.config.within_shrinkage,
+            gain=self.config.between_gain,
+        )
+
     def keep(self, done: FaceFitEpoch, checkpoint: Path, identity: str) -> None:
         """Note a finished epoch, here and on disk; the file is whole or the one before."""
         self.history.append(done)
@@ -192,14 +220,21 @@ class FaceTraining:
         draw = self._draw(0)
         sample = self.draws.take(_CALIBRATION_PICTURES, draw)
         crops = [
-            augment_faces(
-                torch.from_numpy(source.images.pixels[rows]).to(self.device),
-                self.config.augmentation,
-                draw,
-            )
+            self._augment(source, rows, draw)
             for source, rows in zip(self.sources, sample, strict=True)
         ]
         init_from_imagenet(net, net.normalise(torch.cat(crops)))
+
+    def _augment(
+        self,
+        source: FaceSource,
+        rows: NDArray[np.intp],
+        draw: torch.Generator,
+        side: int = FACE_CROP_PX,
+    ) -> Tensor:
+        """[len(rows), 1, side, side] float32, 0..255."""
+        pixels = torch.from_numpy(source.images.pixels[rows]).to(self.device)
+        return augment_faces(pixels, self.config.augmentation, draw, side)
 
     def _step(self, side: int, draw: torch.Generator) -> float:
         """One update on one batch, of all sets; returns its loss."""
@@ -208,17 +243,7 @@ class FaceTraining:
         parts = [
             (source, rows) for source, rows in zip(self.sources, chosen, strict=True) if len(rows)
         ]
-        crops = torch.cat(
-            [
-                augment_faces(
-                    torch.from_numpy(source.images.pixels[rows]).to(self.device),
-                    config.augmentation,
-                    draw,
-                    side,
-                )
-                for source, rows in parts
-            ]
-        )
+        crops = torch.cat([self._augment(source, rows, draw, side) for source, rows in parts])
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.reduced):
             vector = self.net.embed_normalised(self.net.normalise(crops)).vector.float()
         shown = torch.rand(vector.shape, generator=draw, device=self.device) >= config.dropout

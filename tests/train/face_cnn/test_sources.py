@@ -11,6 +11,7 @@ from features.networks.face_cnn import FaceCNN, read_face_cnn
 from features.networks.weights import FERPLUS_FACE_WEIGHTS
 from tests.train.face_cnn.test_fit import TINY
 from train.face_cnn.augment import augment_faces
+from train.face_cnn.balance import balance_vector
 from train.face_cnn.config import FaceAugmentation
 from train.face_cnn.draws import PictureDraws
 from train.face_cnn.fit import run_fit_face
@@ -135,3 +136,27 @@ def test_compression_keeps_flat_and_coarse_pictures_and_rounds_fine_ones() -> No
         found = augment_faces(pixels.to(torch.uint8), still, draw, side=64)
         change = float((found - pixels).abs().max())
         assert least <= change <= most
+
+
+def test_balanced_vector_has_equal_spread_within_classes_and_the_same_logits() -> None:
+    torch.manual_seed(0)
+    net = FaceCNN(("a", "b", "c"), {"web": ("a", "b")}).eval()
+    faces = torch.randint(0, 255, (600, 1, 64, 64), generator=torch.Generator().manual_seed(0))
+    assert net.embedding is not None
+    with torch.no_grad():
+        net.embedding.norm.train().momentum = 1.0  # vectors of unit spread, as after training
+        net.embed_normalised(net.normalise(faces.float()))
+        before = net.eval().embed_normalised(net.normalise(faces.float())).vector
+        labels = (before[:, 0] > before[:, 0].median()).long().numpy()
+        logits = [net.classifier(before), net.source_classifiers["web"](before)]
+        balance_vector(net, before.numpy(), labels, labels, shrinkage=1e-3, gain=2.0)
+        after = net.embed_normalised(net.normalise(faces.float())).vector
+        found = [net.classifier(after), net.source_classifiers["web"](after)]
+    for one, other in zip(found, logits, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=2e-2)
+    spread = [
+        np.linalg.svd(x - x.mean(0), compute_uv=False)[:100]
+        for x in (before.numpy(), after.numpy())
+    ]
+    assert spread[0][0] / spread[0][-1] > 3 * spread[1][0] / spread[1][-1]
+    assert abs(after.mean(0)).max() < 0.05
