@@ -98,10 +98,6 @@ class Store:
         }
         return inside | self.streams_beside.find_complete()
 
-    def count_lacking(self, name: str) -> int:
-        """How many clips lack a stream beside the shards."""
-        return int(self.clips["shard"].isin(self.streams_beside.find_lacking(name)).sum())
-
     def with_splits(self, splits: Mapping[str, str]) -> Store:
         """The same store on disk, with other splits; clips that are not named are not there.
 
@@ -160,9 +156,10 @@ class Store:
         return pd.DataFrame(columns).rename(columns={"id": "clip_id"})
 
     def check_columns(self) -> None:
-        """Check all columns of all shards, not what is in them. Raises ShardError."""
+        """Check all columns of all shards and streams, not what is in them. Raises ShardError."""
         for index in self._indices:
             deque(iter_shard_clips(index, ()), maxlen=0)
+        self.streams_beside.check_columns(self._indices)
 
     def sum_notes(self) -> dict[str, dict[str, float]]:
         """Name of a note (FORMAT.md) -> how many clips have it, and the sum of their amounts."""
@@ -182,6 +179,8 @@ class Store:
             for values in iter_expressions(self._indices[number], [row for _, row in places]):
                 total += values.sum(axis=0, dtype=np.float64)
                 n_faces += len(values)
+        if not np.isfinite(total).all():
+            raise ShardError(f"{self.path}: its /face/expression holds values that are no numbers.")
         return dict(zip(names, (total / n_faces).tolist(), strict=True)) if n_faces else {}
 
     @property
