@@ -244,7 +244,7 @@ def _compare_index(raw: IO[bytes], members: Mapping[str, Member], info: BundleIn
     said = {
         "fingerprint": (header.fingerprint, info.fingerprint),
         "classes": (header.classes, info.classes),
-        "expressions": (header.expressions, info.expressions),
+        "expressions": (header.expressions, info.expressions or header.expressions),
         "shards": ({(s.name, s.n_bytes, s.sha256) for s in shards}, files),
     }
     problems = [
