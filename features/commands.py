@@ -225,7 +225,7 @@ def _describe_added_streams(opened: Store) -> list[dict[str, Any]]:
                 "size": stream.size,
                 "n_rows": int(n_rows[~lacking].sum()),
                 "bytes": beside.count_bytes(name),
-                "clips_lacking": int(lacking.sum()),
+                "clips_lacking": opened.count_lacking(name),
                 "licence": stream.encoder.get("licence"),
                 "sha256": stream.encoder.get("sha256"),
                 "fingerprint": stream.fingerprint,

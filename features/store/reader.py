@@ -45,9 +45,7 @@ from features.store.shard_reader import (
     iter_shard_clips,
     read_shard_index,
 )
-from features.store.stream_files import (
-    StreamReader,
-)
+from features.store.stream_files import StreamReader
 
 _REMEDY = "Delete the file and run extract: its clips are extracted again"
 
@@ -97,6 +95,10 @@ class Store:
             for name, size in self.header.streams.items()
         }
         return inside | self.streams_beside.find_complete()
+
+    def count_lacking(self, name: str) -> int:
+        """How many clips lack a stream beside the shards."""
+        return int(self.clips["shard"].isin(self.streams_beside.find_lacking(name)).sum())
 
     def with_splits(self, splits: Mapping[str, str]) -> Store:
         """The same store on disk, with other splits; clips that are not named are not there.
