@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.contracts import CLIP_ID
+from features.contracts import CLIP_ID, CONTEXT_STREAM
 from features.disk import FileState, Progress, ignore_progress
 from features.errors import ConfigError, ShardError
 from features.fingerprint import hash_file
@@ -59,7 +59,7 @@ class StreamListing:
     def __init__(self, store: Path, header: ShardHeader) -> None:
         """None is known yet. header: of the store's shards."""
         self._store = store
-        self._in_shards = header.streams.keys()
+        self._in_shards = {*header.streams, *([CONTEXT_STREAM] if header.keeps_context else ())}
         self._streams: dict[str, AddedStream] = {}
 
     @property
@@ -77,7 +77,7 @@ class StreamListing:
         if header.name in self._in_shards:
             raise ConfigError(
                 f"{self._store}: the store has a stream {header.name} in its shards. Give the "
-                "encoder's stream another name."
+                "encoder's stream another name, or choose another --store folder."
             )
         there = self._streams.get(header.name)
         for what in ("rows", "size", "fingerprint") if there else ():
