@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -124,7 +125,8 @@ class StreamListing:
         self.check(header)
         added = StreamFile(name=name, sha256=hash_file(file), n_bytes=index.state.n_bytes)
         stream = self._streams.get(folder) or AddedStream(**vars(header))
-        files = sorted([*stream.shards, added], key=lambda f: order_shard(f.shard_name))
+        files = list(stream.shards)
+        bisect.insort(files, added, key=lambda file: order_shard(file.shard_name))
         self._streams[folder] = replace(stream, shards=tuple(files))
 
 
@@ -147,6 +149,9 @@ class StreamReader:
         self._store = store
         self._shards = tuple(shards)
         self._verify = verify
+        self._files = {
+            (stream.name, Path(file.name).name): file for stream in listed for file in stream.shards
+        }
         self._indices: dict[str, StreamIndex] = {}
         """By name of the file."""
 
@@ -226,7 +231,7 @@ class StreamReader:
 
     def _read_index(self, name: str, shard: ShardIndex) -> StreamIndex:
         stream = self.listed[name]
-        (entry,) = (file for file in stream.shards if Path(file.name).name == shard.path.name)
+        entry = self._files[name, shard.path.name]
         if entry.name not in self._indices:
             file = self._store / entry.name
             if self._verify and (problem := find_damage(file, entry)):
