@@ -268,9 +268,16 @@ def check_head_streams(heads: Sequence[str], config: FitConfig) -> None:
     others = [head for head in networks if not can_read(head, config.streams)]
     if not others:
         return
-    n_streams = len(split_streams(config.streams))
-    expected = "one stream" if n_streams > 1 else "two streams or more"
-    told = f"streams {config.streams}: {n_streams} named, but {', '.join(others)} reads {expected}"
+    expected = "two streams or more" if len(split_streams(config.streams)) == 1 else "one stream"
+    names = ", ".join(others)
     if others == networks:
-        raise ConfigError(f"{told}. Name {expected}, or other heads with --head.")
-    _log.warning("%s, and so what it was published with", told)
+        raise ConfigError(
+            f"streams {config.streams}: expected {expected}, for {names}. Name other streams with "
+            "--streams, or other heads with --head."
+        )
+    _log.warning(
+        "streams %s: not read by %s (expected %s), which read their own",
+        config.streams,
+        names,
+        expected,
+    )

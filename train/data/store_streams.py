@@ -13,11 +13,19 @@ _CONTEXT = ("context_2x2", "context_7x7")
 
 
 def list_matrices(store: Store) -> dict[str, MatrixSpec]:
-    """The feature matrices that a store has, by name."""
-    found = {name: MATRICES[name] for name in (*_CONTEXT, "face")}
-    found |= {name: MatrixSpec(shape=(size,)) for name, size in store.header.streams.items()}
-    if store.header.face_map_shape is not None:
-        found["face_map"] = MatrixSpec(shape=store.header.face_map_shape, rows="face")
+    """The feature matrices that a store has of every clip, by name."""
+    header = store.header
+    found = {name: MATRICES[name] for name in _CONTEXT}
+    found["face"] = MatrixSpec(shape=(header.face_vector_size,), rows="face")
+    if header.face_map_shape is not None:
+        found["face_map"] = MatrixSpec(shape=header.face_map_shape, rows="face")
+    for name, stream in store.streams.items():
+        is_added = name not in header.streams
+        found[name] = MatrixSpec(
+            shape=(stream.size,),
+            rows=stream.rows,
+            fingerprint=stream.fingerprint if is_added else "",
+        )
     return found
 
 
@@ -60,9 +68,17 @@ def _tell_missing(store: Store, head: str, stream: str, found: dict[str, MatrixS
             f"{store.path}: head {head} reads face maps, which the store does not keep. Run "
             "extract with --face-map into a new store, or name other heads with --head."
         )
+    has = f"It has: context, {', '.join(name for name in found if name not in _CONTEXT)}."
+    if stream in store.streams_beside.listed:
+        return (
+            f"{store.path}: head {head} reads the stream {stream!r}, which "
+            f"{store.count_lacking(stream)} of {len(store)} clip(s) lack. {has} Go on with the "
+            f"stream's encoder: extract --store {store.path} --encoder FILE."
+        )
     return (
-        f"{store.path}: head {head} reads the stream {stream!r}, which the store does not have. It "
-        f"has: context, {', '.join(name for name in found if name not in _CONTEXT)}."
+        f"{store.path}: head {head} reads the stream {stream!r}, which the store does not have. "
+        f"{has} Name some of these with --streams, or add it: extract --store {store.path} "
+        "--encoder FILE; for sound, --audio."
     )
 
 

@@ -161,7 +161,9 @@ def read_tables(
     for store in stores:
         broken = []
         for clip in store.iter_clips(
-            context_7x7="context_7x7" in matrices, face_map="face_map" in matrices
+            context_7x7="context_7x7" in matrices,
+            face_map="face_map" in matrices,
+            streams=store.streams.keys() & matrices.keys(),
         ):
             values = {name: torch.from_numpy(read_matrix(clip, name)) for name in matrices}
             if names := [name for name, v in values.items() if not v.isfinite().all()]:

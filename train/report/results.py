@@ -185,13 +185,19 @@ def _settings_of_members(settings: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _group_heads(runs: Sequence[Run]) -> tuple[HeadResult, ...]:
-    groups: dict[tuple[int, str, str, str], list[Run]] = {}
+    groups: dict[tuple[int, str, str, tuple[str, ...], str], list[Run]] = {}
     for run in runs:
-        head = run.summary.head
-        settings = json.dumps(run.config["settings"], sort_keys=True)
-        groups.setdefault((rank_head(head), head, run.config["context"], settings), []).append(run)
+        head, settings = run.summary.head, run.config["settings"]
+        key = (
+            rank_head(head),
+            head,
+            str(run.config["context"]),
+            find_streams(head, settings),  # the head's own first
+            json.dumps(settings, sort_keys=True),
+        )
+        groups.setdefault(key, []).append(run)
     results: list[HeadResult] = []
-    for (_, head, _, _), of_group in sorted(groups.items()):
+    for (_, head, *_), of_group in sorted(groups.items()):
         n_before = sum(result.head == head for result in results)
         results.append(
             HeadResult(
