@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 from sklearn.preprocessing import StandardScaler
 
@@ -85,14 +84,17 @@ def test_a_run_tells_its_streams_with_their_fingerprints(store: Path, tmp_path: 
 
 
 def test_a_label_in_an_added_stream_is_found_there_and_nowhere_else(tmp_path: Path) -> None:
-    def plant(number: int) -> ClipFeatures:
-        clip = make_clip(number, DINO, label="happy" if number % 4 < 2 else "sad")
+    clips: list[ClipFeatures] = []
+    for number in range(140):
+        clip = make_clip(number, DINO)
+        if number % 3 == 0 or clip.n_faces == 0:
+            continue  # a phase without a face tells nothing
         sign = np.float16(1 if clip.label == "happy" else -1)
-        return replace(clip, face_streams={"dino": clip.face_streams["dino"] * sign})
-
-    clips = [plant(number) for number in range(72) if number % 4 != 3]
+        split = ("train", "train", "val", "test")[len(clips) % 4]
+        dino = {"dino": clip.face_streams["dino"] * sign}
+        clips.append(replace(clip, split=split, face_streams=dino))
     path = write_streams(tmp_path / "s", DINO, clips=clips)
-    settings = {"epochs": 20, "lr": 3e-3, "select": "acc"}
+    settings = {"epochs": 20, "lr": 3e-3}
     told = read_run(fit_one(path, tmp_path / "runs", "face", streams="dino", **settings))
     assert told.summary.test["acc"] == 1.0
     own = read_run(fit_one(path, tmp_path / "runs", "face", **settings))
@@ -140,7 +142,7 @@ def test_a_standardised_run_is_what_standardised_features_give(store: Path, tmp_
     one, two = (run.predictions.filter(regex="^p_").to_numpy() for run in runs)
     np.testing.assert_allclose(one, two, atol=2e-3)  # float16's rounding of what was stored
     plain = read_run(fit_one(store, tmp_path / "c", "context", streams="pose"))
-    assert np.abs(plain.predictions.filter(regex="^p_").to_numpy() - two).max() > 0.02
+    assert np.abs(plain.predictions.filter(regex="^p_").to_numpy() - two).max() > 0.01
 
 
 def test_standardised_seeds_side_by_side_equal_single_runs(store: Path, tmp_path: Path) -> None:
@@ -244,21 +246,20 @@ def test_another_version_of_a_stream_is_another_run_and_another_sweep(
     assert len(list(runs.glob("sweep-*"))) == 3
 
 
-def call(*arguments: str | Path) -> str:
+def call(*arguments: str | Path) -> Result:
     result = CliRunner().invoke(cli, [str(a) for a in arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    return result.stdout
+    return result
 
 
 SMALL = ("--set", "epochs=1", "--set", "min_updates=0", "--seeds", "1")
 
 
 def test_the_preset_of_table_1_takes_streams_for_the_heads_that_read_several(
-    store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    store: Path, tmp_path: Path
 ) -> None:
-    with caplog.at_level(logging.WARNING):
-        call("fit", "--store", store, "--runs", tmp_path, "--streams", "context,audio,dino", *SMALL)
-    assert "not read by face, context (expected one stream)" in caplog.text
+    fit = ("fit", "--store", store, "--runs", tmp_path, "--streams", "context,audio,dino", *SMALL)
+    assert "not read by face, context (expected one stream)" in call(*fit).stderr
     read = {run.name.rsplit("-", 2)[0]: list(read_run(run).config["streams"])
             for run in find_runs(tmp_path)}  # fmt: skip
     three = ["context", "audio", "dino"]
@@ -277,11 +278,15 @@ def test_the_option_and_the_setting_are_one(store: Path, tmp_path: Path) -> None
 def test_a_sweep_takes_streams_and_tries_them(store: Path, tmp_path: Path) -> None:
     sweep = ("sweep", "--store", store, "--runs", tmp_path, *SMALL, "--json")
     told = json.loads(
-        call(*sweep, "--head", "caca-b", "--streams", "dino,audio", "--grid", "standardise=off,on")
+        call(
+            *sweep, "--head", "caca-b", "--streams", "dino,audio", "--grid", "standardise=off,on"
+        ).stdout
     )
     assert sorted(trial["standardise"] for trial in told["trials"]) == ["off", "on"]
     assert list(read_run(tmp_path / told["runs"][0]["run"]).config["streams"]) == ["dino", "audio"]
-    told = json.loads(call(*sweep, "--head", "context", "--grid", "streams=context,audio,dino"))
+    told = json.loads(
+        call(*sweep, "--head", "context", "--grid", "streams=context,audio,dino").stdout
+    )
     assert [trial["streams"] for trial in told["trials"]] == ["context", "audio", "dino"]
 
 
