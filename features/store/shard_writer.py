@@ -19,7 +19,6 @@ from features.store.shard_checks import check_phases
 from features.store.shard_format import (
     FORMAT_NAME,
     FORMAT_VERSION,
-    FRAME_COLUMNS,
     NUMBER_COLUMNS,
     OPTIONAL_COLUMNS,
     STREAM_FORMAT_NAME,
@@ -46,13 +45,14 @@ class ShardWriter:
         """Rows of the clip at hand."""
         self._streams = dict(header.streams)
         self._expressions = header.expressions
+        self._frame_columns = tuple(header.frame_columns)
         self._vector_size = header.face_vector_size
         self._output = Hdf5Output(path)
         self._file = self._output.file
         self._write_header(header)
         streams = {name: ("f2", (size,)) for name, size in header.streams.items()}
         tables: dict[str, Mapping[str, tuple[str, tuple[int, ...]]]] = {
-            "frame": FRAME_COLUMNS,
+            "frame": header.frame_columns,
             "face": header.face_columns,
             "stream": streams,
         }
@@ -70,13 +70,15 @@ class ShardWriter:
         """Write rows of the clip at hand, which becomes part of the shard by ``close_clip``.
 
         Args:
-            part: Frames of the clip that follow those before, with their faces.
+            part: Frames of the clip that follow those before, with their faces. Its expressions
+                are left out where the header names none.
 
         Raises:
             OSError: a full disk. ValueError: parts are missing.
         """
-        if part.context_7x7 is None:
-            raise ValueError(f"clip {part.clip_id}: context_7x7 is missing")
+        for name in self._frame_columns:
+            if getattr(part, name) is None:
+                raise ValueError(f"clip {part.clip_id}: {name} is missing")
         self._check_faces(part)
         check_phases(part.phase, part.n_phases)
         sizes = {name: values.shape[1] for name, values in part.streams.items()}
@@ -86,7 +88,7 @@ class ShardWriter:
             )
         first_frame = self.frame_offset[-1] + self._n_frames
         first_face = self.face_offset[-1] + self._n_faces
-        frames: dict[str, NDArray[Any]] = {name: getattr(part, name) for name in FRAME_COLUMNS}
+        frames: dict[str, NDArray[Any]] = {n: getattr(part, n) for n in self._frame_columns}
         faces: dict[str, NDArray[Any]] = {
             "frame": part.face_frame.astype(np.int64) + first_frame,
             "box_px": part.box_px,
@@ -97,7 +99,7 @@ class ShardWriter:
         }
         if part.face_map is not None:
             faces["map"] = part.face_map
-        if part.face_expression is not None:
+        if part.face_expression is not None and self._expressions:
             faces["expression"] = part.face_expression
         for name, rows in frames.items():
             self._output.put_rows(f"frame/{name}", first_frame, rows)
@@ -145,11 +147,11 @@ class ShardWriter:
                 f"clip {part.clip_id}: face_vector has {part.face_vector.shape[1]} values a face, "
                 f"the header says {self._vector_size}"
             )
-        n_kept = None if part.face_expression is None else part.face_expression.shape[1]
-        if (n_kept or 0) != len(self._expressions):
+        n_kept = 0 if part.face_expression is None else part.face_expression.shape[1]
+        if self._expressions and n_kept != len(self._expressions):
             raise ValueError(
-                f"clip {part.clip_id}: face_expression has {n_kept or 'no'} values a face, the "
-                f"header names the expressions {list(self._expressions)}"
+                f"clip {part.clip_id}: face_expression has {n_kept} values a face, the header "
+                f"names the expressions {', '.join(self._expressions)}"
             )
         if part.face_streams:
             raise ValueError(

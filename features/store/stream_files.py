@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.contracts import CLIP_ID
+from features.contracts import CLIP_ID, CONTEXT_STREAM
 from features.disk import FileState, Progress, ignore_progress
 from features.errors import ConfigError, ShardError
 from features.fingerprint import hash_file
@@ -59,7 +60,7 @@ class StreamListing:
     def __init__(self, store: Path, header: ShardHeader) -> None:
         """None is known yet. header: of the store's shards."""
         self._store = store
-        self._in_shards = header.streams.keys()
+        self._in_shards = {*header.streams, *([CONTEXT_STREAM] if header.keeps_context else ())}
         self._streams: dict[str, AddedStream] = {}
 
     @property
@@ -77,7 +78,7 @@ class StreamListing:
         if header.name in self._in_shards:
             raise ConfigError(
                 f"{self._store}: the store has a stream {header.name} in its shards. Give the "
-                "encoder's stream another name."
+                "encoder's stream another name, or choose another --store folder."
             )
         there = self._streams.get(header.name)
         for what in ("rows", "size", "fingerprint") if there else ():
@@ -124,7 +125,8 @@ class StreamListing:
         self.check(header)
         added = StreamFile(name=name, sha256=hash_file(file), n_bytes=index.state.n_bytes)
         stream = self._streams.get(folder) or AddedStream(**vars(header))
-        files = sorted([*stream.shards, added], key=lambda f: order_shard(f.shard_name))
+        files = list(stream.shards)
+        bisect.insort(files, added, key=lambda file: order_shard(file.shard_name))
         self._streams[folder] = replace(stream, shards=tuple(files))
 
 
@@ -147,6 +149,9 @@ class StreamReader:
         self._store = store
         self._shards = tuple(shards)
         self._verify = verify
+        self._files = {
+            (stream.name, Path(file.name).name): file for stream in listed for file in stream.shards
+        }
         self._indices: dict[str, StreamIndex] = {}
         """By name of the file."""
 
@@ -158,13 +163,13 @@ class StreamReader:
 
     def check_sizes(self) -> None:
         """Raise ShardError where a file is not as long as listed; one may be missing."""
-        for file in self._find_files():
+        for file in self.find_files():
             if problem := find_wrong_size(self._store / file.name, file):
                 raise ShardError(f"{problem} {STREAM_REMEDY}, {NO_VERIFY}.")
 
-    def count_bytes(self) -> int:
-        """Of all files that are there, as listed."""
-        return sum(file.n_bytes for file in self._find_files())
+    def count_bytes(self, name: str | None = None) -> int:
+        """Of all files that are there, as listed. name: only those of this stream."""
+        return sum(file.n_bytes for file in self.find_files(name))
 
     def verify(
         self, shards: Mapping[str, ShardIndex], *, progress: Progress = ignore_progress
@@ -172,7 +177,7 @@ class StreamReader:
         """All damage in the files, a line each. shards: Those that are whole, by name."""
         problems = []
         n_done, n_all = 0, self.count_bytes()
-        for entry in self._find_files():
+        for entry in self.find_files():
             file = self._store / entry.name
             if problem := find_damage(file, entry):
                 problems.append(f"{problem} {STREAM_REMEDY}")
@@ -186,15 +191,26 @@ class StreamReader:
             progress(n_done, n_all)
         names = {file.name for stream in self.listed.values() for file in stream.shards}
         return problems + [
-            f"{self._store / name}: not listed in store.json. Run extract, which takes it in"
+            f"{self._store / name}: not listed in store.json. Run extract, which takes it in, or "
+            "removes it where its shard is gone"
             for name in find_stream_files(self._store)
             if name not in names
         ]
 
-    def _find_files(self) -> list[StreamFile]:
-        """Those that are there."""
-        files = (file for stream in self.listed.values() for file in stream.shards)
+    def find_files(self, name: str | None = None) -> list[StreamFile]:
+        """Those that are there. name: only those of this stream."""
+        streams = self.listed.values() if name is None else [self.listed[name]]
+        files = (file for stream in streams for file in stream.shards)
         return [file for file in files if (self._store / file.name).is_file()]
+
+    def check_columns(self, shards: Sequence[ShardIndex]) -> None:
+        """Check all files that are there, not their values. Raises ShardError."""
+        there = {file.name for file in self.find_files()}
+        for name, stream in self.listed.items():
+            names = {Path(file.name).name for file in stream.shards if file.name in there}
+            for shard in shards:
+                if shard.path.name in names:
+                    self._read_index(name, shard)
 
     def find_complete(self) -> dict[str, StreamHeader]:
         """The streams that every shard has a file of, by name."""
@@ -215,7 +231,7 @@ class StreamReader:
 
     def _read_index(self, name: str, shard: ShardIndex) -> StreamIndex:
         stream = self.listed[name]
-        (entry,) = (file for file in stream.shards if Path(file.name).name == shard.path.name)
+        entry = self._files[name, shard.path.name]
         if entry.name not in self._indices:
             file = self._store / entry.name
             if self._verify and (problem := find_damage(file, entry)):

@@ -2,61 +2,35 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import features.store.writer
-from features.contracts import MEC_CLASSES, ClipFeatures
-from features.errors import ShardError
+from cli import cli
+from features.contracts import MEC_CLASSES
+from features.errors import ConfigError, ShardError
+from features.store.bundle import pack_bundle, read_bundle_info, unpack_bundle, verify_bundle
+from features.store.clip_writer import ClipWriter
 from features.store.reader import open_store, verify_store
-from features.store.shard_format import ShardHeader, StreamHeader
-from features.store.shard_reader import iter_shard_clips, read_shard_index
-from features.store.shard_writer import StreamShardWriter
 from features.store.writer import StoreWriter, write_store
+from tests.added_streams import (
+    DINO,
+    HEADER,
+    PLACES,
+    add_stream,
+    make_rows,
+    with_streams,
+    write_stream_file,
+)
 from tests.builders import clip_features, small_store
-
-HEADER = ShardHeader(fingerprint="test", classes=MEC_CLASSES, config={}, weights={}, versions={})
-DINO = StreamHeader(
-    name="dino", rows="face", size=4, fingerprint="d" * 64,
-    encoder={"name": "dino", "licence": "Apache-2.0", "sha256": "e" * 64},
-)  # fmt: skip
-PLACES = StreamHeader(name="places", rows="frame", size=3, fingerprint="p" * 64, encoder={})
-
-
-def make_rows(clip: ClipFeatures, header: StreamHeader) -> np.ndarray:
-    """What the encoder of a stream gives for a clip: another for each clip, row and stream."""
-    n_rows = clip.n_faces if header.rows == "face" else clip.n_frames
-    rng = np.random.default_rng(list(f"{header.name} {clip.clip_id}".encode()))
-    return rng.random((n_rows, header.size)).astype(np.float16)
-
-
-def with_streams(clip: ClipFeatures, *headers: StreamHeader) -> ClipFeatures:
-    rows = {h: {x.name: make_rows(clip, x) for x in headers if x.rows == h} for h in STREAM_ROWS}
-    return replace(clip, streams=rows["frame"], face_streams=rows["face"])
-
-
-STREAM_ROWS = ("frame", "face")
-
-
-def write_stream_file(store: Path, header: StreamHeader, shard: str) -> Path:
-    """What a second pass writes for a shard that is there."""
-    index = read_shard_index(store / shard)
-    writer = StreamShardWriter(store, header, int(Path(shard).stem))
-    for clip in iter_shard_clips(index, range(len(index))):
-        writer.add_rows(make_rows(clip, header))
-        writer.close_clip(clip.clip_id, clip.sha256)
-    writer.finish()
-    return writer.path
-
-
-def add_stream(store: Path, header: StreamHeader) -> None:
-    """Add a stream to a finished store, as a second pass does."""
-    with StoreWriter(store, HEADER) as writer:
-        for shard in writer.missing_streams(header):
-            writer.list_stream_file(write_stream_file(store, header, shard))
 
 
 @pytest.fixture
@@ -115,3 +89,228 @@ def test_a_reader_gets_only_the_streams_that_it_asks_for(store: Path) -> None:
     assert opened.read_clip(0, streams=()).face_streams == {}
     with pytest.raises(ShardError, match="not all clips have the stream 'clip', but dino, places"):
         next(opened.iter_clips(streams=["clip"]))
+
+
+def test_a_stream_that_a_shard_lacks_is_work_left_and_not_offered(store: Path) -> None:
+    with StoreWriter(store, HEADER) as writer:
+        first, *left = writer.missing_streams(DINO)
+        writer.list_stream_file(write_stream_file(store, DINO, first))
+    with StoreWriter(store, HEADER) as writer:
+        assert writer.missing_streams(DINO) == left == ["shards/0001.h5", "shards/0002.h5"]
+    opened = open_store(store)
+    assert opened.streams == {}
+    assert opened.read_clip(0).face_streams == {}
+    assert verify_store(store) == []
+    (told,) = run_info(store)["added_streams"]
+    assert (told["clips_lacking"], told["n_rows"], told["licence"]) == (4, 6, "Apache-2.0")
+
+
+def run_info(store: Path) -> dict[str, Any]:
+    result = CliRunner().invoke(cli, ["store", "info", str(store), "--json"])
+    return dict(json.loads(result.stdout, parse_constant=pytest.fail))
+
+
+def test_store_info_tells_of_added_streams(store: Path) -> None:
+    add_stream(store, DINO)
+    (told,) = run_info(store)["added_streams"]
+    n_bytes = sum(file.stat().st_size for file in store.glob("streams/dino/*"))
+    assert told == {
+        "name": "dino",
+        "rows": "face",
+        "size": 4,
+        "n_rows": 18,
+        "bytes": n_bytes,
+        "clips_lacking": 0,
+        "licence": "Apache-2.0",
+        "sha256": "e" * 64,
+        "fingerprint": DINO.fingerprint,
+        "encoder": dict(DINO.encoder),
+    }
+
+
+def test_a_clip_added_later_without_the_stream_leaves_it_incomplete(store: Path) -> None:
+    add_stream(store, DINO)
+    write_store(store, [clip_features("new")], classes=MEC_CLASSES, fingerprint="test")
+    assert open_store(store).streams == {}
+    add_stream(store, DINO)
+    assert [c.face_streams["dino"].shape for c in open_store(store)] == [(3, 4)] * 7
+
+
+def test_a_clip_extracted_again_gives_the_rows_of_its_newest_shard(store: Path) -> None:
+    add_stream(store, DINO)
+    newer = with_streams(clip_features("c1", n_frames=5), DINO)
+    write_store(store, [newer], classes=MEC_CLASSES, fingerprint="test", added_streams=[DINO])
+    opened = open_store(store)
+    assert len(opened) == 6
+    assert opened.streams.keys() == {"dino"}
+    (found,) = (c for c in opened if c.clip_id == "c1")
+    np.testing.assert_array_equal(found.face_streams["dino"], newer.face_streams["dino"])
+    assert verify_store(store) == []
+
+
+def test_new_labels_leave_streams_as_they_are(store: Path) -> None:
+    add_stream(store, DINO)
+    with StoreWriter(store, HEADER) as writer:
+        writer.relabel({f"c{i}": {"label": "neutral"} for i in range(6)})
+    assert {(c.label, c.face_streams["dino"].shape) for c in open_store(store)} == {
+        ("neutral", (3, 4))
+    }
+    assert verify_store(store) == []
+
+
+def test_a_stream_of_another_encoder_under_the_same_name_is_refused(store: Path) -> None:
+    add_stream(store, DINO)
+    other = replace(DINO, fingerprint="o" * 64)
+    message = "its stream dino has the fingerprint dddd.*another name, or delete the folder"
+    with StoreWriter(store, HEADER) as writer, pytest.raises(ConfigError, match=message):
+        writer.missing_streams(other)
+    with pytest.raises(ConfigError, match=message), StoreWriter(store, HEADER, [other]):
+        pass
+    shutil.rmtree(store / "streams/dino")
+    add_stream(store, other)
+    assert open_store(store).streams["dino"] == other
+
+
+def test_a_stream_in_the_shards_keeps_its_name(tmp_path: Path) -> None:
+    header = replace(HEADER, streams={"dino": 4})
+    with StoreWriter(tmp_path, header) as writer, pytest.raises(ConfigError, match="in its shards"):
+        writer.missing_streams(DINO)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        pytest.param({"face_streams": {}}, "no stream dino with a row a face", id="missing"),
+        pytest.param(
+            {"streams": {"dino": np.zeros((3, 4), np.float16)}, "face_streams": {}},
+            "no stream dino with a row a face",
+            id="rows of frames",
+        ),
+        pytest.param(
+            {"face_streams": {"dino": np.zeros((3, 5), np.float16)}},
+            r"\(3, 5\), expected float16 \(n, 4\)",
+            id="another size",
+        ),
+    ],
+)
+def test_a_clip_that_does_not_fit_the_stream_is_not_written(
+    changed: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    clips = [with_streams(clip_features("a"), DINO), replace(clip_features("b"), **changed)]
+    with pytest.raises(ValueError, match=message):
+        write_store(tmp_path, clips, classes=MEC_CLASSES, fingerprint="x", added_streams=[DINO])
+    assert [clip.clip_id for clip in open_store(tmp_path)] == ["a"]
+    assert verify_store(tmp_path) == []
+
+
+def test_rows_of_a_dropped_clip_are_in_no_file(tmp_path: Path) -> None:
+    with StoreWriter(tmp_path, HEADER) as store_writer:
+        writer = ClipWriter(tmp_path, HEADER, 4096, [DINO])
+        writer.add_rows(with_streams(clip_features("dropped"), DINO))
+        writer.drop_clip()
+        clip = with_streams(clip_features("kept", n_faces=1), DINO)
+        writer.add_rows(clip)
+        writer.close_clip(clip)
+        writer.add_rows(with_streams(clip_features("open"), DINO))
+        entry = writer.finish()
+        assert entry is not None
+        store_writer.list_shard(entry)
+    (found,) = open_store(tmp_path)
+    np.testing.assert_array_equal(found.face_streams["dino"], clip.face_streams["dino"])
+    assert verify_store(tmp_path) == []
+
+
+def test_a_bundle_carries_added_streams(store: Path, tmp_path: Path) -> None:
+    add_stream(store, DINO)
+    add_stream(store, PLACES)
+    pack_bundle(store, tmp_path / "b")
+    assert verify_bundle(tmp_path / "b") == []
+    assert read_bundle_info(tmp_path / "b").added_streams == (DINO, PLACES)
+    unpack_bundle(tmp_path / "b", tmp_path / "copy")
+    assert (tmp_path / "copy/store.json").read_bytes() == (store / "store.json").read_bytes()
+    for found, clip in zip(open_store(tmp_path / "copy"), open_store(store), strict=True):
+        np.testing.assert_array_equal(found.face_streams["dino"], clip.face_streams["dino"])
+    assert verify_store(tmp_path / "copy") == []
+
+
+def test_a_bundle_carries_what_there_is_of_a_stream(store: Path, tmp_path: Path) -> None:
+    add_stream(store, DINO)
+    (store / "streams/dino/0001.h5").unlink()
+    pack_bundle(store, tmp_path / "b")
+    unpack_bundle(tmp_path / "b", tmp_path / "copy")
+    with StoreWriter(tmp_path / "copy", HEADER) as writer:
+        assert writer.missing_streams(DINO) == ["shards/0001.h5"]
+
+
+CONTEXT = replace(PLACES, name="context")
+
+
+def write_own_context(path: Path, *names: str) -> Path:
+    """A store whose context another encoder made."""
+    clips = [
+        with_streams(clip_features(name, context_2x2=None, context_7x7=None), CONTEXT)
+        for name in names
+    ]
+    return write_store(
+        path, clips, classes=MEC_CLASSES, fingerprint="test", keeps_context=False,
+        added_streams=[CONTEXT],
+    )  # fmt: skip
+
+
+def test_an_encoder_takes_the_place_of_the_stores_context(tmp_path: Path) -> None:
+    opened = open_store(write_own_context(tmp_path / "s", "a", "b"))
+    assert not opened.header.keeps_context
+    assert opened.streams == {"context": CONTEXT}
+    for clip in opened:
+        assert clip.context_2x2 is clip.context_7x7 is None
+        np.testing.assert_array_equal(clip.streams["context"], make_rows(clip, CONTEXT))
+    with pytest.raises(ShardError, match="keeps no context features of its own"):
+        next(opened.iter_clips(context_7x7=True))
+    assert verify_store(tmp_path / "s") == []
+    with h5py.File(tmp_path / "s/shards/0000.h5") as file:
+        assert set(file["frame"]) == {"pts_s", "phase"}
+
+
+def test_a_bundle_carries_a_store_with_a_context_of_its_own(tmp_path: Path) -> None:
+    pack_bundle(write_own_context(tmp_path / "s", "a"), tmp_path / "b")
+    unpack_bundle(tmp_path / "b", tmp_path / "copy")
+    assert open_store(tmp_path / "copy").streams == {"context": CONTEXT}
+
+
+def test_a_store_never_keeps_its_context_in_some_shards_only(tmp_path: Path) -> None:
+    write_own_context(tmp_path, "a")
+    with pytest.raises(ConfigError, match=r"keeps no context, .*; to be added: face vectors"):
+        write_store(tmp_path, [clip_features("b")], classes=MEC_CLASSES, fingerprint="test")
+
+
+def test_a_store_that_keeps_its_context_gets_no_other(store: Path) -> None:
+    with StoreWriter(store, HEADER) as writer, pytest.raises(ConfigError, match="stream context"):
+        writer.missing_streams(CONTEXT)
+    with pytest.raises(ValueError, match="a stream context beside its own"):
+        with_streams(clip_features(), CONTEXT)
+    with pytest.raises(ValueError, match="its rows are not those of frames"):
+        replace(CONTEXT, rows="face")
+
+
+def test_a_clip_without_context_is_not_written_to_a_store_that_keeps_it(tmp_path: Path) -> None:
+    clip = clip_features("a", context_2x2=None)
+    with pytest.raises(ValueError, match="context_2x2 is missing"):
+        write_store(tmp_path, [clip], classes=MEC_CLASSES, fingerprint="test")
+
+
+@pytest.mark.parametrize(
+    ("lost", "problem"),
+    [
+        (("context_7x7",), "/frame/context_7x7 is missing"),
+        (("context_2x2",), "/frame/context_2x2 is missing"),
+        (("context_7x7", "context_2x2"), "its context features: False, expected True"),
+    ],
+)
+def test_a_shard_that_lost_its_context_is_refused(
+    store: Path, lost: tuple[str, ...], problem: str
+) -> None:
+    with h5py.File(store / "shards/0000.h5", "r+") as file:
+        for name in lost:
+            del file[f"frame/{name}"]
+    with pytest.raises(ShardError, match=problem):
+        list(open_store(store, verify=False))
