@@ -6,7 +6,7 @@ Stores, folders, heads, seeds and the device are arguments of the driver, not se
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any
@@ -15,6 +15,7 @@ from features.errors import ConfigError
 from train.streams import (
     ENSEMBLE,
     HEADS,
+    MATRICES,
     NETWORKS,
     OWN,
     can_read,
@@ -146,9 +147,9 @@ class FitConfig:
                     f"The default is {_DEFAULTS[name]}."
                 )
 
-    def choose_streams(self, head: str) -> dict[str, str]:
+    def choose_streams(self, head: str, matrices: Collection[str] = MATRICES) -> dict[str, str]:
         """As ``train.streams.choose_streams``, with these settings."""
-        return choose_streams(head, context=self.context, streams=self.streams)
+        return choose_streams(head, context=self.context, streams=self.streams, matrices=matrices)
 
 
 _DEFAULTS: Mapping[str, object] = {f.name: f.default for f in fields(FitConfig)}
@@ -230,9 +231,11 @@ def describe_settings(head: str, config: FitConfig) -> dict[str, Any]:
     return settings
 
 
-def find_matrices(heads: Iterable[str], config: FitConfig) -> set[str]:
-    """The feature matrices that some heads need."""
-    return {matrix for head in heads for matrix in config.choose_streams(head).values()}
+def find_matrices(
+    heads: Iterable[str], config: FitConfig, matrices: Collection[str] = MATRICES
+) -> set[str]:
+    """The feature matrices that some heads need. matrices: What there is."""
+    return {name for head in heads for name in config.choose_streams(head, matrices).values()}
 
 
 def expand_heads(heads: Sequence[str], config: FitConfig) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from train.request import FitRequest
 from train.runs.finish import finish_run, score_again
 from train.runs.folder import is_run, read_config, read_run, restore_folder, write_run
 from train.runs.locks import lock_free
-from train.streams import ENSEMBLE, Matrices, split_members
+from train.streams import ENSEMBLE, Matrices, MatrixSpec, split_members
 from train.training.loop import Epoch, Task, TrainedRun, plan_epochs, train_runs
 from train.training.parallel import count_workers, run_jobs, split_seeds
 from train.training.specs import RunSpec
@@ -155,7 +155,7 @@ class FitJobs:
         tables = read_tables(
             stores if any(missing.values()) else keep_splits(stores, "val", "test"),
             self.request.config,
-            {name: self.matrices[name] for name in find_matrices(wanted, self.request.config)},
+            self._choose_matrices(wanted),
             memory_gb=self.request.memory_gb,
             scratch=self.request.runs,
         )
@@ -251,6 +251,11 @@ class FitJobs:
             scales=scales,
             device=self.request.device,
         )
+
+    def _choose_matrices(self, heads: Sequence[str]) -> dict[str, MatrixSpec]:
+        """Those that these heads read."""
+        names = find_matrices(heads, self.request.config, self.matrices)
+        return {name: self.matrices[name] for name in sorted(names)}
 
     def _name_lock(self, head: str) -> str:
         """One for all seeds: they are trained side by side."""

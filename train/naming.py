@@ -55,7 +55,7 @@ def hash_runs(
             continue
         streams = {
             stream: [matrix, *_list_features(matrices[matrix])]
-            for stream, matrix in config.choose_streams(head).items()
+            for stream, matrix in config.choose_streams(head, matrices).items()
         }
         settings = name_as_stored(describe_settings(head, config))
         keys[head] = hash_json([settings, streams, store["fingerprint"], store["learned_sha256"]])

@@ -6,7 +6,7 @@ A *stream* is what a head reads at each step; a *matrix* is where a store keeps 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -142,7 +142,9 @@ def can_read(head: str, streams: str) -> bool:
     return streams == OWN or HEADS[head].reads_one == (len(split_streams(streams)) == 1)
 
 
-def choose_streams(head: str, *, context: str = OWN, streams: str = OWN) -> dict[str, str]:
+def choose_streams(
+    head: str, *, context: str = OWN, streams: str = OWN, matrices: Collection[str] = MATRICES
+) -> dict[str, str]:
     """The streams that a head reads, in order -> the feature matrix that each comes from.
 
     Args:
@@ -150,8 +152,10 @@ def choose_streams(head: str, *, context: str = OWN, streams: str = OWN) -> dict
         context: ``2x2``, ``7x7``, or ``own`` for what the head was published with.
         streams: Names, or ``own``; where the head reads another number of streams than these, its
             own.
+        matrices: What a store has: ``context``, where an encoder's stream stands in its place.
     """
     is_own = streams == OWN or not can_read(head, streams)
     read = HEADS[head].streams if is_own else split_streams(streams)
-    matrix = f"context_{choose_grid(head, context)}"
-    return {stream: matrix if stream == "context" else stream for stream in read}
+    grid = f"context_{choose_grid(head, context)}"
+    of_context = "context" if "context" in matrices else grid
+    return {stream: of_context if stream == "context" else stream for stream in read}

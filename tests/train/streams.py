@@ -18,6 +18,9 @@ CLASSES = ("happy", "sad")
 AUDIO = StreamHeader(name="audio", rows="frame", size=3, fingerprint="a" * 64, encoder={})
 DINO = StreamHeader(name="dino", rows="face", size=5, fingerprint="d" * 64, encoder={})
 
+CONTEXT = StreamHeader(name="context", rows="frame", size=6, fingerprint="c" * 64, encoder={})
+CONTEXT_ROWS = replace(CONTEXT, name="rows")
+
 
 def make_clip(
     number: int, *headers: StreamHeader, prefix: str = "c", **changed: Any
@@ -47,6 +50,15 @@ def make_clip(
         values = rng.normal(2, 0.3, (rows[h.rows], h.size))
         of_rows[h.rows][h.name] = values.astype(np.float16)
     return replace(clip, streams=of_rows["frame"], face_streams=of_rows["face"])
+
+
+def write_other_context(path: Path, n_clips: int) -> Path:
+    """A store in which an encoder's stream stands in the place of the context features."""
+    clips = []
+    for clip in (make_clip(number, CONTEXT_ROWS) for number in range(n_clips)):
+        streams = {CONTEXT.name: clip.streams[CONTEXT_ROWS.name]}
+        clips.append(replace(clip, context_2x2=None, context_7x7=None, streams=streams))
+    return write_streams(path, CONTEXT, clips=clips, keeps_context=False)
 
 
 def write_streams(

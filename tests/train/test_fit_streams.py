@@ -21,7 +21,7 @@ from features.errors import ConfigError
 from features.store.reader import open_store
 from features.store.shard_format import StreamHeader
 from tests.fits import fit_folds, fit_runs
-from tests.train.streams import AUDIO, DINO, make_clip, write_streams
+from tests.train.streams import AUDIO, DINO, make_clip, write_other_context, write_streams
 from train.config import FitConfig
 from train.data.store_streams import choose_matrices
 from train.data.stores import read_tables
@@ -359,3 +359,11 @@ def test_the_reports_command_for_an_ensemble_names_streams_only_where_some_were(
         assert ("--streams audio,dino" in command) == (streams != "own")
         title = "CACA-RNN B" if streams == "own" else "CACA-RNN B (audio, dino)"
         assert read_table(out, "table1")["Model"].tolist()[-1] == f"Face-RNN + {title}"
+
+
+def test_the_submitted_head_trains_on_another_encoders_context(tmp_path: Path) -> None:
+    path = write_other_context(tmp_path / "s", 12)
+    run = read_run(fit_one(path, tmp_path / "runs", "caca"))
+    assert load_file(run.weights_path)["encode.context.weight"].shape == (128, 6)
+    assert run.config["streams"]["context"]["fingerprint"] == "c" * 64
+    assert read_head(run).streams == ("context", "face")

@@ -15,7 +15,7 @@ _CONTEXT = ("context_2x2", "context_7x7")
 def list_matrices(store: Store) -> dict[str, MatrixSpec]:
     """The feature matrices that a store has of every clip, by name."""
     header = store.header
-    found = {name: MATRICES[name] for name in _CONTEXT}
+    found = {name: MATRICES[name] for name in _CONTEXT if header.keeps_context}
     found["face"] = MatrixSpec(shape=(header.face_vector_size,), rows="face")
     if header.face_map_shape is not None:
         found["face_map"] = MatrixSpec(shape=header.face_map_shape, rows="face")
@@ -46,13 +46,14 @@ def choose_matrices(
     by_store = [list_matrices(store) for store in stores]
     chosen: dict[str, MatrixSpec] = {}
     for head in heads:
-        for stream, name in config.choose_streams(head).items():
+        for stream, name in config.choose_streams(head, by_store[0]).items():
             for store, found in zip(stores, by_store, strict=True):
-                if name not in found:
+                own = config.choose_streams(head, found)[stream]
+                if own not in found:
                     raise ConfigError(_tell_missing(store, head, stream, found))
-                expected = chosen.setdefault(name, found[name])
-                if found[name] != expected:
-                    raise ConfigError(_tell_other(store, stores[0], stream, found[name], expected))
+                expected = chosen.setdefault(name, found[own])
+                if found[own] != expected:
+                    raise ConfigError(_tell_other(store, stores[0], stream, found[own], expected))
             if HEADS[head].reads_maps and len(chosen[name].shape) != 3:
                 raise ConfigError(
                     f"head {head} reads maps (channels, height, width), and the stream {stream!r} "
@@ -68,7 +69,8 @@ def _tell_missing(store: Store, head: str, stream: str, found: dict[str, MatrixS
             f"{store.path}: head {head} reads face maps, which the store does not keep. Run "
             "extract with --face-map into a new store, or name other heads with --head."
         )
-    has = f"It has: context, {', '.join(name for name in found if name not in _CONTEXT)}."
+    names = dict.fromkeys("context" if name in _CONTEXT else name for name in found)
+    has = f"It has: {', '.join(names)}."
     if stream in store.streams_beside.listed:
         return (
             f"{store.path}: head {head} reads the stream {stream!r}, which "
@@ -90,9 +92,8 @@ def _tell_other(
     elif found.rows != expected.rows:
         differs = f"has a row a {found.rows}, expected a row a {expected.rows}"
     else:
-        differs = (
-            f"has the fingerprint {found.fingerprint[:12]}, expected {expected.fingerprint[:12]}"
-        )
+        one, other = (spec.fingerprint[:12] or "of the store" for spec in (found, expected))
+        differs = f"has the fingerprint {one}, expected {other}"
     return (
         f"{store.path}: the stream {stream} {differs} as in {first.path}: they were made "
         "differently. Extract both with the same networks and settings, or name other streams."

@@ -134,7 +134,7 @@ def build_head(
     """
     if name not in NETWORKS:
         raise ValueError(f"no head {name!r}; known: {', '.join(NETWORKS)}")
-    read = choose_streams(name, context=context, streams=streams)
+    read = choose_streams(name, context=context, streams=streams, matrices=matrices)
     missing = set(read.values()) - set(matrices)
     if missing:
         raise ValueError(f"no {', '.join(sorted(missing))}; there are: {', '.join(matrices)}")

@@ -119,7 +119,7 @@ class Task:
     @property
     def streams(self) -> dict[str, str]:
         """The streams that the head reads -> the feature matrix that each comes from."""
-        return self.config.choose_streams(self.head)
+        return self.config.choose_streams(self.head, self.matrices)
 
 
 def plan_epochs(n_train: int, config: FitConfig) -> Schedule:

@@ -12,7 +12,7 @@ import torch
 from features.errors import ConfigError
 from features.store.reader import open_store
 from features.store.shard_format import StreamHeader
-from tests.train.streams import AUDIO, DINO, make_clip, write_streams
+from tests.train.streams import AUDIO, DINO, make_clip, write_other_context, write_streams
 from train.config import FitConfig
 from train.data.batches import gather_batch
 from train.data.matrices import DiskMatrix
@@ -142,3 +142,21 @@ def test_unread_streams_stay_unread(tmp_path: Path) -> None:
     assert read_tables([store], FitConfig(precision="float32"), matrices)[
         "train"
     ].features.keys() == {"audio"}
+
+
+def test_another_encoders_context_is_read_in_the_place_of_the_stores_own(tmp_path: Path) -> None:
+    path = write_other_context(tmp_path / "s", 6)
+    store = open_store(path)
+    expected = MatrixSpec(shape=(6,), fingerprint="c" * 64)
+    for head in ("context", "caca"):
+        matrices = choose_matrices([head], FitConfig(), [store])
+        assert matrices["context"] == expected
+        table = read_tables([store], FitConfig(precision="float32"), matrices)["train"]
+        assert table.features["context"].shape == (1 + 12, 6)  # frames of c00, c02, c04
+    own = open_store(write_other(tmp_path / "own"))
+    message = "own: the stream context has the shape .* expected .6,. as in"
+    with pytest.raises(ConfigError, match=message):
+        choose_matrices(["context"], FitConfig(), [store, own])
+    (path / "streams/context/0000.h5").unlink()
+    with pytest.raises(ConfigError, match=r"'context', which 6 of 6 clip\(s\) lack\. It has: face"):
+        choose_matrices(["context"], FitConfig(), [open_store(path)])
