@@ -47,9 +47,10 @@ from features.networks.runtime import choose_precision
 from features.store.reader import open_store
 from features.store.writer import write_store
 from tests.builders import clip_features
-from train.config import PRESETS, FitConfig, find_matrices
+from train.config import PRESETS, FitConfig
 from train.data.batches import draw_phases, gather_batch, order_batches
 from train.data.clips import ClipTable
+from train.data.store_streams import choose_matrices
 from train.data.stores import read_tables
 from train.fit import run_fit
 from train.fit_jobs import FitProgress
@@ -101,7 +102,8 @@ class Naive:
     """Steps of ordinary training of each head, going on from call to call."""
 
     def __init__(self, store: Path, heads: Sequence[str], config: FitConfig) -> None:
-        tables = read_tables([open_store(store)], config, find_matrices(heads, config))
+        opened = [open_store(store)]
+        tables = read_tables(opened, config, choose_matrices(heads, config, opened))
         self.table, self.val = tables["train"], tables["val"]
         self.config = config
         self.models = {

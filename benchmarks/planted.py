@@ -8,7 +8,6 @@ that the face RNN of ``caca`` and ``caca-a`` gives to the planted frame at its l
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -18,16 +17,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 
 from benchmarks.planted_store import CLASSES, N_STEPS, PLANTED, PLANTED_STEP, write_planted_store
 from features.store.reader import open_store
 from train.config import FitConfig
 from train.fit import run_fit
-from train.heads.build import build_head
 from train.heads.cascade import Cascade
 from train.request import FitRequest
-from train.runs.folder import RunSummary
+from train.runs.folder import RunSummary, read_run
+from train.runs.weights import read_head
 from train.streams import TABLE_1_HEADS
 
 N_CLIPS = {"train": 400, "val": 100, "test": 300}
@@ -79,11 +77,10 @@ def read_attention(run: Path, store: Path) -> NDArray[np.float64]:
         [N, T] Attention weights of the last step (Eq. 2), the planted frame's first, then the
         others in their order.
     """
-    config = json.loads((run / "config.json").read_text())
-    head = build_head(config["head"], len(config["store"]["classes"]), context=config["context"])
+    trained = read_run(run)
+    config, head = trained.config, read_head(trained)
     if not isinstance(head, Cascade):
         raise ValueError(f"{config['head']} has no attention")
-    head.load_state_dict(load_file(run / "weights.safetensors"))
     rows = []
     for clip in open_store(store).iter_clips(context_7x7=True):
         if clip.split != "test":

@@ -32,6 +32,11 @@ _no_verify = click.option(
 _settings = click.option(
     "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change a setting."
 )
+_streams = click.option(
+    "--streams",
+    metavar="A,B,...",
+    help="What heads read, in order: streams of the store.  [default: as published]",
+)
 
 
 @click.command()
@@ -46,9 +51,7 @@ _settings = click.option(
     help="Heads and settings of the paper.",
 )
 @click.option("--head", "heads", multiple=True, help="Only this head; may be given again.")
-@click.option(
-    "--streams", metavar="A,B,...", help="What the head 'cascade' reads, in order of reading."
-)
+@_streams
 @click.option(
     "--seeds", type=click.IntRange(1), default=5, show_default=True, help="Runs per head."
 )
@@ -88,7 +91,8 @@ def fit(
     Example:
         cli.py fit --store store --runs runs --preset table1 --seeds 5
         cli.py fit --store store --runs runs --head caca-a --set lr=3e-4
-        cli.py fit --store store --runs runs --head cascade --streams context,face,audio
+        cli.py fit --store store --runs runs --head cascade --streams context,audio,face
+        cli.py fit --store store --runs runs --head face --streams audio --set standardise=on
         cli.py fit --store mec --store private --test-store mec-test --runs runs
         cli.py fit --store store --runs runs --head caca-a --folds 5
         cli.py fit --store store --runs runs --tensorboard events
@@ -101,11 +105,10 @@ def fit(
     from train.request import FitRequest
     from train.training.tensorboard import open_event_files
 
-    named = [] if streams is None else [f"streams={streams}"]
     request = FitRequest(
         heads=heads or PRESETS[preset].heads,
         seeds=range(seeds),
-        config=parse_settings([*settings, *named], PRESETS[preset].config),
+        config=parse_settings(_name_streams(settings, streams), PRESETS[preset].config),
         verify=not no_verify,
         **asked,
     )
@@ -145,6 +148,7 @@ def fit(
 @_test_stores
 @_runs
 @click.option("--head", required=True, help="The head whose settings are tried.")
+@_streams
 @click.option(
     "--grid", metavar="KEY=A,B,C", multiple=True, help="Try all combinations; may be given again."
 )
@@ -178,6 +182,7 @@ def fit(
 @add_json_option
 def sweep(
     head: str,
+    streams: str | None,
     grid: Sequence[str],
     trials: int | None,
     search: Sequence[str],
@@ -198,6 +203,7 @@ def sweep(
         cli.py sweep --store store --runs runs --head face --grid lr=1e-4,1e-3 --grid dropout=0,0.3
         cli.py sweep --store store --runs runs --head caca-a --trials 40
         cli.py sweep --store store --runs runs --head caca --trials 40 --search lr=1e-5..1e-3
+        cli.py sweep --store store --runs runs --head caca-a --streams audio,face --trials 40
     """
     from train.config import choose_preset, parse_settings
     from train.progress import TrialCounter
@@ -209,7 +215,7 @@ def sweep(
         raise click.UsageError("give either --grid KEY=A,B,C or --trials N")
     if search and grid:
         raise click.UsageError("--search goes with --trials; --grid lists what to try itself")
-    config = parse_settings(settings, choose_preset(head).config)
+    config = parse_settings(_name_streams(settings, streams), choose_preset(head).config)
     space: Space = parse_grid(grid, config) if grid else parse_space(search, config)
     tried = Sweep(
         head=head,
@@ -258,6 +264,11 @@ def report(runs: Path, out: Path, as_json: bool) -> None:
         print_json({"report": str(page)})
     else:
         click.echo(page)
+
+
+def _name_streams(settings: Sequence[str], streams: str | None) -> list[str]:
+    """The settings, with the streams that an option named."""
+    return [*settings, *([] if streams is None else [f"streams={streams}"])]
 
 
 def _tell_runs(summaries: Sequence[RunSummary]) -> None:

@@ -6,20 +6,23 @@ Stores, folders, heads, seeds and the device are arguments of the driver, not se
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any
 
 from features.errors import ConfigError
 from train.streams import (
-    DEFAULT_NAMES,
     ENSEMBLE,
     HEADS,
+    MATRICES,
     NETWORKS,
+    OWN,
+    can_read,
     choose_grid,
     choose_streams,
-    split_names,
+    split_members,
+    split_streams,
 )
 
 _log = logging.getLogger(__name__)
@@ -35,6 +38,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "select": ("map_mec", "acc", "uar", "f1_macro", "map_rank"),
         "class_weights": ("none", "balanced"),
         "sampling": ("shuffled", "balanced"),
+        "standardise": ("off", "on"),
     }
 )
 """The settings that take a word, and the words."""
@@ -82,11 +86,12 @@ class FitConfig:
     faces: str = "all"
     """Face rows that a head reads: ``all`` (IV-B), ``largest`` (one a frame) or ``track`` (the
     person seen most often)."""
-    context: str = "own"
+    context: str = OWN
     """``2x2`` (Table I), ``7x7`` (as submitted), or ``own``: what the head was published with."""
-    streams: str = DEFAULT_NAMES["streams"]
-    """Of ``cascade``: the streams it reads, in order; extra streams of the store among them."""
-    members: str = DEFAULT_NAMES["members"]
+    streams: str = OWN
+    """What heads read, in order, for example ``context,audio,face``; ``own``: what a head was
+    published with, as does a head that cannot read so many."""
+    members: str = "caca,conv2d3d"
     """Of ``ensemble``: the heads whose runs it weighs; they are trained where they are missing."""
     lr: float = 1e-4
     """Adam's step size."""
@@ -114,12 +119,15 @@ class FitConfig:
     """Share of the values zeroed in training before each LSTM layer and before the last Linear."""
     label_smoothing: float = 0.0
     """Share of each label that is spread evenly over the classes."""
+    standardise: str = "off"
+    """``on``: heads take from each value of a stream its mean over the train rows, and divide it by
+    its standard deviation there."""
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
             _check_choice(name, getattr(self, name), choices)
-        split_names("streams", self.streams)
-        for member in split_names("members", self.members):
+        split_streams(self.streams)
+        for member in split_members(self.members):
             _check_choice("members", member, NETWORKS)
         ranges = {
             "lr": 0 < self.lr < 1,
@@ -139,9 +147,9 @@ class FitConfig:
                     f"The default is {_DEFAULTS[name]}."
                 )
 
-    def choose_streams(self, head: str) -> dict[str, str]:
+    def choose_streams(self, head: str, matrices: Collection[str] = MATRICES) -> dict[str, str]:
         """As ``train.streams.choose_streams``, with these settings."""
-        return choose_streams(head, context=self.context, streams=self.streams)
+        return choose_streams(head, context=self.context, streams=self.streams, matrices=matrices)
 
 
 _DEFAULTS: Mapping[str, object] = {f.name: f.default for f in fields(FitConfig)}
@@ -199,31 +207,42 @@ def parse_settings(settings: Sequence[str], config: FitConfig) -> FitConfig:
     return replace(config, **changed)  # type: ignore[arg-type]
 
 
+_TELL_STREAMS = ("cascade", ENSEMBLE)
+"""Heads whose runs told their streams before other heads could be given any."""
+
 _KINDS: Mapping[type, str] = {str: "a word", int: "a whole number", float: "a number"}
 
 
 def describe_settings(head: str, config: FitConfig) -> dict[str, Any]:
     """The settings that decide a run of a head: its context grid by name, none of other heads, and
-    ``ALGORITHM``."""
+    ``ALGORITHM``. Streams only where they are not the head's own, but in heads that always told."""
     settings = {**asdict(config), "algorithm": ALGORITHM}
+    own = HEADS[head].streams
     if head != ENSEMBLE:
         del settings["members"]
         settings["context"] = choose_grid(head, config.context)
-    if head not in ("cascade", ENSEMBLE):
+    if head in _TELL_STREAMS:
+        if config.streams == OWN or (head != ENSEMBLE and not can_read(head, config.streams)):
+            settings["streams"] = ",".join(own)
+    elif tuple(config.choose_streams(head)) == own:
         del settings["streams"]
+    if config.standardise == "off":
+        del settings["standardise"]
     return settings
 
 
-def find_matrices(heads: Iterable[str], config: FitConfig) -> set[str]:
-    """The feature matrices that some heads need."""
-    return {matrix for head in heads for matrix in config.choose_streams(head).values()}
+def find_matrices(
+    heads: Iterable[str], config: FitConfig, matrices: Collection[str] = MATRICES
+) -> set[str]:
+    """The feature matrices that some heads need. matrices: What there is."""
+    return {name for head in heads for name in config.choose_streams(head, matrices).values()}
 
 
 def expand_heads(heads: Sequence[str], config: FitConfig) -> tuple[str, ...]:
     """The heads to train, in order, each once: an ensemble's members stand before it."""
     expanded: list[str] = []
     for head in heads:
-        expanded += split_names("members", config.members) if head == ENSEMBLE else ()
+        expanded += split_members(config.members) if head == ENSEMBLE else ()
         expanded.append(head)
     return tuple(dict.fromkeys(expanded))
 
@@ -236,3 +255,32 @@ def check_heads(heads: Sequence[str]) -> None:
         raise ConfigError(f"heads {', '.join(heads)}: one stands twice. Name each head once.")
     if not heads:
         raise ConfigError(f"no head named. Known heads: {', '.join(HEADS)}.")
+
+
+def check_head_streams(heads: Sequence[str], config: FitConfig) -> None:
+    """Check that some head reads as many streams as are named; warn of those that do not.
+
+    Args:
+        heads: An ensemble's members among them.
+        config: Of the fit.
+
+    Raises:
+        ConfigError: None does.
+    """
+    networks = [head for head in heads if head != ENSEMBLE]
+    others = [head for head in networks if not can_read(head, config.streams)]
+    if not others:
+        return
+    expected = "two streams or more" if len(split_streams(config.streams)) == 1 else "one stream"
+    names = ", ".join(others)
+    if others == networks:
+        raise ConfigError(
+            f"streams {config.streams}: expected {expected}, for {names}. Name other streams with "
+            "--streams, or other heads with --head."
+        )
+    _log.warning(
+        "streams %s: not read by %s (expected %s), which read their own",
+        config.streams,
+        names,
+        expected,
+    )

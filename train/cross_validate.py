@@ -11,6 +11,7 @@ import pandas as pd
 
 from features.errors import ConfigError
 from features.store.reader import open_store
+from train.config import check_head_streams, expand_heads
 from train.data.splits import make_folds
 from train.data.stores import check_stores, describe_stores
 from train.fit import FitResult, fit_data
@@ -48,6 +49,7 @@ def run_fit_folds(
     """
     if request.test_stores:
         raise ConfigError("--folds tests every clip of --store; --test-store cannot join it.")
+    check_head_streams(expand_heads(request.heads, request.config), request.config)
     opened = [open_store(path, verify=request.verify) for path in request.stores]
     clips = pd.concat([store.clips for store in opened], ignore_index=True)
     in_one_split = dict.fromkeys(clips["clip_id"], "train")  # the manifest's play no part

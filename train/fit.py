@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from features.errors import RunError
 from features.networks.runtime import choose_device, choose_precision
 from features.store.reader import open_store
-from train.config import expand_heads
+from train.config import check_head_streams, expand_heads
 from train.data.clips import check_train_table, check_val_table
 from train.data.splits import split_test_stores
-from train.data.stores import check_stores, check_streams, describe_stores, find_shapes, list_clips
+from train.data.store_streams import choose_matrices
+from train.data.stores import check_stores, describe_stores, list_clips
 from train.fit_jobs import FitData, FitJobs, FitProgress, Observe
 from train.naming import hash_runs
 from train.request import FitRequest
@@ -72,13 +73,15 @@ def run_fit(
         metrics.json of every run asked for, by head, then seed.
 
     Raises:
-        ConfigError: Stores that do not fit together, no room for features on disk, no such device.
+        ConfigError: Stores that do not fit together or lack what a head reads, no room for features
+            on disk, no such device.
         ShardError: A store cannot be read, has no labelled train or val clip, a single class, or
             features that are not finite.
         RunError: ``runs`` cannot be written or something else stands in a run's place, both before
             training.
         FailedRunsError: Losses were not a number; the other runs are complete, and in its result.
     """
+    check_head_streams(expand_heads(request.heads, request.config), request.config)
     opened = [open_store(path, verify=request.verify) for path in request.stores]
     paths: dict[str, list[str]] = {}
     if request.test_stores:
@@ -104,13 +107,13 @@ def fit_data(
     config = replace(request.config, precision=choose_precision(request.config.precision, device))
     heads = expand_heads(request.heads, config)
     check_stores(data.stores)
-    shapes = find_shapes(data.stores)
-    check_streams([head for head in heads if head != ENSEMBLE], config, shapes)
+    networks = [head for head in heads if head != ENSEMBLE]
+    matrices = choose_matrices(networks, config, data.stores)
     clips = list_clips(data.stores)
     check_train_table(clips["train"], data.stores[0].classes)
     check_val_table(clips["val"])
 
-    keys = hash_runs(heads, config, data.described, shapes)
+    keys = hash_runs(heads, config, data.described, matrices)
     fold = data.fold.place if data.fold else ""
     paths = {
         head: {
@@ -122,7 +125,7 @@ def fit_data(
         data=data,
         request=replace(request, config=config, device=str(device)),
         paths=paths,
-        shapes=shapes,
+        matrices=matrices,
         progress=progress,
         observe=observe,
     )

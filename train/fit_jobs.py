@@ -15,6 +15,7 @@ from features.errors import RunError
 from features.store.reader import Store
 from train.config import describe_settings, find_matrices
 from train.data.clips import ClipTable
+from train.data.scaling import Scale, find_scales
 from train.data.splits import Fold, keep_splits, leave_out_unlabelled
 from train.data.stores import list_clips, read_tables
 from train.ensemble import make_ensemble
@@ -22,7 +23,7 @@ from train.request import FitRequest
 from train.runs.finish import finish_run, score_again
 from train.runs.folder import is_run, read_config, read_run, restore_folder, write_run
 from train.runs.locks import lock_free
-from train.streams import ENSEMBLE, Shapes, split_names
+from train.streams import ENSEMBLE, Matrices, MatrixSpec, split_members
 from train.training.loop import Epoch, Task, TrainedRun, plan_epochs, train_runs
 from train.training.parallel import count_workers, run_jobs, split_seeds
 from train.training.specs import RunSpec
@@ -83,7 +84,8 @@ class FitJobs:
     """Its device, and the ``precision`` of its settings, resolved."""
     paths: Mapping[str, Mapping[int, Path]]
     """Head -> seed -> run folder."""
-    shapes: Shapes
+    matrices: Matrices
+    """What the heads read."""
     progress: Callable[[FitProgress], None]
     observe: Observe
     failed: list[RunError] = field(default_factory=list)
@@ -153,11 +155,12 @@ class FitJobs:
         tables = read_tables(
             stores if any(missing.values()) else keep_splits(stores, "val", "test"),
             self.request.config,
-            find_matrices(wanted, self.request.config),
+            self._choose_matrices(wanted),
             memory_gb=self.request.memory_gb,
             scratch=self.request.runs,
         )
-        tasks = {head: self._make_task(head, tables) for head in wanted}
+        scales = find_scales(tables["train"], self.request.config)
+        tasks = {head: self._make_task(head, tables, scales) for head in wanted}
         scored = {split: tables[split] for split in ("val", "test")}
         for head in wanted:
             if outdated[head]:
@@ -215,7 +218,7 @@ class FitJobs:
         self._tell(task.head, seeds, "scored")
 
     def _make_ensembles(self, seeds: Sequence[int]) -> None:
-        members = split_names("members", self.request.config.members)
+        members = split_members(self.request.config.members)
         made = []
         clips = list_clips(self.data.stores)
         for seed in seeds:
@@ -235,16 +238,24 @@ class FitJobs:
         if made:
             self._tell(ENSEMBLE, made, "done")
 
-    def _make_task(self, head: str, tables: Mapping[str, ClipTable]) -> Task:
+    def _make_task(
+        self, head: str, tables: Mapping[str, ClipTable], scales: Mapping[str, Scale]
+    ) -> Task:
         return Task(
             head=head,
             classes=self.data.stores[0].classes,
             train=tables["train"],
             val=tables["val"].choose_labelled(),
             config=self.request.config,
-            shapes=self.shapes,
+            matrices=self.matrices,
+            scales=scales,
             device=self.request.device,
         )
+
+    def _choose_matrices(self, heads: Sequence[str]) -> dict[str, MatrixSpec]:
+        """Those that these heads read."""
+        names = find_matrices(heads, self.request.config, self.matrices)
+        return {name: self.matrices[name] for name in sorted(names)}
 
     def _name_lock(self, head: str) -> str:
         """One for all seeds: they are trained side by side."""

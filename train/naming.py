@@ -14,7 +14,7 @@ import pandas as pd
 
 from features.fingerprint import hash_json
 from train.config import FitConfig, describe_settings, name_as_stored
-from train.streams import ENSEMBLE, Shapes, split_names
+from train.streams import ENSEMBLE, Matrices, MatrixSpec, split_members
 
 _FEATURES = ("sha256", "start_s", "end_s", "n_phases", "decoder", "n_frames", "n_faces")
 """What decides a clip's features beside the fingerprint, and how many rows came of it."""
@@ -39,7 +39,7 @@ def hash_clips(clips: pd.DataFrame, classes: Sequence[str]) -> str:
 
 
 def hash_runs(
-    heads: Sequence[str], config: FitConfig, store: Mapping[str, Any], shapes: Shapes
+    heads: Sequence[str], config: FitConfig, store: Mapping[str, Any], matrices: Matrices
 ) -> dict[str, str]:
     """Head -> what names its runs beside head, fold and seed.
 
@@ -47,20 +47,28 @@ def hash_runs(
         heads: An ensemble's members among them.
         config: ``precision`` resolved.
         store: ``train.data.stores.describe_stores`` of the stores.
-        shapes: Of their feature matrices.
+        matrices: What the heads read of them.
     """
     keys = {}
     for head in heads:
         if head == ENSEMBLE:
             continue
-        read = config.choose_streams(head)
-        streams = {name: [matrix, list(shapes[matrix])] for name, matrix in read.items()}
+        streams = {
+            stream: [matrix, *_list_features(matrices[matrix])]
+            for stream, matrix in config.choose_streams(head, matrices).items()
+        }
         settings = name_as_stored(describe_settings(head, config))
         keys[head] = hash_json([settings, streams, store["fingerprint"], store["learned_sha256"]])
     if ENSEMBLE in heads:
-        members = split_names("members", config.members)
+        members = split_members(config.members)
         keys[ENSEMBLE] = hash_json([[member, keys[member]] for member in members])
     return keys
+
+
+def _list_features(matrix: MatrixSpec) -> list[Any]:
+    """What decides a matrix beside the stores' fingerprint."""
+    shape = list(matrix.shape)
+    return [shape, matrix.fingerprint] if matrix.fingerprint else [shape]
 
 
 def _hash_columns(clips: pd.DataFrame, columns: Sequence[str], classes: Sequence[str]) -> str:

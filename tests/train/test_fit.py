@@ -203,7 +203,7 @@ def test_a_head_asking_for_a_stream_that_the_store_lacks_is_told_what_it_has(
 
 def test_settings_of_other_heads_do_not_rename_a_run(store: Path, runs: Path) -> None:
     before = find_runs(runs)
-    config = replace(QUICK, streams="face,context", members="face,context")
+    config = replace(QUICK, members="face,context")
     fit_runs([store], runs, ["face", "caca-a"], [0, 1], config)
     assert find_runs(runs) == before
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from train.data.clips import UNLABELLED, ClipTable
 from train.data.matrices import Matrix, gather_rows
 from train.seeds import make_rng
-from train.streams import FACE_MATRICES
 
 WINDOW_BATCHES = 16
 """Clips are sorted by length among this many batches; where there are fewer, within each alone."""
@@ -128,9 +127,10 @@ def gather_batch(
         stream: np.zeros((len(steps), n_steps.max()), np.int64)  # row 0 pads
         for stream in streams
     }
-    for i, s in enumerate(steps):
-        for stream, at in rows.items():
-            at[i, : n_steps[i]] = s.face if stream in FACE_MATRICES else s.context
+    for stream, at in rows.items():
+        is_face = table.matrices[streams[stream]].rows == "face"
+        for i, s in enumerate(steps):
+            at[i, : n_steps[i]] = s.face if is_face else s.context
     return Batch(
         streams={
             stream: _gather_steps(table.features[streams[stream]], at.reshape(*clips.shape, -1))

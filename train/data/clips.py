@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from features.contracts import ClipFeatures
 from features.errors import ConfigError, ShardError
 from train.data.matrices import DiskMatrix, Matrix, write_rows
-from train.streams import FACE_MATRICES
+from train.streams import Matrices
 
 UNLABELLED = -1
 """Class number of a clip that is only to be predicted."""
@@ -30,9 +30,9 @@ class ClipSteps:
     """Which rows of its split's matrices a head reads of one clip at one phase, in order."""
 
     context: NDArray[np.int64]
-    """[T] Rows of the matrices with a row a frame: context and extra streams."""
+    """[T] Rows of the matrices with a row a frame."""
     face: NDArray[np.int64]
-    """[T] Rows of ``face`` and ``face_map``; 0 where there is no face."""
+    """[T] Rows of the matrices with a row a face; 0 where there is no face."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,8 +47,10 @@ class ClipTable:
     phases: tuple[tuple[ClipSteps, ...], ...]
     """[N] Each clip's phases, at least one; evaluation reads the first."""
     features: Mapping[str, Matrix]
-    """``face`` [A+1, 512], ``face_map`` [A+1, 512 h w], ``context_2x2`` [F+1, 2048],
-    ``context_7x7`` [F+1, 25088], and by their names extra streams [F+1, D]."""
+    """[A+1, values] with a row a face, [F+1, values] with a row a frame: ``face``, ``face_map``,
+    ``context_2x2``, ``context_7x7``, and other streams by their names."""
+    matrices: Matrices
+    """What is in each of them."""
 
     def __len__(self) -> int:
         return len(self.clip_id)
@@ -78,7 +80,7 @@ class TableBuilder:
         *,
         n_frames: int,
         n_faces: int,
-        shapes: Mapping[str, tuple[int, ...]],
+        matrices: Matrices,
         dtype: torch.dtype,
         on_disk: Collection[str] = (),
         scratch: Path | None = None,
@@ -88,15 +90,16 @@ class TableBuilder:
         Args:
             n_frames: Of all clips.
             n_faces: Of all clips.
-            shapes: Matrix -> shape of one step's values.
+            matrices: What is to be kept.
             dtype: What they are kept in.
             on_disk: Matrices that do not come into memory.
             scratch: The folder that takes their files; None: the system's.
         """
         self.features: dict[str, Matrix] = {}
-        for name, shape in shapes.items():
-            n_rows = 1 + (n_faces if name in FACE_MATRICES else n_frames)
-            n_values = math.prod(shape)
+        self.matrices = matrices
+        for name, matrix in matrices.items():
+            n_rows = 1 + (n_faces if matrix.rows == "face" else n_frames)
+            n_values = math.prod(matrix.shape)
             self.features[name] = (
                 DiskMatrix(n_rows, n_values, dtype, scratch)
                 if name in on_disk
@@ -117,7 +120,7 @@ class TableBuilder:
         frame_at = 1 + self.n_frames + np.argsort(frames)
         face_at = 1 + self.n_faces + np.argsort(faces_by_phase)
         for name, matrix in self.features.items():
-            of_faces = name in FACE_MATRICES
+            of_faces = self.matrices[name].rows == "face"
             values = read_matrix(clip, name)[faces_by_phase if of_faces else frames]
             rows = torch.from_numpy(values.reshape(len(values), matrix.shape[1]))
             write_rows(matrix, 1 + (self.n_faces if of_faces else self.n_frames), rows)
@@ -140,19 +143,24 @@ class TableBuilder:
             group=tuple(row[2] for row in rows),
             phases=tuple(row[3] for row in rows),
             features=self.features,
+            matrices=self.matrices,
         )
 
 
 def read_matrix(clip: ClipFeatures, name: str) -> NDArray[np.float16]:
-    """A clip's rows of one feature matrix: [A, ...] for ``FACE_MATRICES``, else [F, ...].
+    """A clip's rows of one feature matrix: [A, ...] with a row a face, else [F, ...].
 
     Raises:
         ValueError: The clip was read without it.
     """
-    if name == "face":
-        return clip.face_vector
-    values = clip.streams.get(name) if name in clip.streams else getattr(clip, name, None)
-    if not isinstance(values, np.ndarray):
+    own = {
+        "context_2x2": clip.context_2x2,
+        "context_7x7": clip.context_7x7,
+        "face": clip.face_vector,
+        "face_map": clip.face_map,
+    }
+    values = own[name] if name in own else {**clip.streams, **clip.face_streams}.get(name)
+    if values is None:
         raise ValueError(f"clip {clip.clip_id}: was read without {name}")
     return values
 

@@ -6,7 +6,7 @@ import logging
 import math
 import shutil
 import tempfile
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,10 @@ from train.config import FitConfig
 from train.data.clips import ClipTable, TableBuilder, number_label, read_matrix
 from train.data.memory import choose_limit, choose_on_disk
 from train.naming import hash_clips, hash_learned_clips
-from train.streams import FACE_MATRICES, SHAPES, Shapes
+from train.streams import Matrices
 
 _BYTES_PER_VALUE = 2  # of float16 and bfloat16 alike
 _NAMED = 5
-_CONTEXT = ("context_2x2", "context_7x7")
 
 _log = logging.getLogger(__name__)
 
@@ -91,47 +90,6 @@ def describe_stores(stores: Sequence[Store]) -> dict[str, Any]:
     }
 
 
-def find_shapes(stores: Sequence[Store]) -> dict[str, tuple[int, ...]]:
-    """Each feature matrix that every one of the stores has -> shape of its values at one step.
-
-    Raises:
-        ConfigError: Two stores have a matrix of one name in two shapes.
-    """
-    found: dict[str, tuple[int, ...]] = {}
-    n_stores = dict.fromkeys(SHAPES, len(stores)) | {"face_map": 0}
-    for store in stores:
-        shapes: dict[str, tuple[int, ...]] = {n: (d,) for n, d in store.header.streams.items()}
-        if store.header.face_map_shape is not None:
-            shapes["face_map"] = store.header.face_map_shape
-        for name, shape in shapes.items():
-            if found.setdefault(name, shape) != shape:
-                raise ConfigError(
-                    f"{store.path}: {name} has the shape {shape}, expected {found[name]} as in "
-                    "the stores before it. Write both with the same networks."
-                )
-            n_stores[name] = n_stores.get(name, 0) + 1
-    return {
-        name: found.get(name) or SHAPES[name] for name, n in n_stores.items() if n == len(stores)
-    }
-
-
-def check_streams(heads: Iterable[str], config: FitConfig, shapes: Shapes) -> None:
-    """Raise ConfigError, with what to do, where the stores lack what a head reads."""
-    for head in heads:
-        read = config.choose_streams(head)
-        for matrix in read.values():
-            if matrix == "face_map" and matrix not in shapes:
-                raise ConfigError(
-                    f"head {head} reads face maps, which the store does not keep. Run extract with "
-                    "--face-map into a new store, or name other heads with --head."
-                )
-            if matrix not in shapes:
-                raise ConfigError(
-                    f"head {head} reads the stream {matrix!r}, which the store does not have. It "
-                    f"has: context, {', '.join(n for n in shapes if n not in _CONTEXT)}."
-                )
-
-
 def list_clips(stores: Sequence[Store]) -> dict[str, ClipTable]:
     """The clips of each split without any feature: enough to score predictions of them."""
     clips = _join_clips(stores).sort_values("clip_id", kind="stable")
@@ -150,6 +108,7 @@ def list_clips(stores: Sequence[Store]) -> dict[str, ClipTable]:
             group=tuple(of_split["subject"].where(of_split["subject"] != "", of_split["clip_id"])),
             phases=(),
             features={},
+            matrices={},
         )
     return tables
 
@@ -157,7 +116,7 @@ def list_clips(stores: Sequence[Store]) -> dict[str, ClipTable]:
 def read_tables(
     stores: Sequence[Store],
     config: FitConfig,
-    matrices: Collection[str],
+    matrices: Matrices,
     *,
     memory_gb: float | None = None,
     scratch: Path | None = None,
@@ -170,8 +129,8 @@ def read_tables(
     Args:
         stores: Checked by ``check_stores``.
         config: ``precision`` resolved; train rows are kept in bfloat16 where training multiplies in
-            it, everything else as stored, in float16.
-        matrices: Names of the feature matrices that heads read, as ``find_shapes`` knows them.
+            it and nothing comes before, everything else as stored, in float16.
+        matrices: What heads read, as ``train.data.store_streams.choose_matrices`` gives it.
         memory_gb: What features may take of it, in 10^9 bytes; None: three quarters of the free.
         scratch: Folder for the rest; made where it is missing. None: the system's.
 
@@ -180,8 +139,7 @@ def read_tables(
         ConfigError: A label that the stores do not declare, or no room in the scratch folder.
     """
     clips = _join_clips(stores)
-    shapes = {name: shape for name, shape in find_shapes(stores).items() if name in matrices}
-    n_bytes = _count_bytes(clips, shapes)
+    n_bytes = _count_bytes(clips, matrices)
     on_disk = choose_on_disk(n_bytes, choose_limit(memory_gb))
     if on_disk:
         if scratch is not None:
@@ -190,11 +148,12 @@ def read_tables(
     builders = {}
     for split in SPLITS:
         of_split = clips[clips["split"] == split]
-        in_bfloat16 = split == "train" and config.precision == "bfloat16"
+        # What is standardised is rounded to bfloat16 after that, else a large mean eats the rest.
+        in_bfloat16 = (split, config.precision, config.standardise) == ("train", "bfloat16", "off")
         builders[split] = TableBuilder(
             n_frames=int(of_split["n_frames"].sum()),
             n_faces=int(of_split["n_faces"].sum()),
-            shapes=shapes,
+            matrices=matrices,
             dtype=torch.bfloat16 if in_bfloat16 else torch.float16,
             on_disk=[name for of, name in on_disk if of == split],
             scratch=scratch,
@@ -202,9 +161,11 @@ def read_tables(
     for store in stores:
         broken = []
         for clip in store.iter_clips(
-            context_7x7="context_7x7" in shapes, face_map="face_map" in shapes
+            context_7x7="context_7x7" in matrices,
+            face_map="face_map" in matrices,
+            streams=store.streams.keys() & matrices.keys(),
         ):
-            values = {name: torch.from_numpy(read_matrix(clip, name)) for name in shapes}
+            values = {name: torch.from_numpy(read_matrix(clip, name)) for name in matrices}
             if names := [name for name, v in values.items() if not v.isfinite().all()]:
                 broken.append(f"{clip.clip_id} ({', '.join(names)})")
             label = number_label(clip.label, store.classes, f"{store.path}: clip {clip.clip_id}")
@@ -258,14 +219,14 @@ def _warn_of_shared_files(clips: pd.DataFrame) -> None:
         )
 
 
-def _count_bytes(clips: pd.DataFrame, shapes: Shapes) -> dict[tuple[str, str], int]:
+def _count_bytes(clips: pd.DataFrame, matrices: Matrices) -> dict[tuple[str, str], int]:
     """(split, matrix) -> its size."""
     n_bytes = {}
     for split in SPLITS:
         of_split = clips[clips["split"] == split]
-        for name, shape in shapes.items():
-            n_rows = int(of_split["n_faces" if name in FACE_MATRICES else "n_frames"].sum())
-            n_bytes[split, name] = n_rows * math.prod(shape) * _BYTES_PER_VALUE
+        for name, matrix in matrices.items():
+            n_rows = int(of_split[f"n_{matrix.rows}s"].sum())
+            n_bytes[split, name] = n_rows * math.prod(matrix.shape) * _BYTES_PER_VALUE
     return n_bytes
 
 

@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from train.heads.cascade import Cascade, Link
 from train.heads.conv2d3d import Conv2d3d
-from train.heads.layers import Head, Linear, Lstm, draw_weights
-from train.streams import HEADS, NETWORKS, SHAPES, HeadSpec, Shapes, choose_streams
+from train.heads.layers import ByStream, Head, Linear, Lstm, draw_weights
+from train.heads.standardise import Standardise
+from train.streams import HEADS, MATRICES, NETWORKS, HeadSpec, Matrices, Shapes, choose_streams
 
 SIZE = 128
 """Width of encoded features and of the LSTMs, where not twice that (IV-C, V)."""
@@ -31,7 +32,7 @@ class SingleRnn(Head):
         self.rnn = Lstm(n_encoded, 2 * SIZE, 2)
         self.classify = Linear(2 * SIZE, n_classes)
 
-    def score(self, streams: Mapping[str, Tensor], n_steps: Tensor) -> Tensor:
+    def read(self, streams: Mapping[str, Tensor], n_steps: Tensor) -> Tensor:
         x = self.encode(streams[self.streams[0]])  # [*runs, B, T, n_encoded]
         logits: Tensor = self.classify(self.rnn(x, n_steps).state.hidden[-1])  # [*runs, B, K]
         return logits
@@ -40,15 +41,14 @@ class SingleRnn(Head):
 class ParallelRnn(Head):
     """Parallel-RNN (Fig. 3b): a recurrent branch a stream, their last outputs classified as one."""
 
-    streams = ("context", "face")
-
     def __init__(self, shapes: Shapes, n_classes: int) -> None:
         super().__init__()
+        self.streams = tuple(shapes)
         self.encode = _encode_each(shapes)
-        self.rnn = nn.ModuleDict({name: Lstm(SIZE, SIZE, 2) for name in self.streams})
-        self.classify = Linear(2 * SIZE, n_classes)
+        self.rnn = ByStream({stream: Lstm(SIZE, SIZE, 2) for stream in shapes})
+        self.classify = Linear(len(shapes) * SIZE, n_classes)
 
-    def score(self, streams: Mapping[str, Tensor], n_steps: Tensor) -> Tensor:
+    def read(self, streams: Mapping[str, Tensor], n_steps: Tensor) -> Tensor:
         last = [
             self.rnn[name](self.encode[name](streams[name]), n_steps).state.hidden[-1]
             for name in self.streams
@@ -58,20 +58,19 @@ class ParallelRnn(Head):
 
 
 class ConcatenatedRnn(Head):
-    """Concatenated-RNN (Fig. 3c): both streams side by side at each step, in one RNN."""
-
-    streams = ("context", "face")
+    """Concatenated-RNN (Fig. 3c): the streams side by side at each step, in one RNN."""
 
     def __init__(self, shapes: Shapes, n_classes: int) -> None:
         super().__init__()
+        self.streams = tuple(shapes)
         self.encode = _encode_each(shapes)
-        self.rnn = Lstm(2 * SIZE, 2 * SIZE, 2)
+        self.rnn = Lstm(len(shapes) * SIZE, 2 * SIZE, 2)
         self.classify = Linear(2 * SIZE, n_classes)
 
-    def score(self, streams: Mapping[str, Tensor], n_steps: Tensor) -> Tensor:
+    def read(self, streams: Mapping[str, Tensor], n_steps: Tensor) -> Tensor:
         # Joined as they lie in memory, the values first.
         parts = [self.encode[name](streams[name]).transpose(-3, -1) for name in self.streams]
-        x = torch.cat(parts, -3).transpose(-3, -1)  # [*runs, B, T, 2 SIZE]
+        x = torch.cat(parts, -3).transpose(-3, -1)  # [*runs, B, T, streams x SIZE]
         logits: Tensor = self.classify(self.rnn(x, n_steps).state.hidden[-1])  # [*runs, B, K]
         return logits
 
@@ -79,7 +78,8 @@ class ConcatenatedRnn(Head):
 def _build_single(spec: HeadSpec, shapes: Shapes, n_classes: int) -> Head:
     ((stream, shape),) = shapes.items()
     n_in = math.prod(shape)
-    return SingleRnn(stream, n_in, n_in if stream == "face" else SIZE, n_classes)
+    n_encoded = min(n_in, spec.most_encoded) if spec.most_encoded else SIZE
+    return SingleRnn(stream, n_in, n_encoded, n_classes)
 
 
 def _build_cascade(spec: HeadSpec, shapes: Shapes, n_classes: int) -> Head:
@@ -90,13 +90,18 @@ def _build_cascade(spec: HeadSpec, shapes: Shapes, n_classes: int) -> Head:
     return Cascade(links, SIZE, n_classes)
 
 
+def _build_conv2d3d(spec: HeadSpec, shapes: Shapes, n_classes: int) -> Head:
+    ((stream, shape),) = shapes.items()
+    return Conv2d3d(stream, shape, n_classes)
+
+
 KINDS: Mapping[str, Callable[[HeadSpec, Shapes, int], Head]] = MappingProxyType(
     {
         "single": _build_single,
         "parallel": lambda _, shapes, k: ParallelRnn(shapes, k),
         "concatenated": lambda _, shapes, k: ConcatenatedRnn(shapes, k),
         "cascade": _build_cascade,
-        "conv2d3d": lambda _, shapes, k: Conv2d3d(shapes["face_map"], k),
+        "conv2d3d": _build_conv2d3d,
     }
 )
 """Kind of a head -> (its row of the table, shapes by stream, number of classes) to a head whose
@@ -108,8 +113,9 @@ def build_head(
     n_classes: int,
     *,
     context: str = "own",
-    streams: str = "context,face",
-    shapes: Shapes = SHAPES,
+    streams: str = "own",
+    matrices: Matrices = MATRICES,
+    standardise: bool = False,
     seed: int = 0,
 ) -> Head:
     """Build a head with weights drawn from the seed alone.
@@ -118,8 +124,9 @@ def build_head(
         name: One of ``train.streams.NETWORKS``.
         n_classes: K.
         context: ``2x2``, ``7x7``, or ``own`` for what the head was published with.
-        streams: Of ``cascade``: what it reads, in order.
-        shapes: Of the store's feature matrices; the shipped networks' by default.
+        streams: What it reads, in order, as ``train.streams.choose_streams`` takes it.
+        matrices: Of the store; those of the shipped networks by default.
+        standardise: Whether the head has a place for the statistics of its streams.
         seed: Of the weights; the global random state is neither read nor changed.
 
     Raises:
@@ -127,13 +134,30 @@ def build_head(
     """
     if name not in NETWORKS:
         raise ValueError(f"no head {name!r}; known: {', '.join(NETWORKS)}")
-    read = choose_streams(name, context=context, streams=streams)
-    missing = set(read.values()) - set(shapes)
+    read = choose_streams(name, context=context, streams=streams, matrices=matrices)
+    missing = set(read.values()) - set(matrices)
     if missing:
-        raise ValueError(f"no {', '.join(sorted(missing))}; there are: {', '.join(shapes)}")
-    spec = HEADS[name]
-    head = KINDS[spec.kind](spec, {stream: shapes[at] for stream, at in read.items()}, n_classes)
+        raise ValueError(f"no {', '.join(sorted(missing))}; there are: {', '.join(matrices)}")
+    shapes = {stream: matrices[at].shape for stream, at in read.items()}
+    head = shape_head(name, shapes, n_classes, standardise=standardise)
     draw_weights(head, seed)
+    return head
+
+
+def shape_head(name: str, shapes: Shapes, n_classes: int, *, standardise: bool = False) -> Head:
+    """A head whose weights are not drawn yet.
+
+    Args:
+        name: One of ``train.streams.NETWORKS``.
+        shapes: What it reads, in order: as many streams as ``train.streams.can_read`` allows.
+        n_classes: K.
+        standardise: As of ``build_head``.
+    """
+    spec = HEADS[name]
+    head = KINDS[spec.kind](spec, shapes, n_classes)
+    if standardise:
+        for stream, shape in shapes.items():
+            head.standardise[stream] = Standardise(math.prod(shape))
     return head
 
 
@@ -142,7 +166,5 @@ def count_parameters(head: Head) -> int:
     return sum(p.numel() for p in head.parameters())
 
 
-def _encode_each(shapes: Shapes) -> nn.ModuleDict:
-    return nn.ModuleDict(
-        {stream: Linear(math.prod(shape), SIZE) for stream, shape in shapes.items()}
-    )
+def _encode_each(shapes: Shapes) -> ByStream:
+    return ByStream({stream: Linear(math.prod(shape), SIZE) for stream, shape in shapes.items()})

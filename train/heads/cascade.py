@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from train.heads.layers import Head, Linear, Lstm, Memory, Read, State, mask_steps
+from train.heads.layers import ByStream, Head, Linear, Lstm, Memory, Read, State, mask_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,8 @@ class Cascade(Head):
         if len(links) < 2:
             raise ValueError("a cascade has two streams or more")
         self.streams = tuple(link.stream for link in links)
-        self.encode = nn.ModuleDict({link.stream: Linear(link.n_in, size) for link in links})
-        self.rnn = nn.ModuleDict(
+        self.encode = ByStream({link.stream: Linear(link.n_in, size) for link in links})
+        self.rnn = ByStream(
             {
                 link.stream: Lstm(size, size, link.n_layers, attention_size=size if i else 0)
                 for i, link in enumerate(links)
@@ -51,7 +51,7 @@ class Cascade(Head):
         )
         self.classify = Linear(size, n_classes)
 
-    def score(self, streams: Mapping[str, Tensor], n_steps: Tensor) -> Tensor:
+    def read(self, streams: Mapping[str, Tensor], n_steps: Tensor) -> Tensor:
         read = self._read_streams(streams, n_steps)[-1]
         logits: Tensor = self.classify(read.state.hidden[-1])  # [*runs, B, K]
         return logits
@@ -63,7 +63,7 @@ class Cascade(Head):
             For each of them [*runs, B, T_query, T_memory]: row i sums to 1 over the memory's real
             steps (Eq. 2); rows of padded query steps are 0.
         """
-        reads = self._read_streams(streams, n_steps)[1:]
+        reads = self._read_streams(self.scale(streams), n_steps)[1:]
         real = mask_steps(n_steps, reads[0].hidden.shape[-2])
         return tuple(read.attention * real.unsqueeze(-1) for read in reads)
 

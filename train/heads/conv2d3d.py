@@ -1,4 +1,4 @@
-"""The 2D-3D-CNN of section VI (Fig. 4): 3-D convolutions over a clip's face feature maps.
+"""The 2D-3D-CNN of section VI (Fig. 4): 3-D convolutions over a clip's feature maps.
 
 The figure gives three facts: maps of the face CNN come in as a sequence, a 3-D convolutional
 network learns from them in space and time, and adaptive pooling before the classifier takes clips
@@ -32,19 +32,18 @@ class Conv2d3d(Head):
              --3x3x3, /2--> [T, 64, 2, 2] --mean over real steps and places--> [64] --> logits
     """
 
-    streams = ("face_map",)
-
-    def __init__(self, map_shape: tuple[int, ...], n_classes: int) -> None:
-        """map_shape: (channels, h, w) of the store's face maps; any h and w."""
+    def __init__(self, stream: str, map_shape: tuple[int, ...], n_classes: int) -> None:
+        """map_shape: (channels, h, w) of the stream's maps; any h and w."""
         super().__init__()
+        self.streams = (stream,)
         self.map_shape = map_shape
         self.reduce = Conv(map_shape[0], REDUCED, (1, 1))
         self.conv1 = Conv(REDUCED, WIDTHS[0], (3, 3, 3), stride=(1, 2, 2))
         self.conv2 = Conv(WIDTHS[0], WIDTHS[1], (3, 3, 3), stride=(1, 2, 2))
         self.classify = Linear(WIDTHS[1], n_classes)
 
-    def score(self, streams: Mapping[str, Tensor], n_steps: Tensor) -> Tensor:
-        maps = streams["face_map"]  # [*runs, B, T, C h w]
+    def read(self, streams: Mapping[str, Tensor], n_steps: Tensor) -> Tensor:
+        maps = streams[self.streams[0]]  # [*runs, B, T, C h w]
         maps = pad(maps, (0, 0, 0, max(_FEWEST_STEPS - maps.shape[-2], 0)))
         *runs, n_clips, n_padded, _ = maps.shape
         x = maps.reshape(*runs, n_clips * n_padded, *self.map_shape)  # [*runs, B T, C, h, w]

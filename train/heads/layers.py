@@ -33,13 +33,19 @@ class Head(nn.Module):
     """The streams that the head reads; others may be missing."""
     classify: Linear
     """The last layer: its rows are the classes."""
+    standardise: ByStream
+    """What each stream passes first; empty where the streams are read as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.standardise = ByStream({})
 
     def forward(self, context: Tensor, face: Tensor, n_steps: Tensor) -> Tensor:
         """Score clips by the streams of the paper.
 
         Args:
             context: [*runs, B, T, C] zero-padded; C is the head's context size.
-            face: [*runs, B, T, 512] zero-padded.
+            face: [*runs, B, T, D] zero-padded; D is the head's face size.
             n_steps: [*runs, B] true lengths, 1..T.
 
         Returns:
@@ -48,8 +54,38 @@ class Head(nn.Module):
         return self.score({"context": context, "face": face}, n_steps)
 
     def score(self, streams: Mapping[str, Tensor], n_steps: Tensor) -> Tensor:
-        """The same by stream name; only the head's own streams are looked at."""
+        """The same by stream name; only the streams that the head reads are looked at."""
+        return self.read(self.scale(streams), n_steps)
+
+    def scale(self, streams: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The streams that the head reads, standardised where they are to be."""
+        return {
+            name: self.standardise[name](streams[name])
+            if name in self.standardise
+            else streams[name]
+            for name in self.streams
+        }
+
+    def read(self, streams: Mapping[str, Tensor], n_steps: Tensor) -> Tensor:
+        """What each head has of its own: as ``score``, on what ``scale`` gives."""
         raise NotImplementedError
+
+
+class ByStream(nn.ModuleDict):
+    """Layers by the name of their stream; ``nn.ModuleDict`` refuses those of its own methods."""
+
+    def __getitem__(self, stream: str) -> nn.Module:
+        return super().__getitem__(_name_layer(stream))
+
+    def __setitem__(self, stream: str, layer: nn.Module) -> None:
+        super().__setitem__(_name_layer(stream), layer)
+
+    def __contains__(self, stream: str) -> bool:
+        return super().__contains__(_name_layer(stream))
+
+
+def _name_layer(stream: str) -> str:
+    return f"{stream}-" if hasattr(nn.ModuleDict, stream) else stream
 
 
 class Linear(nn.Module):
@@ -244,7 +280,8 @@ def stack_runs(modules: Sequence[M]) -> M:
 
 def read_run_state(stacked: nn.Module, run: int) -> dict[str, Tensor]:
     """A copy of one run's weights, under the names and shapes of the unstacked module."""
-    return {name: p.detach()[run].clone() for name, p in stacked.named_parameters()}
+    own = {name: p.detach()[run].clone() for name, p in stacked.named_parameters()}
+    return own | {name: b.clone() for name, b in stacked.named_buffers()}  # all runs have these
 
 
 def _project(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ class FoldsPart:
                 "table1",
                 [head.first.summary.head],
                 1 + max(one.seed for one in head.seeds),
-                list_changed(head.first.config["settings"], "table1"),
+                list_changed(head.first.summary.head, head.first.config["settings"], "table1"),
                 folds="source" if by_source else str(self.fold["n_folds"]),
             )
             for head in self.heads

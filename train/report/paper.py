@@ -62,6 +62,6 @@ TABLE_2: Mapping[str, PaperRow] = MappingProxyType(
 
 TITLES: Mapping[str, str] = MappingProxyType(
     {head: row.title for head, row in TABLE_1.items()}
-    | {"caca": "CACA-RNN", "conv2d3d": "2D-3D-CNN"}
+    | {"caca": "CACA-RNN", "conv2d3d": "2D-3D-CNN", "cascade": "Cascade"}
 )
 """Head -> how the paper calls it; an ensemble is called by its members."""

@@ -181,7 +181,7 @@ def _list_commands(results: StoreResults, runs: Path) -> tuple[str, ...]:
         submitted = result.head in PRESETS["submitted"].heads and result.context == "7x7"
         preset = "submitted" if submitted else "table1"
         n_seeds = 1 + max(run.summary.seed for run in result.runs)
-        key = (preset, n_seeds, list_changed(result.settings, preset))
+        key = (preset, n_seeds, list_changed(result.head, result.settings, preset))
         groups.setdefault(key, []).append(result)
     return tuple(
         write_fit(results.store, runs, preset, [one.head for one in heads], n_seeds, settings)

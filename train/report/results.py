@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 from train.report.paper import TITLES
 from train.runs.folder import RUN_FORMAT, Run, find_runs, is_marked, list_missing
 from train.runs.pooled import POOLED_FORMAT
-from train.streams import ENSEMBLE, rank_head, split_names
+from train.streams import (
+    ENSEMBLE,
+    HEADS,
+    OWN,
+    can_read,
+    rank_head,
+    split_members,
+    split_streams,
+)
 from train.sweep.folder import find_sweeps
 
 MOST_NAMED = 20
@@ -49,6 +57,15 @@ class HeadResult:
     def settings(self) -> Mapping[str, Any]:
         settings: Mapping[str, Any] = self.runs[0].config["settings"]
         return settings
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """As ``find_streams``, of the runs; of an ensemble, of any of its members."""
+        if self.head != ENSEMBLE:
+            return find_streams(self.head, self.settings)
+        members = split_members(self.settings["members"])
+        settings = _settings_of_members(self.settings)
+        return next(filter(None, (find_streams(member, settings) for member in members)), ())
 
     @property
     def select(self) -> str:
@@ -141,21 +158,46 @@ def key_store(store: Mapping[str, Any]) -> str:
 def find_title(head: str, settings: Mapping[str, Any]) -> str:
     """How the paper calls a head, or what an ensemble or a cascade is made of."""
     if head == ENSEMBLE:
-        members = split_names("members", settings["members"])
-        return " + ".join(find_title(member, settings) for member in members)
-    if head == "cascade":
-        return f"Cascade ({', '.join(split_names('streams', settings['streams']))})"
+        of_members = _settings_of_members(settings)
+        members = split_members(settings["members"])
+        return " + ".join(find_title(member, of_members) for member in members)
+    if streams := find_streams(head, settings):
+        return f"{TITLES.get(head, head)} ({', '.join(streams)})"
     return TITLES.get(head, head)
 
 
+def find_streams(head: str, settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """The streams that a network reads where they are not what it was published with; ``cascade``
+    was not, so all it reads. Empty: its own."""
+    if head not in HEADS:
+        return ()
+    own = HEADS[head].streams
+    named = settings.get("streams", OWN)
+    read = own if named == OWN or not can_read(head, named) else split_streams(named)
+    return read if head == "cascade" or read != own else ()
+
+
+def _settings_of_members(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of an ensemble: it writes a list of streams also where each member reads its own."""
+    if split_streams(settings.get("streams", OWN)) == HEADS[ENSEMBLE].streams:
+        return {**settings, "streams": OWN}
+    return settings
+
+
 def _group_heads(runs: Sequence[Run]) -> tuple[HeadResult, ...]:
-    groups: dict[tuple[int, str, str, str], list[Run]] = {}
+    groups: dict[tuple[int, str, str, tuple[str, ...], str], list[Run]] = {}
     for run in runs:
-        head = run.summary.head
-        settings = json.dumps(run.config["settings"], sort_keys=True)
-        groups.setdefault((rank_head(head), head, run.config["context"], settings), []).append(run)
+        head, settings = run.summary.head, run.config["settings"]
+        key = (
+            rank_head(head),
+            head,
+            str(run.config["context"]),
+            find_streams(head, settings),  # the head's own first
+            json.dumps(settings, sort_keys=True),
+        )
+        groups.setdefault(key, []).append(run)
     results: list[HeadResult] = []
-    for (_, head, _, _), of_group in sorted(groups.items()):
+    for (_, head, *_), of_group in sorted(groups.items()):
         n_before = sum(result.head == head for result in results)
         results.append(
             HeadResult(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from train.config import PRESETS
+from train.streams import HEADS, OWN, split_streams
 
 
 def write_fit(
@@ -44,14 +45,18 @@ def write_fit(
     if folds:
         words += ["--folds", folds]
     for setting in settings:
-        words += ["--set", setting]
+        is_streams = setting.startswith("streams=")
+        words += ["--streams", setting[len("streams=") :]] if is_streams else ["--set", setting]
     return join_command(*words)
 
 
-def list_changed(settings: Mapping[str, Any], preset: str) -> tuple[str, ...]:
-    """``KEY=VALUE`` of the settings that are not the preset's."""
+def list_changed(head: str, settings: Mapping[str, Any], preset: str) -> tuple[str, ...]:
+    """``KEY=VALUE`` of the settings of a head that are not the preset's."""
     usual = asdict(PRESETS[preset].config)
     changed = {key: value for key, value in settings.items() if usual.get(key, value) != value}
+    streams = changed.get("streams", OWN)
+    if head in HEADS and split_streams(streams) == HEADS[head].streams:
+        changed.pop("streams")  # some heads tell their own
     return tuple(f"{key}={value}" for key, value in changed.items())
 
 

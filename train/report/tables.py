@@ -32,11 +32,12 @@ _SINGLE_STREAMS = frozenset({"face", "context"})
 def tabulate_table_1(results: StoreResults) -> pd.DataFrame:
     """Table I: every head on val beside the paper; one row a head and setting.
 
-    A head that is not in Table I, or reads other context features than it, has no paper's figures.
+    A head that is not in Table I, or reads other streams than it, has no paper's figures.
     """
     rows = []
     for result in results.heads:
-        paper = TABLE_1.get(result.head) if result.context == "2x2" else None
+        is_papers = result.context == "2x2" and not result.streams
+        paper = TABLE_1.get(result.head) if is_papers else None
         median = result.median_run.summary
         rows.append(
             {
@@ -63,7 +64,7 @@ def tabulate_table_2(results: StoreResults) -> pd.DataFrame:
         ours = [
             (result.title, result.median_run.summary.val, result.median_run.summary.test)
             for result in results.find([head], context="7x7")
-            if result.settings.get("members", _SUBMITTED) == _SUBMITTED
+            if result.settings.get("members", _SUBMITTED) == _SUBMITTED and not result.streams
         ]
         for title, val, test in ours if head else [(row.title, {}, {})]:
             scores = _format_scores("val", val, row.val) | _format_scores("test", test, row.test)

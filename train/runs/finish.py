@@ -61,7 +61,7 @@ def finish_run(
             "seed": trained.spec.seed,
             "context": choose_grid(task.head, config.context),
             "streams": {
-                name: {"matrix": matrix, "shape": list(task.shapes[matrix])}
+                name: {"matrix": matrix, **task.matrices[matrix].describe()}
                 for name, matrix in task.streams.items()
             },
             "n_epochs": plan_epochs(len(task.train.labelled), config).n_epochs,

@@ -16,16 +16,17 @@ from optuna.distributions import distribution_to_json
 from features.errors import ConfigError, RunError
 from features.fingerprint import hash_json
 from features.networks.runtime import choose_device
-from features.store.reader import open_store
-from train.config import check_heads, describe_settings, name_as_stored
+from features.store.reader import Store, open_store
+from train.config import check_head_streams, check_heads, describe_settings, name_as_stored
 from train.data.splits import keep_splits, leave_out_unlabelled, split_test_stores
-from train.data.stores import check_stores, check_streams, describe_stores, find_shapes
+from train.data.store_streams import choose_matrices
+from train.data.stores import check_stores, describe_stores
 from train.fit import run_fit
 from train.fit_jobs import FitProgress
 from train.request import FitRequest
 from train.runs.folder import RunSummary
 from train.runs.locks import check_writable
-from train.streams import ENSEMBLE
+from train.streams import ENSEMBLE, Matrices, MatrixSpec
 from train.sweep.batches import Sweep, SweepProgress, run_trials
 from train.sweep.folder import SweepRecord, write_record, write_tables
 from train.sweep.space import describe_space
@@ -107,13 +108,13 @@ def run_sweep(
     whole = [open_store(path, verify=verify) for path in stores]
     opened = leave_out_unlabelled(keep_splits(whole, "train", "val"), ["train", "val"])
     check_stores(opened)
-    check_streams([sweep.head], sweep.config, find_shapes(opened))
+    matrices = _choose_matrices(sweep, opened)
     if test_stores:  # what the last step would refuse is refused before the first
         tested = split_test_stores(whole, [open_store(path, verify=verify) for path in test_stores])
         check_stores(tested)
-        check_streams([sweep.head], sweep.config, find_shapes(tested))
+        _choose_matrices(sweep, tested)
     described = describe_stores(opened)
-    name = f"{sweep.head}-{hash_sweep(sweep, described)[:12]}"
+    name = f"{sweep.head}-{hash_sweep(sweep, described, matrices)[:12]}"
     check_writable(runs)
     folder = runs / f"sweep-{name}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -177,19 +178,36 @@ def run_sweep(
     )
 
 
-def hash_sweep(sweep: Sweep, store: Mapping[str, Any]) -> str:
-    """What names a sweep beside its head. store: ``describe_stores`` of train and val."""
+def hash_sweep(sweep: Sweep, store: Mapping[str, Any], matrices: Matrices) -> str:
+    """What names a sweep beside its head.
+
+    Args:
+        sweep: What is tried.
+        store: ``describe_stores`` of train and val.
+        matrices: What the trials read of them.
+    """
     settings = describe_settings(sweep.head, sweep.config)
-    return hash_json(
-        [
-            name_as_stored({k: v for k, v in settings.items() if k not in sweep.space}),
-            describe_space(sweep.space),
-            "trials" if sweep.is_drawn else "grid",
-            sweep.trial_seeds,
-            store["fingerprint"],
-            store["learned_sha256"],
-        ]
-    )
+    seen = [
+        name_as_stored({k: v for k, v in settings.items() if k not in sweep.space}),
+        describe_space(sweep.space),
+        "trials" if sweep.is_drawn else "grid",
+        sweep.trial_seeds,
+        store["fingerprint"],
+        store["learned_sha256"],
+    ]
+    added = {name: m.fingerprint for name, m in matrices.items() if m.fingerprint}
+    return hash_json([*seen, added] if added else seen)
+
+
+def _choose_matrices(sweep: Sweep, stores: Sequence[Store]) -> dict[str, MatrixSpec]:
+    """What any of the trials reads. Raises ConfigError where one cannot."""
+    varied = sweep.grid.get("streams")
+    matrices: dict[str, MatrixSpec] = {}
+    for streams in varied.choices if varied else [sweep.config.streams]:
+        config = sweep.configure({"streams": streams})
+        check_head_streams([sweep.head], config)
+        matrices |= choose_matrices([sweep.head], config, stores)
+    return matrices
 
 
 @contextmanager

@@ -15,7 +15,9 @@ from features.networks.runtime import choose_precision
 from features.store.reader import Store
 from train.config import FitConfig, find_matrices
 from train.data.clips import ClipTable, check_train_table, check_val_table
-from train.data.stores import check_streams, find_shapes, read_tables
+from train.data.scaling import Scale, find_scales
+from train.data.store_streams import choose_matrices
+from train.data.stores import read_tables
 from train.sweep.storage import COMPLETE, FAILED, PRUNED
 from train.training.loop import Task, TrainedRun, train_runs
 from train.training.parallel import count_workers, run_jobs
@@ -86,6 +88,7 @@ class TrialTrainer:
         self._device = device
         self._scratch = scratch
         self._tables: Mapping[str, ClipTable] = {}
+        self._scales: Mapping[str, Scale] = {}
         self._tables_of: tuple[object, ...] = ()
 
     def train(
@@ -143,30 +146,36 @@ class TrialTrainer:
         return trials
 
     def _make_task(self, config: FitConfig) -> Task:
-        shapes = find_shapes(self._stores)
-        check_streams([self._head], config, shapes)
+        matrices = choose_matrices([self._head], config, self._stores)
         key = self._key_tables(config)
         if key != self._tables_of:
             self._tables = {}  # the old ones go before new ones come
-            matrices = find_matrices([self._head], config)
             self._tables = read_tables(self._stores, config, matrices, scratch=self._scratch)
             self._tables_of = key
             check_train_table(self._tables["train"], self._stores[0].classes)
             check_val_table(self._tables["val"])
+            self._scales = find_scales(self._tables["train"], config)
         return Task(
             head=self._head,
             classes=self._stores[0].classes,
             train=self._tables["train"],
             val=self._tables["val"],
             config=config,
-            shapes=shapes,
+            matrices=matrices,
+            scales=self._scales,
             device=str(self._device),
         )
 
     def _key_tables(self, config: FitConfig) -> tuple[object, ...]:
         """What decides the tables that a trial reads."""
         matrices = sorted(find_matrices([self._head], config))
-        return (config.faces, config.max_time_steps, config.precision, *matrices)
+        return (
+            config.faces,
+            config.max_time_steps,
+            config.precision,
+            config.standardise,
+            *matrices,
+        )
 
 
 def _train_group(

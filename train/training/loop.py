@@ -22,11 +22,12 @@ from features.networks.runtime import PRECISIONS
 from train.config import FitConfig
 from train.data.batches import Batch, draw_clips, draw_phases, gather_batch, order_batches
 from train.data.clips import ClipTable
+from train.data.scaling import Scale
 from train.heads.build import build_head
 from train.heads.dropout import Noise
 from train.heads.layers import Head, read_run_state, set_noise, stack_runs
 from train.metrics import Metrics, score_predictions
-from train.streams import Shapes
+from train.streams import Matrices
 from train.training.adam import RunOptimizer
 from train.training.loss import make_losses
 from train.training.scoring import score_clips
@@ -87,8 +88,11 @@ class Task:
     config: FitConfig
     """What the runs share, ``precision`` resolved; of ``train.training.specs.OWN_SETTINGS`` each
     run has its own."""
-    shapes: Shapes
-    """Of the store's feature matrices, as ``train.data.stores.find_shapes`` gives them."""
+    matrices: Matrices
+    """What the head reads, as ``train.data.store_streams.choose_matrices`` gives it."""
+    scales: Mapping[str, Scale] = field(default_factory=dict)
+    """Matrix -> the statistics of its train rows, where streams are standardised. Missing where
+    only kept weights are scored: those hold them."""
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -96,20 +100,26 @@ class Task:
             raise ValueError(f"precision {self.config.precision!r}: expected one of {PRECISIONS}")
 
     def build_head(self, seed: int = 0) -> Head:
-        """The head with weights drawn from a seed."""
-        return build_head(
+        """The head with weights drawn from a seed, and the scales of its streams."""
+        head = build_head(
             self.head,
             len(self.classes),
             context=self.config.context,
             streams=self.config.streams,
-            shapes=self.shapes,
+            matrices=self.matrices,
+            standardise=self.config.standardise == "on",
             seed=seed,
         )
+        for stream, matrix in self.streams.items():
+            if matrix in self.scales:
+                scale = self.scales[matrix]
+                head.standardise[stream].load_state_dict(vars(scale))
+        return head
 
     @property
     def streams(self) -> dict[str, str]:
         """The streams that the head reads -> the feature matrix that each comes from."""
-        return self.config.choose_streams(self.head)
+        return self.config.choose_streams(self.head, self.matrices)
 
 
 def plan_epochs(n_train: int, config: FitConfig) -> Schedule:

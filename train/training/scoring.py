@@ -33,7 +33,7 @@ def score_clips(
     Args:
         head: With ``n_runs`` runs side by side, or plain where that is 0.
         table: The clips.
-        streams: What the head reads, as ``train.heads.build.choose_streams`` gives it.
+        streams: What the head reads, as ``train.streams.choose_streams`` gives it.
         n_runs: S.
         device: Where the head stands.
         precision: What is multiplied in, one of ``features.networks.runtime.PRECISIONS``.
@@ -49,7 +49,7 @@ def score_clips(
     n_values = sum(table.features[matrix].shape[1] for matrix in streams.values())
     parts = []
     reduced = precision == "bfloat16"
-    dtype = torch.bfloat16 if reduced else torch.float32
+    dtype = torch.bfloat16 if reduced and not head.standardise else torch.float32
     with (
         torch.no_grad(),
         torch.autocast(torch.device(device).type, torch.bfloat16, enabled=reduced),

@@ -22,7 +22,7 @@ from tests.archived import archived_clips
 from tests.builders import clip_features
 from tests.fits import fit_runs
 from train.config import FitConfig
-from train.data.stores import find_shapes
+from train.data.store_streams import choose_matrices
 from train.runs.folder import read_run
 
 ARCHIVES = Path(__file__).parents[2] / "archives"
@@ -131,14 +131,19 @@ def test_a_cascade_of_three_streams_trains_from_the_store(tmp_path: Path) -> Non
     assert run.config["settings"]["streams"] == "context,audio,face"
 
 
-def test_stores_share_the_streams_that_all_have_and_disagree_on_none(tmp_path: Path) -> None:
+def test_stores_share_the_streams_that_are_read_and_may_differ_in_others(tmp_path: Path) -> None:
     with_audio = open_store(write_audio_store(tmp_path / "a"))
     other_size = open_store(write_audio_store(tmp_path / "b", size=5))
-    plain = write_store(tmp_path / "c", [clip_features()], classes=CLASSES, fingerprint="x")
-    assert "audio" in find_shapes([with_audio])
-    assert "audio" not in find_shapes([with_audio, open_store(plain)])
+    plain = open_store(
+        write_store(tmp_path / "c", [clip_features()], classes=CLASSES, fingerprint="x")
+    )
+    config = FitConfig(streams="audio")
+    assert choose_matrices(["face"], config, [with_audio])["audio"].shape == (4,)
+    with pytest.raises(ConfigError, match=r"c: head face reads the stream 'audio', which the stor"):
+        choose_matrices(["face"], config, [with_audio, plain])
     with pytest.raises(ConfigError, match=r"audio has the shape \(5,\), expected \(4,\)"):
-        find_shapes([with_audio, other_size])
+        choose_matrices(["face"], config, [with_audio, other_size])
+    assert list(choose_matrices(["face"], FitConfig(), [with_audio, other_size, plain])) == ["face"]
 
 
 @pytest.mark.parametrize("file", sorted(ARCHIVES.glob("store-v*.bundle.xz")), ids=lambda p: p.stem)

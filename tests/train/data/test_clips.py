@@ -19,6 +19,7 @@ from train.data.clips import (
     choose_steps,
     number_label,
 )
+from train.streams import MATRICES
 
 CLASSES = ("happy", "sad")
 STREAMS = {"context": "context_2x2", "face": "face"}
@@ -39,7 +40,7 @@ def make_table(
     builder = TableBuilder(
         n_frames=sum(clip.n_frames for clip in clips),
         n_faces=sum(clip.n_faces for clip in clips),
-        shapes={"context_2x2": (512, 2, 2), "face": (512,)},
+        matrices={name: MATRICES[name] for name in ("context_2x2", "face")},
         dtype=torch.float16,
     )
     for clip in clips:

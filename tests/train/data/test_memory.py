@@ -23,11 +23,13 @@ from train.data.clips import TableBuilder
 from train.data.matrices import DiskMatrix
 from train.data.memory import choose_limit, choose_on_disk
 from train.data.stores import read_tables
+from train.streams import MATRICES
 from train.sweep.batches import Sweep
 from train.sweep.space import parse_grid
 from train.sweep.sweep import run_sweep
 
 CLASSES = ("happy", "sad")
+FACE = {"face": MATRICES["face"]}
 CONFIG = FitConfig(epochs=2, min_updates=0, batch_size=4, patience=1.0, context="7x7")
 
 
@@ -72,7 +74,8 @@ def test_training_from_disk_gives_the_numbers_of_training_from_memory(
     config = FitConfig(epochs=2, min_updates=0, batch_size=4, precision=precision, dropout=0.2)
     for name, memory in (("memory", 1.0), ("disk", memory_gb)):
         fit_runs([store], tmp_path / name, ["caca", "parallel"], range(2), config, memory_gb=memory)
-    tables = read_tables([open_store(store)], config, {"face", "context_7x7"}, memory_gb=memory_gb)
+    read = {name: MATRICES[name] for name in ("face", "context_7x7")}
+    tables = read_tables([open_store(store)], config, read, memory_gb=memory_gb)
     assert isinstance(tables["train"].features["context_7x7"], DiskMatrix)
     assert_same_runs(tmp_path / "memory", tmp_path / "disk")
 
@@ -139,7 +142,10 @@ def test_many_neighbours_on_disk_are_read_in_any_order() -> None:
 
 def test_a_phase_lies_in_one_piece() -> None:
     builder = TableBuilder(
-        n_frames=6, n_faces=6, shapes={"context_2x2": (512, 2, 2)}, dtype=torch.float16
+        n_frames=6,
+        n_faces=6,
+        matrices={"context_2x2": MATRICES["context_2x2"]},
+        dtype=torch.float16,
     )
     clip = clip_features(n_frames=6, phase=np.array([0, 1, 0, 1, 0, 1], np.int16))
     builder.add(clip, 0, faces="all", max_time_steps=0)
@@ -167,7 +173,7 @@ def test_a_scratch_folder_without_room_is_told(
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 0}))
     with pytest.raises(ConfigError, match=r"need 0\.0 GB of disk here .* 0\.0 GB are free"):
-        read_tables([open_store(store)], CONFIG, {"face"}, memory_gb=0, scratch=tmp_path)
+        read_tables([open_store(store)], CONFIG, FACE, memory_gb=0, scratch=tmp_path)
 
 
 def test_a_sweep_takes_its_scratch_from_the_folder_of_runs(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from train.heads.build import build_head, count_parameters
 from train.heads.cascade import Cascade
 from train.heads.layers import Conv, Linear, Lstm, draw_weights, read_run_state, stack_runs
-from train.streams import NETWORKS, TABLE_1_HEADS, choose_streams
+from train.streams import NETWORKS, TABLE_1_HEADS, MatrixSpec, choose_streams
 
 N_CLASSES = 8
 TABLE_1_PARAMETERS = {
@@ -74,15 +74,16 @@ def test_the_counts_of_the_other_heads_are_those_of_the_documentation() -> None:
 
 def test_sizes_come_from_the_store() -> None:
     shapes = {"context_2x2": (512, 2, 2), "face": (96,), "audio": (40,), "face_map": (64, 5, 3)}
-    cascade = build_head("cascade", 3, streams="audio,face,context", shapes=shapes)
+    matrices = {name: MatrixSpec(shape=shape) for name, shape in shapes.items()}
+    cascade = build_head("cascade", 3, streams="audio,face,context", matrices=matrices)
     assert isinstance(cascade, Cascade)
     assert cascade.encode["audio"].weight.shape == (128, 40)
     assert cascade.rnn["audio"].n_layers == 2
-    conv = build_head("conv2d3d", 3, shapes=shapes)
+    conv = build_head("conv2d3d", 3, matrices=matrices)
     logits = conv.score({"face_map": torch.rand(2, 4, 64 * 5 * 3)}, torch.tensor([4, 1]))
     assert logits.shape == (2, 3)
     with pytest.raises(ValueError, match="no pose; there are: context_2x2, face, audio, face_map"):
-        build_head("cascade", 3, streams="pose,face", shapes=shapes)
+        build_head("cascade", 3, streams="pose,face", matrices=matrices)
 
 
 def test_every_head_of_the_table_reads_the_streams_it_names() -> None:
@@ -220,8 +221,8 @@ def test_bfloat16_products_give_nearly_the_logits_of_float32() -> None:
 def test_bfloat16_gradients_of_conv2d3d_hold_no_memory_that_nothing_was_written_to(
     n_steps: int,
 ) -> None:
-    shapes = {"face_map": (8, 7, 7)}
-    head = build_head("conv2d3d", 3, shapes=shapes)
+    matrices = {"face_map": MatrixSpec(shape=(8, 7, 7))}
+    head = build_head("conv2d3d", 3, matrices=matrices)
     maps = torch.rand(2, n_steps, 8 * 49, generator=torch.Generator().manual_seed(0))
     parameters = list(head.parameters())
 

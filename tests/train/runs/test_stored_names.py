@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from train.naming import hash_runs
 from train.report.report import run_report
 from train.runs.folder import find_runs, read_run
 from train.runs.pooled import find_pooled
-from train.streams import HEADS, SHAPES
+from train.streams import HEADS, MATRICES, MatrixSpec
 from train.sweep.batches import Sweep
 from train.sweep.space import DEFAULT_SPACE, parse_grid, parse_space
 from train.sweep.sweep import hash_sweep, run_sweep
@@ -50,10 +51,53 @@ ARCHIVE = Path(__file__).parents[2] / "archives/runs-v1.tar.xz"
     ],
 )
 def test_a_run_has_the_name_it_had(config: FitConfig, expected: str) -> None:
-    keys = hash_runs(tuple(HEADS), config, STORE, SHAPES)
+    keys = hash_runs(tuple(HEADS), replace(config, streams="own"), STORE, MATRICES)
+    if config.streams != "own":  # a setting of ``cascade`` alone when these names were given
+        keys["cascade"] = hash_runs(["cascade"], config, STORE, MATRICES)["cascade"]
     assert {head: key[:12] for head, key in keys.items()} == dict(
         zip(HEADS, expected.split(), strict=True)
     )
+
+
+@pytest.mark.parametrize("head", [head for head in HEADS if head != "ensemble"])
+def test_a_run_has_another_name_just_where_its_streams_are_not_the_heads_own(head: str) -> None:
+    own = HEADS[head].streams
+    others = ("audio",) if len(own) == 1 else ("context", "audio", "face")
+    matrices = MATRICES | {"audio": MatrixSpec(shape=(12, 1, 1))}
+    names = {
+        streams: hash_runs([head], FitConfig(streams=streams), STORE, matrices)[head]
+        for streams in ("own", ",".join(own), ",".join(others))
+    }
+    assert names["own"] == names[",".join(own)]
+    assert names[",".join(others)] != names["own"]
+    if len(own) > 1:
+        swapped = FitConfig(streams=",".join(own[::-1]))
+        assert hash_runs([head], swapped, STORE, matrices)[head] != names["own"]
+
+
+def test_a_run_has_another_name_where_an_added_stream_was_made_otherwise() -> None:
+    names = {
+        hash_runs(
+            ["face"],
+            FitConfig(streams="audio"),
+            STORE,
+            {"audio": MatrixSpec(shape=(12,), fingerprint=fingerprint)},
+        )["face"]
+        for fingerprint in ("", "one", "other")
+    }
+    assert len(names) == 3
+
+
+def test_standardised_runs_and_sweeps_have_names_of_their_own() -> None:
+    config = FitConfig(standardise="on")
+    for names in (
+        {hash_runs(["face"], c, STORE, MATRICES)["face"] for c in (FitConfig(), config)},
+        {
+            hash_sweep(Sweep(head="face", config=c, space=DEFAULT_SPACE, n_trials=1), STORE, {})
+            for c in (FitConfig(), config)
+        },
+    ):
+        assert len(names) == 2
 
 
 @pytest.mark.parametrize(
@@ -69,7 +113,7 @@ def test_a_sweep_has_the_name_it_had(sweep: list[str], expected: str) -> None:
     grid = any("max_time_steps" in text for text in sweep)
     space = (parse_grid if grid else parse_space)(sweep, FitConfig()) or DEFAULT_SPACE
     asked = Sweep(head="caca-a", config=FitConfig(), space=space, n_trials=0 if grid else 5)
-    assert hash_sweep(asked, STORE)[:12] == expected
+    assert hash_sweep(asked, STORE, MATRICES)[:12] == expected
 
 
 def test_an_old_name_is_read_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:

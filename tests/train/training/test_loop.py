@@ -17,7 +17,7 @@ from train.data.batches import draw_clips
 from train.data.clips import UNLABELLED, ClipTable, TableBuilder
 from train.heads.dropout import Noise
 from train.metrics import score_predictions
-from train.streams import SHAPES
+from train.streams import MATRICES
 from train.training.loop import Task, TrainedRun, train_runs
 from train.training.loss import make_losses, weigh_classes
 from train.training.scoring import score_clips
@@ -39,8 +39,8 @@ MIXED = (
 def make_table(n_clips: int, split: str) -> ClipTable:
     """Clips of 2..9 steps and two phases; of the classes 4 : 2 : 1."""
     rng = np.random.default_rng(len(split))
-    shapes = {name: SHAPES[name] for name in ("face", "context_2x2")}
-    builder = TableBuilder(n_frames=500, n_faces=500, shapes=shapes, dtype=torch.float16)
+    matrices = {name: MATRICES[name] for name in ("face", "context_2x2")}
+    builder = TableBuilder(n_frames=500, n_faces=500, matrices=matrices, dtype=torch.float16)
     for i in range(n_clips):
         n_frames = 2 * int(rng.integers(2, 10))
         phase = np.arange(n_frames, dtype=np.int16) % 2
@@ -55,7 +55,13 @@ TRAIN, VAL = make_table(21, "train"), make_table(14, "val")
 
 def make_task(head: str = "caca-a", config: FitConfig = CONFIG) -> Task:
     return Task(
-        head=head, classes=CLASSES, train=TRAIN, val=VAL, config=config, shapes=SHAPES, device="cpu"
+        head=head,
+        classes=CLASSES,
+        train=TRAIN,
+        val=VAL,
+        config=config,
+        matrices=MATRICES,
+        device="cpu",
     )
 
 
