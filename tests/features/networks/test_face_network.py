@@ -162,4 +162,4 @@ def test_the_page_about_face_networks_runs(tmp_path: Path, monkeypatch: pytest.M
     assert len(blocks) == 2
     for block in blocks:
         exec(block, names)
-    assert names["feature_map"].shape == (5, 512, 4, 4)  # type: ignore[attr-defined]
+    assert names["seen"].map.shape == (5, 512, 4, 4)  # type: ignore[attr-defined]
