@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from features.errors import ConfigError
 from features.networks.encoders import EncoderSpec
 from features.networks.weights import SHIPPED_FACE_WEIGHTS
 from features.store.shard_format import StreamHeader
@@ -100,13 +101,17 @@ def run_extract(
 
     Raises:
         ManifestError: the manifest has problems; nothing was done.
-        ConfigError: the store was made with other settings, or the device does not exist.
+        ConfigError: the store was made with other settings, or has another stream of an encoder's
+            name; the device does not exist, or cannot run an encoder.
         WeightsError: pretrained weights are missing or not the expected ones.
         WorkerError: workers end for reasons that no clip is to blame for; what was done is kept.
         OSError: the store cannot be written (a full disk); finished shards are kept, and clips
             that are done as far as there is room to finish theirs.
     """
     began_s = time.perf_counter()
+    for spec in encoders:
+        if spec.looks_at == "audio":
+            raise ConfigError(f"{spec.path}: extract gives no sound to encoders yet")
     listed = read_manifest_for(store, manifest, options)
     with WorkerPool(device) as pool:
         config = choose_precision(config, store, lambda: pool.find_machine().precision)

@@ -291,3 +291,41 @@ def test_new_clips_that_lack_a_stream_of_the_store_are_told(
     run_extract(place / "m.csv", place / "first", CONFIG)
     assert "new clips lack the streams look, place; run the same again" in caplog.text
     assert dict(open_store(place / "first").streams) == {}
+
+
+def test_a_clip_that_ends_its_worker_costs_its_shard_the_stream(
+    place: Path, encoders: dict[str, EncoderSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {"crash-b" if name == "b" else name: split for name, split in NAMES.items()}
+    (place / "b.mp4").rename(place / "crash-b.mp4")
+    write_manifest(place, names)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.extract.WorkerPool", LocalPool)
+        patch.setattr("pipeline.extract.Output", TWO_CLIPS_A_SHARD)
+        run_extract(place / "m.csv", place / "new", CONFIG)
+    poisoned = "tests.pipeline.workers.poisoned:PoisonedStreams"
+    monkeypatch.setattr("pipeline.extract.STREAM_EXTRACTOR", poisoned)
+    summary = run_extract(place / "m.csv", place / "new", CONFIG, encoders=[encoders["place"]])
+    assert (summary.clips_added, summary.clips_failed) == (2, 1)
+    (failure,) = open_store(place / "new").failures.to_dict("records")
+    assert (failure["clip_id"], failure["step"]) == ("crash-b", "worker")
+    assert "crashed (signal 11" in str(failure["reason"])
+    assert not list((place / "new").rglob("*partial"))
+
+
+def test_a_second_pass_that_was_killed_goes_on_where_it_was(
+    place: Path, encoders: dict[str, EncoderSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.extract.WorkerPool", LocalPool)
+
+    def stop(progress: ExtractProgress) -> None:
+        if progress.n_done == 3:  # the first shard is finished
+            raise KeyboardInterrupt
+
+    specs = [encoders["place"]]
+    with pytest.raises(KeyboardInterrupt):
+        run_extract(place / "m.csv", place / "s", CONFIG, encoders=specs, progress=stop)
+    assert dict(open_store(place / "s").streams) == {}
+    assert not list((place / "s").rglob("*partial"))
+    assert run_extract(place / "m.csv", place / "s", CONFIG, encoders=specs).clips_added == 2
+    assert set(open_store(place / "s").streams) == {"place"}
