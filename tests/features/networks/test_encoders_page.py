@@ -1,4 +1,4 @@
-"""The code of docs/encoders.md runs: a torchvision network becomes an encoder, a clip is left out."""
+"""The code of docs/encoders.md runs: a torchvision network as an encoder, a store less a clip."""
 
 from __future__ import annotations
 
