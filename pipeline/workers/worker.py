@@ -127,7 +127,7 @@ class ShardOutput:
         self._clips.shard_frames = min(2 * self._clips.shard_frames, self._most_frames)
 
 
-class StreamOutput:
+class StreamFileOutput:
     """Writes what a second pass yields to files of streams, and tells the parent."""
 
     def __init__(self, output: messages.StreamOutput, send: Callable[[Any], None]) -> None:
@@ -218,10 +218,10 @@ class _DiskClock:
 
 def open_output(
     output: messages.Output | messages.StreamOutput, send: Callable[[Any], None]
-) -> ShardOutput | StreamOutput:
+) -> ShardOutput | StreamFileOutput:
     """Where the rows of a worker go. send: tells the parent."""
     if isinstance(output, messages.StreamOutput):
-        return StreamOutput(output, send)
+        return StreamFileOutput(output, send)
     return ShardOutput(output, send)
 
 
@@ -237,7 +237,7 @@ class _Worker:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._output: ShardOutput | StreamOutput | None = None
+        self._output: ShardOutput | StreamFileOutput | None = None
         self._dropped: set[str] = set()
         """Clips whose rows go nowhere."""
 
