@@ -54,6 +54,7 @@ def store_info(folder: Path, as_json: bool) -> None:
             "frames": int(table["n_frames"].sum()),
             "faces": int(table["n_faces"].sum()),
             "face_map_shape": opened.header.face_map_shape,
+            "keeps_context": opened.header.keeps_context,
             "face_vector_size": opened.header.face_vector_size,
             "expressions": opened.average_expressions(),
             "streams": dict(opened.header.streams),

@@ -27,6 +27,8 @@ FACE_MAP_SHAPE = (512, 7, 7)
 """Of the shipped face CNN, for a crop of 128 x 128."""
 RESERVED_STREAMS = frozenset({"context", "context_2x2", "context_7x7", "face", "face_map"})
 """Names that an extra stream cannot have: the store's own features, as heads ask for them."""
+CONTEXT_STREAM = "context"
+"""Name of the stream of an encoder that takes the place of the store's own context features."""
 CONTEXT_CROP_PX = 224
 FACE_CROP_PX = 128
 
@@ -111,10 +113,10 @@ class ClipFeatures:
     """[F] Presentation time of each frame, seconds from the clip's start, non-decreasing."""
     phase: NDArray[np.int16]
     """[F] Phase of the clock that chose the frame; all 0 where P = 1."""
-    context_2x2: NDArray[np.float16]
-    """[F, 512, 2, 2]"""
+    context_2x2: NDArray[np.float16] | None
+    """[F, 512, 2, 2], or None where the store lacks it: then there may be a stream ``context``."""
     context_7x7: NDArray[np.float16] | None
-    """[F, 512, 7, 7], or None where the reader did not ask for it."""
+    """[F, 512, 7, 7], or None where the store lacks it or the reader did not ask for it."""
 
     face_frame: NDArray[np.int32]
     """[A] Row of this clip's frame (0..F-1) that each face was found in, non-decreasing."""
@@ -180,7 +182,10 @@ class ClipFeatures:
                 f"clip {self.clip_id}: the stream {min(twice)} is of frames and of faces"
             )
         for name, values in self.streams.items():
-            check_stream_name(name)
+            if name != CONTEXT_STREAM:
+                check_stream_name(name)
+            elif self.context_2x2 is not None:
+                raise ValueError(f"clip {self.clip_id}: it has a stream context beside its own")
             self._check_rows(f"stream {name}", values, f, "a frame")
         for name, values in self.face_streams.items():
             check_stream_name(name)

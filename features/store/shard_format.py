@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from features.contracts import CONTEXT_CHANNELS, FACE_VECTOR_SIZE, check_stream_name
+from features.contracts import CONTEXT_CHANNELS, CONTEXT_STREAM, FACE_VECTOR_SIZE, check_stream_name
 
 FORMAT_NAME = "caca-rnn-shard"
 FORMAT_VERSION = 1
@@ -21,6 +21,7 @@ FRAME_COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
     "context_7x7": ("f2", (CONTEXT_CHANNELS, 7, 7)),
     "context_2x2": ("f2", (CONTEXT_CHANNELS, 2, 2)),
 }
+CONTEXT = ("context_7x7", "context_2x2")
 FACE_COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
     "frame": ("i8", ()),
     "box_px": ("f4", (4,)),
@@ -52,6 +53,8 @@ class ShardHeader:
     """(C, h, w) where face maps are kept."""
     face_vector_size: int = FACE_VECTOR_SIZE
     """Values of each face's vector."""
+    keeps_context: bool = True
+    """Whether the context features are kept; an encoder's stream may stand in their place."""
     expressions: tuple[str, ...] = ()
     """Names of the expressions whose probabilities are kept of each face; empty: none are."""
     streams: Mapping[str, int] = field(default_factory=dict)
@@ -71,6 +74,11 @@ class ShardHeader:
             check_stream_name(name)
             if size < 1:
                 raise ValueError(f"stream {name}: {size} values a frame")
+
+    @property
+    def frame_columns(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Columns of frames -> type, and shape of a row."""
+        return {n: c for n, c in FRAME_COLUMNS.items() if n not in CONTEXT or self.keeps_context}
 
     @property
     def face_columns(self) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -98,7 +106,10 @@ class StreamHeader:
     """What made it: the encoder's sidecar, and ``sha256`` of its file."""
 
     def __post_init__(self) -> None:
-        check_stream_name(self.name)
+        if self.name != CONTEXT_STREAM:
+            check_stream_name(self.name)
+        elif self.rows != "frame":
+            raise ValueError("stream context: its rows are not those of frames")
         if len(self.name) > _MOST_NAME_LENGTH:
             raise ValueError(
                 f"stream {self.name}: its name has more than {_MOST_NAME_LENGTH} letters"

@@ -32,8 +32,8 @@ from features.store.shard_checks import (
     read_attribute,
 )
 from features.store.shard_format import (
+    CONTEXT,
     FORMAT_NAME,
-    FRAME_COLUMNS,
     NUMBER_COLUMNS,
     OPTIONAL_COLUMNS,
     TEXT_COLUMNS,
@@ -84,7 +84,7 @@ def iter_shard_clips(
     """Yield the clips of some rows of a shard, in order; all its columns are checked before.
 
     Raises:
-        ShardError: As ``read_shard_index``; no face maps; or another file stands in the shard's
+        ShardError: As ``read_shard_index``; no such features; or another file stands in the shard's
             place, or it was written to, since its index was read.
     """
     if face_map and index.header.face_map_shape is None:
@@ -92,6 +92,8 @@ def iter_shard_clips(
             f"{index.path}: the store keeps no face maps. Run extract with --face-map into a new "
             "store."
         )
+    if context_7x7 and not index.header.keeps_context:
+        raise ShardError(f"{index.path}: the store keeps no context features of its own.")
     with open_columns(index.path) as columns:
         yield from _iter_clips(index, columns, rows, context_7x7, face_map)
 
@@ -220,7 +222,8 @@ def _read_index_v1(columns: Columns) -> dict[str, Any]:
     if has_attribute(columns.file, "expressions"):
         expressions = read_attribute(columns.file, "expressions", str)
     sizes = tuple((name, shape[1]) for name, shape in streams.items())
-    header = _parse_header(*texts, expressions, vector[1], maps, sizes)
+    has_context = any(columns.has(f"frame/{name}") for name in CONTEXT)
+    header = _parse_header(*texts, expressions, vector[1], has_context, maps, sizes)
     check_clips(clips, header.classes, np.diff(face_offset).tolist())
     return {
         "header": header,
@@ -244,6 +247,7 @@ def _parse_header(
     versions: str,
     expressions: str,
     face_vector_size: int,
+    keeps_context: bool,
     face_map_shape: tuple[int, ...] | None,
     streams: tuple[tuple[str, int], ...],
 ) -> ShardHeader:
@@ -256,6 +260,7 @@ def _parse_header(
         "fingerprint": fingerprint,
         "face_map_shape": face_map_shape and list(face_map_shape),
         "face_vector_size": face_vector_size,
+        "keeps_context": keeps_context,
         "streams": dict(streams),
     }
     header: ShardHeader = build_record(ShardHeader, described)
@@ -264,7 +269,7 @@ def _parse_header(
 
 def _check_v1(index: ShardIndex, columns: Columns) -> None:
     n_frames, n_faces = int(index.frame_offset[-1]), int(index.face_offset[-1])
-    for name, (dtype, shape) in FRAME_COLUMNS.items():
+    for name, (dtype, shape) in index.header.frame_columns.items():
         columns.check(f"frame/{name}", dtype, (n_frames, *shape))
     for name, (dtype, shape) in index.header.face_columns.items():
         columns.check(f"face/{name}", dtype, (n_faces, *shape))
@@ -282,7 +287,7 @@ def _read_clips_v1(
     faces = slice(face_0, int(index.face_offset[last]))
     frame = {
         name: columns.read_rows(f"frame/{name}", dtype, frames)
-        for name, (dtype, _) in FRAME_COLUMNS.items()
+        for name, (dtype, _) in index.header.frame_columns.items()
         if context_7x7 or name != "context_7x7"
     }
     face = {
@@ -291,6 +296,7 @@ def _read_clips_v1(
         if face_map or name != "map"
     }
     maps, expression = face.get("map"), face.get("expression")
+    context_2x2, full = frame.get("context_2x2"), frame.get("context_7x7")
     stream = {
         name: columns.read_rows(f"stream/{name}", "f2", frames) for name in index.header.streams
     }
@@ -302,8 +308,8 @@ def _read_clips_v1(
             **_read_row(index.columns, row),
             pts_s=frame["pts_s"][of_frame],
             phase=frame["phase"][of_frame],
-            context_2x2=frame["context_2x2"][of_frame],
-            context_7x7=frame["context_7x7"][of_frame] if context_7x7 else None,
+            context_2x2=None if context_2x2 is None else context_2x2[of_frame],
+            context_7x7=None if full is None else full[of_frame],
             face_frame=(face["frame"][of_face] - index.frame_offset[row]).astype(np.int32),
             box_px=face["box_px"][of_face],
             score=face["score"][of_face],

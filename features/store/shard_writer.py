@@ -19,7 +19,6 @@ from features.store.shard_checks import check_phases
 from features.store.shard_format import (
     FORMAT_NAME,
     FORMAT_VERSION,
-    FRAME_COLUMNS,
     NUMBER_COLUMNS,
     OPTIONAL_COLUMNS,
     STREAM_FORMAT_NAME,
@@ -46,13 +45,14 @@ class ShardWriter:
         """Rows of the clip at hand."""
         self._streams = dict(header.streams)
         self._expressions = header.expressions
+        self._frame_columns = tuple(header.frame_columns)
         self._vector_size = header.face_vector_size
         self._output = Hdf5Output(path)
         self._file = self._output.file
         self._write_header(header)
         streams = {name: ("f2", (size,)) for name, size in header.streams.items()}
         tables: dict[str, Mapping[str, tuple[str, tuple[int, ...]]]] = {
-            "frame": FRAME_COLUMNS,
+            "frame": header.frame_columns,
             "face": header.face_columns,
             "stream": streams,
         }
@@ -76,8 +76,9 @@ class ShardWriter:
         Raises:
             OSError: a full disk. ValueError: parts are missing.
         """
-        if part.context_7x7 is None:
-            raise ValueError(f"clip {part.clip_id}: context_7x7 is missing")
+        for name in self._frame_columns:
+            if getattr(part, name) is None:
+                raise ValueError(f"clip {part.clip_id}: {name} is missing")
         self._check_faces(part)
         check_phases(part.phase, part.n_phases)
         sizes = {name: values.shape[1] for name, values in part.streams.items()}
@@ -87,7 +88,7 @@ class ShardWriter:
             )
         first_frame = self.frame_offset[-1] + self._n_frames
         first_face = self.face_offset[-1] + self._n_faces
-        frames: dict[str, NDArray[Any]] = {name: getattr(part, name) for name in FRAME_COLUMNS}
+        frames: dict[str, NDArray[Any]] = {n: getattr(part, n) for n in self._frame_columns}
         faces: dict[str, NDArray[Any]] = {
             "frame": part.face_frame.astype(np.int64) + first_frame,
             "box_px": part.box_px,

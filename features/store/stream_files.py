@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.contracts import CLIP_ID
+from features.contracts import CLIP_ID, CONTEXT_STREAM
 from features.disk import FileState, Progress, ignore_progress
 from features.errors import ConfigError, ShardError
 from features.fingerprint import hash_file
@@ -59,7 +60,7 @@ class StreamListing:
     def __init__(self, store: Path, header: ShardHeader) -> None:
         """None is known yet. header: of the store's shards."""
         self._store = store
-        self._in_shards = header.streams.keys()
+        self._in_shards = {*header.streams, *([CONTEXT_STREAM] if header.keeps_context else ())}
         self._streams: dict[str, AddedStream] = {}
 
     @property
@@ -77,7 +78,7 @@ class StreamListing:
         if header.name in self._in_shards:
             raise ConfigError(
                 f"{self._store}: the store has a stream {header.name} in its shards. Give the "
-                "encoder's stream another name."
+                "encoder's stream another name, or choose another --store folder."
             )
         there = self._streams.get(header.name)
         for what in ("rows", "size", "fingerprint") if there else ():
@@ -124,7 +125,8 @@ class StreamListing:
         self.check(header)
         added = StreamFile(name=name, sha256=hash_file(file), n_bytes=index.state.n_bytes)
         stream = self._streams.get(folder) or AddedStream(**vars(header))
-        files = sorted([*stream.shards, added], key=lambda f: order_shard(f.shard_name))
+        files = list(stream.shards)
+        bisect.insort(files, added, key=lambda file: order_shard(file.shard_name))
         self._streams[folder] = replace(stream, shards=tuple(files))
 
 
@@ -147,6 +149,9 @@ class StreamReader:
         self._store = store
         self._shards = tuple(shards)
         self._verify = verify
+        self._files = {
+            (stream.name, Path(file.name).name): file for stream in listed for file in stream.shards
+        }
         self._indices: dict[str, StreamIndex] = {}
         """By name of the file."""
 
@@ -226,7 +231,7 @@ class StreamReader:
 
     def _read_index(self, name: str, shard: ShardIndex) -> StreamIndex:
         stream = self.listed[name]
-        (entry,) = (file for file in stream.shards if Path(file.name).name == shard.path.name)
+        entry = self._files[name, shard.path.name]
         if entry.name not in self._indices:
             file = self._store / entry.name
             if self._verify and (problem := find_damage(file, entry)):

@@ -279,7 +279,8 @@ def _list_optional(header: ShardHeader) -> str:
     """What a store may keep beside what every store has, in words."""
     maps = f"face maps {header.face_map_shape}" if header.face_map_shape else "no face maps"
     shown = ", ".join(header.expressions)
-    faces = f"face vectors [{header.face_vector_size}], {maps}"
+    faces = "" if header.keeps_context else "no context, "
+    faces += f"face vectors [{header.face_vector_size}], {maps}"
     faces += f", expressions ({shown})" if shown else ", no expressions"
     streams = [f"{name} [{size}]" for name, size in sorted(header.streams.items())]
     return f"{faces} and {'the streams ' + ', '.join(streams) if streams else 'no extra stream'}"
@@ -294,6 +295,7 @@ def write_store(
     config: Mapping[str, Any] = MappingProxyType({}),
     face_map_shape: tuple[int, int, int] | None = None,
     face_vector_size: int = FACE_VECTOR_SIZE,
+    keeps_context: bool = True,
     expressions: Sequence[str] = (),
     streams: Mapping[str, int] = MappingProxyType({}),
     added_streams: Sequence[StreamHeader] = (),
@@ -302,12 +304,14 @@ def write_store(
 
     Args:
         path: The store's folder.
-        clips: In any order; context_7x7 must be there.
+        clips: In any order, read or made with context_7x7.
         classes: Class names, in order.
         fingerprint: Names how the features were made; only equal ones may be mixed.
         config: Anything that tells how they were made.
         face_map_shape: (C, h, w) where every clip has a face_map.
         face_vector_size: Values of each face's vector.
+        keeps_context: Whether every clip has context_2x2 and context_7x7; without them one of
+            ``added_streams`` may be named ``context``.
         expressions: Names of the K expressions where every clip has a face_expression; without
             names these are left out.
         streams: Extra stream -> values a frame, those that every clip has, in the shards.
@@ -324,6 +328,7 @@ def write_store(
         versions={},
         face_map_shape=face_map_shape,
         face_vector_size=face_vector_size,
+        keeps_context=keeps_context,
         expressions=tuple(expressions),
         streams=dict(streams),
     )

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -239,3 +240,77 @@ def test_a_bundle_carries_what_there_is_of_a_stream(store: Path, tmp_path: Path)
     unpack_bundle(tmp_path / "b", tmp_path / "copy")
     with StoreWriter(tmp_path / "copy", HEADER) as writer:
         assert writer.missing_streams(DINO) == ["shards/0001.h5"]
+
+
+CONTEXT = replace(PLACES, name="context")
+
+
+def write_own_context(path: Path, *names: str) -> Path:
+    """A store whose context another encoder made."""
+    clips = [
+        with_streams(clip_features(name, context_2x2=None, context_7x7=None), CONTEXT)
+        for name in names
+    ]
+    return write_store(
+        path, clips, classes=MEC_CLASSES, fingerprint="test", keeps_context=False,
+        added_streams=[CONTEXT],
+    )  # fmt: skip
+
+
+def test_an_encoder_takes_the_place_of_the_stores_context(tmp_path: Path) -> None:
+    opened = open_store(write_own_context(tmp_path / "s", "a", "b"))
+    assert not opened.header.keeps_context
+    assert opened.streams == {"context": CONTEXT}
+    for clip in opened:
+        assert clip.context_2x2 is clip.context_7x7 is None
+        np.testing.assert_array_equal(clip.streams["context"], make_rows(clip, CONTEXT))
+    with pytest.raises(ShardError, match="keeps no context features of its own"):
+        next(opened.iter_clips(context_7x7=True))
+    assert verify_store(tmp_path / "s") == []
+    with h5py.File(tmp_path / "s/shards/0000.h5") as file:
+        assert set(file["frame"]) == {"pts_s", "phase"}
+
+
+def test_a_bundle_carries_a_store_with_a_context_of_its_own(tmp_path: Path) -> None:
+    pack_bundle(write_own_context(tmp_path / "s", "a"), tmp_path / "b")
+    unpack_bundle(tmp_path / "b", tmp_path / "copy")
+    assert open_store(tmp_path / "copy").streams == {"context": CONTEXT}
+
+
+def test_a_store_never_keeps_its_context_in_some_shards_only(tmp_path: Path) -> None:
+    write_own_context(tmp_path, "a")
+    with pytest.raises(ConfigError, match=r"keeps no context, .*; to be added: face vectors"):
+        write_store(tmp_path, [clip_features("b")], classes=MEC_CLASSES, fingerprint="test")
+
+
+def test_a_store_that_keeps_its_context_gets_no_other(store: Path) -> None:
+    with StoreWriter(store, HEADER) as writer, pytest.raises(ConfigError, match="stream context"):
+        writer.missing_streams(CONTEXT)
+    with pytest.raises(ValueError, match="a stream context beside its own"):
+        with_streams(clip_features(), CONTEXT)
+    with pytest.raises(ValueError, match="its rows are not those of frames"):
+        replace(CONTEXT, rows="face")
+
+
+def test_a_clip_without_context_is_not_written_to_a_store_that_keeps_it(tmp_path: Path) -> None:
+    clip = clip_features("a", context_2x2=None)
+    with pytest.raises(ValueError, match="context_2x2 is missing"):
+        write_store(tmp_path, [clip], classes=MEC_CLASSES, fingerprint="test")
+
+
+@pytest.mark.parametrize(
+    ("lost", "problem"),
+    [
+        (("context_7x7",), "/frame/context_7x7 is missing"),
+        (("context_2x2",), "/frame/context_2x2 is missing"),
+        (("context_7x7", "context_2x2"), "its context features: False, expected True"),
+    ],
+)
+def test_a_shard_that_lost_its_context_is_refused(
+    store: Path, lost: tuple[str, ...], problem: str
+) -> None:
+    with h5py.File(store / "shards/0000.h5", "r+") as file:
+        for name in lost:
+            del file[f"frame/{name}"]
+    with pytest.raises(ShardError, match=problem):
+        list(open_store(store, verify=False))

@@ -128,7 +128,7 @@ def test_a_shard_is_hashed_once_for_all_views_of_a_store(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed: list[Path] = []
-    monkeypatch.setattr("features.store.reader.hash_file", lambda file: hashed.append(file) or "")
+    monkeypatch.setattr("features.store.index.hash_file", lambda file: hashed.append(file) or "")
     monkeypatch.setattr(
         "features.store.reader.find_damage", lambda file, _: hashed.append(file) or ""
     )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from features.contracts import Clip, ClipFeatures
+from features.disk import partial_path
 from features.errors import WeightsError
 from features.store.clip_writer import ClipWriter
 from features.store.index import ShardEntry
@@ -157,7 +158,7 @@ class FullDisk(FakeExtractor):
 
         def add_until_full(self: ShardWriter, part: ClipFeatures) -> None:
             if self.path.name == "0000.h5" and len(self.frame_offset) > 3:
-                raise OSError(errno.ENOSPC, "No space left on device", str(self.partial))
+                raise OSError(errno.ENOSPC, "No space left on device", str(partial_path(self.path)))
             add_rows(self, part)
 
         ShardWriter.add_rows = add_until_full  # type: ignore[method-assign]
