@@ -122,6 +122,15 @@ def manifest_check(csv: Path, options: ManifestOptions, as_json: bool) -> None:
     help="Another face network: default, ferplus, or a file (docs/face_network.md).  [default: the "
     "store's, else default]",
 )
+@click.option(
+    "--encoder",
+    "encoders",
+    metavar="FILE",
+    type=PATH,
+    multiple=True,
+    help="Another network, whose features become a stream: docs/encoders.md; may be given again.",
+)
+@click.option("--trust", is_flag=True, help="An encoder may be a program: it can run any code.")
 @click.option("--face-map", is_flag=True, help="Keep the face CNN's maps too (larger store).")
 @click.option("--strict", is_flag=True, help="Refuse clips with any damage: docs/decoding.md.")
 @device_option
@@ -155,6 +164,8 @@ def extract(
     clip_timeout: float | None,
     worker_memory: float | None,
     face_weights: str | None,
+    encoders: Sequence[Path],
+    trust: bool,
     options: ManifestOptions,
     as_json: bool,
     **settings: Any,
@@ -168,7 +179,9 @@ def extract(
     Example:
         cli.py extract data_manifest.csv --store store
         cli.py extract cheavd.csv --store store --device cuda --json
+        cli.py extract cheavd.csv --store store --encoder dino.onnx
     """
+    from features.networks.encoders import read_encoder_specs
     from features.networks.weights import find_face_weights
     from pipeline.config import ExtractConfig
     from pipeline.extract import run_extract
@@ -184,6 +197,7 @@ def extract(
             replace(ExtractConfig(), **given),
             options=options,
             face_weights=None if face_weights is None else find_face_weights(face_weights),
+            encoders=read_encoder_specs(encoders, trust=trust),
             device=device,
             workers=workers,
             budgets=budgets,
@@ -198,8 +212,10 @@ def extract(
 
 
 def tell_extracted(summary: ExtractSummary) -> None:
+    _tell_streams(summary)
     if not summary.clips_done and not summary.clips_failed:
-        click.echo(f"{summary.store}: nothing to do, {summary.clips_skipped} clips are done")
+        if not summary.clips_added:
+            click.echo(f"{summary.store}: nothing to do, {summary.clips_skipped} clips are done")
         return
     click.echo(
         f"{summary.store}: {summary.clips_done} clips done, {summary.clips_skipped} were done "
@@ -208,6 +224,20 @@ def tell_extracted(summary: ExtractSummary) -> None:
     )
     if summary.clips_failed:
         click.echo(f"the failed clips: cli.py store failures {summary.store}")
+
+
+def _tell_streams(summary: ExtractSummary) -> None:
+    if summary.clips_added:
+        click.echo(
+            f"{summary.store}: {summary.clips_added} clips that were done before have got streams; "
+            f"{summary.wall_s:.1f} s"
+        )
+    for name, n_clips in summary.streams_lacking.items():
+        if n_clips:
+            click.echo(
+                f"{summary.store}: {n_clips} clips lack the stream {name} still, so that no head "
+                "reads it"
+            )
 
 
 def count_clips(

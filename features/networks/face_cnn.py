@@ -49,6 +49,8 @@ class FaceEmbedding(NamedTuple):
     """[B, 512]: the classifiers are linear in it."""
     map: Tensor
     """[B, 512, h, w]: output of the last fire module, >= 0; 7 x 7 for a crop of 128 x 128."""
+    expression: Tensor | None = None
+    """[B, K]: probabilities of the network's classes; None where it has no classifier."""
 
 
 class FaceCNN(nn.Module):

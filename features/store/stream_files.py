@@ -16,7 +16,7 @@ from features.disk import FileState, Progress, ignore_progress
 from features.errors import ConfigError, ShardError
 from features.fingerprint import hash_file
 from features.json_records import build_record, parse_object
-from features.store.hdf5_files import open_columns, read_open_state
+from features.store.hdf5_files import iter_rows, open_columns, read_open_state
 from features.store.index import (
     NO_VERIFY,
     AddedStream,
@@ -33,7 +33,7 @@ from features.store.shard_format import (
     ShardHeader,
     StreamHeader,
 )
-from features.store.shard_reader import ShardIndex, iter_rows, read_shard_index
+from features.store.shard_reader import ShardIndex, read_shard_index
 
 STREAM_REMEDY = "Delete it and run extract with the same encoder: this stream is extracted again"
 
