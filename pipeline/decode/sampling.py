@@ -189,7 +189,7 @@ def _iter_by(
     """Raises ClipError as above, and NoHardwareError as the decoder does."""
     try:
         margins_s = [margin_s for margin_s in _SEEK_MARGINS_S if margin_s < (clip.start_s or 0)]
-        if margins_s and not _can_be_sought(clip.path, read_state(file.fileno())):
+        if margins_s and not can_be_sought(clip.path, read_state(file.fileno())):
             margins_s = []
         for margin_s in (*margins_s, None):
             notes.clear()
@@ -215,7 +215,7 @@ def _iter_by(
 
 
 @lru_cache(maxsize=256)
-def _can_be_sought(path: Path, _: FileState) -> bool:
+def can_be_sought(path: Path, _: FileState) -> bool:
     """Whether times lead to the right frames. Kept: many clips may be parts of one file."""
     with opening.open_file(path) as file, opening.open_container(file) as container:
         return keeps_its_clock(container, opening.find_film(container))
