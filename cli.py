@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from features.commands import bundle, store, weights
+from features.commands import bundle, encoder, store, weights
 from features.console import (
     PATH,
     add_json_option,
@@ -176,7 +176,7 @@ def demo(folder: Path, seeds: int, as_json: bool) -> None:
         sys.exit(1)
 
 
-for verb in (manifest, extract, store, bundle, fit, sweep, report, fit_face, weights):
+for verb in (manifest, extract, store, bundle, fit, sweep, report, fit_face, weights, encoder):
     cli.add_command(verb)
 
 

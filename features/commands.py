@@ -1,4 +1,4 @@
-"""The verbs ``store``, ``bundle`` and ``weights``."""
+"""The verbs ``store``, ``bundle``, ``weights`` and ``encoder``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from features.console import PATH, add_json_option, print_result, show_bytes
+from features.console import PATH, add_json_option, device_option, print_result, show_bytes
 
 
 @click.group()
@@ -204,6 +204,35 @@ def weights(as_json: bool) -> None:
         for name, value in row.items()
     ]
     print_result({"weights": rows}, "\n".join(lines), as_json=as_json)
+
+
+@click.group()
+def encoder() -> None:
+    """Look at an encoder of your own before extract uses it: docs/encoders.md.
+
+    \b
+    Example:
+        cli.py encoder check dino.onnx
+    """
+
+
+@encoder.command("check")
+@click.argument("file", type=PATH)
+@click.option("--trust", is_flag=True, help="Load a program of torch.export: it can run any code.")
+@device_option
+@add_json_option
+def encoder_check(file: Path, trust: bool, device: str, as_json: bool) -> None:
+    """Read an encoder and its sidecar, run it on made-up rows, and tell what it would write.
+
+    \b
+    Example:
+        cli.py encoder check dino.onnx
+        cli.py encoder check dino.pt2 --trust --device cuda
+    """
+    from features.networks.encoder_check import check_encoder
+
+    checked = check_encoder(file, trust=trust, device=device)
+    _print_info({"file": str(file), **asdict(checked)}, as_json)
 
 
 def _print_info(info: dict[str, Any], as_json: bool) -> None:

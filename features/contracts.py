@@ -22,6 +22,7 @@ TICK_RATE_HZ = 5
 
 CONTEXT_CHANNELS = 512
 FACE_VECTOR_SIZE = 512
+"""Of the shipped face CNN; a store may keep vectors of another size."""
 FACE_MAP_SHAPE = (512, 7, 7)
 """Of the shipped face CNN, for a crop of 128 x 128."""
 RESERVED_STREAMS = frozenset({"context", "context_2x2", "context_7x7", "face", "face_map"})
@@ -126,11 +127,15 @@ class ClipFeatures:
     track: NDArray[np.int32]
     """[A] -1, or a number that follows one person from frame to frame within the clip."""
     face_vector: NDArray[np.float16]
-    """[A, 512]"""
+    """[A, D]; of the shipped face CNN D is 512."""
     face_map: NDArray[np.float16] | None = None
-    """[A, 512, h, w], or None where the store lacks it or the reader did not ask for it."""
+    """[A, C, h, w], or None where the store lacks it or the reader did not ask for it."""
+    face_expression: NDArray[np.float16] | None = None
+    """[A, K] Probability of each of the store's expressions, or None where it lacks them."""
     streams: Mapping[str, NDArray[np.float16]] = field(default_factory=dict)
-    """Name -> [F, D]: features of each frame that others have added, for example ``audio``."""
+    """Name -> [F, D]: features of each frame beside the store's own, for example ``audio``."""
+    face_streams: Mapping[str, NDArray[np.float16]] = field(default_factory=dict)
+    """Name -> [A, D]: the same of each face. A name is that of a frame's stream or a face's."""
 
     @property
     def status(self) -> str:
@@ -155,27 +160,44 @@ class ClipFeatures:
             "score": (a,),
             "landmarks_px": (a, 5, 2),
             "track": (a,),
-            "face_vector": (a, FACE_VECTOR_SIZE),
         }
         for name, shape in expected.items():
             found = getattr(self, name)
             if found is not None and found.shape != shape:
                 raise ValueError(f"clip {self.clip_id}: {name} is {found.shape}, not {shape}")
-        if self.face_map is not None and self.face_map.shape[:2] != (a, CONTEXT_CHANNELS):
-            raise ValueError(f"clip {self.clip_id}: face_map is {self.face_map.shape}")
+        if self.face_vector.ndim != 2 or len(self.face_vector) != a:
+            raise ValueError(
+                f"clip {self.clip_id}: face_vector is {self.face_vector.shape}, not ({a}, D)"
+            )
+        if self.face_map is not None and (self.face_map.ndim != 4 or len(self.face_map) != a):
+            raise ValueError(
+                f"clip {self.clip_id}: face_map is {self.face_map.shape}, not ({a}, C, h, w)"
+            )
+        if self.face_expression is not None:
+            self._check_rows("face_expression", self.face_expression, a, "a face")
+        if twice := self.streams.keys() & self.face_streams.keys():
+            raise ValueError(
+                f"clip {self.clip_id}: the stream {min(twice)} is of frames and of faces"
+            )
         for name, values in self.streams.items():
             check_stream_name(name)
-            if values.ndim != 2 or len(values) != f or values.dtype != np.float16:
-                raise ValueError(
-                    f"clip {self.clip_id}: stream {name} is {values.dtype} {values.shape}, not "
-                    f"float16 ({f}, values a frame)"
-                )
+            self._check_rows(f"stream {name}", values, f, "a frame")
+        for name, values in self.face_streams.items():
+            check_stream_name(name)
+            self._check_rows(f"stream {name}", values, a, "a face")
         if a and (self.face_frame.min() < 0 or self.face_frame.max() >= f):
             raise ValueError(f"clip {self.clip_id}: a face points outside its {f} frames")
         if not np.isfinite(self.pts_s).all():
             raise ValueError(f"clip {self.clip_id}: a frame's time is not a number")
         if np.any(np.diff(self.pts_s) < 0) or np.any(np.diff(self.face_frame) < 0):
             raise ValueError(f"clip {self.clip_id}: rows are not in time order")
+
+    def _check_rows(self, name: str, values: NDArray[np.float16], n: int, row: str) -> None:
+        if values.ndim != 2 or len(values) != n or values.dtype != np.float16:
+            raise ValueError(
+                f"clip {self.clip_id}: {name} is {values.dtype} {values.shape}, not "
+                f"float16 ({n}, values {row})"
+            )
 
 
 def check_stream_name(name: str) -> None:

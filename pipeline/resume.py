@@ -40,7 +40,7 @@ class Plan:
 def read_manifest_for(store: Path, manifest: Path, options: ManifestOptions) -> Manifest:
     """The manifest, read with the classes that the store declares if it exists."""
     if options.classes is None and (store / "store.json").is_file():
-        options = replace(options, classes=read_store_index(store, relabelling=True)[0].classes)
+        options = replace(options, classes=read_store_index(store, relabelling=True).header.classes)
     listed = read_manifest(manifest, options)
     for warning in listed.warnings[:_NAMED]:
         _log.warning("%s: %s", manifest, warning)

@@ -26,7 +26,7 @@ def choose_precision(
     if config.precision != "auto":
         return config
     if (store / "store.json").is_file():
-        made_with = read_store_index(store, relabelling=True)[0].config.get("precision")
+        made_with = read_store_index(store, relabelling=True).header.config.get("precision")
         if isinstance(made_with, str):
             return replace(config, precision=made_with)
     return replace(config, precision=find_best())

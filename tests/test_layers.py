@@ -25,6 +25,7 @@ DOORS = {
     "hdf5plugin": {"features/store"},
     "av": {"pipeline/decode", "pipeline/demo"},
     "openvino": {"features/networks"},
+    "onnxruntime": {"features/networks"},
     "rich": {"features"},
     "optuna": {"train/sweep"},
     "matplotlib": {"train/report"},

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,11 +9,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.export.passes import move_to_device_pass
 
 from features.contracts import FACE_CROP_PX, FACE_MAP_SHAPE, FACE_VECTOR_SIZE
 from features.errors import WeightsError
 from features.networks.face_cnn import FaceCNN, FaceEmbedding, read_face_cnn
+from features.networks.programs import FAILED, first_line, load_program
 from features.networks.runtime import choose_batch, compile_network, run_padded
 from features.networks.weights import SHIPPED_FACE_WEIGHTS
 
@@ -25,8 +23,6 @@ _HALF_MAX = 65504.0
 """Largest float16: what a store can keep."""
 _TOLERANCE = 1e-2
 """Share of a vector's length by which one face may change with the faces beside it."""
-_FAILED = (RuntimeError, AssertionError, TypeError, ValueError, KeyError)
-"""What torch raises about a program that it cannot load or run."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,13 +82,7 @@ def read_face_network(
     if not zipfile.is_zipfile(path):
         program = _compile_face_cnn(read_face_cnn(path), device, precision, n_threads)
         return FaceNetwork(map_shape=FACE_MAP_SHAPE, program=program)
-    try:
-        program = _load_program(path, device)
-    except (*_FAILED, OSError, zipfile.BadZipFile) as error:
-        raise WeightsError(
-            f"{path}: this program cannot be loaded here ({_first_line(error)}). Export it with "
-            f"the installed torch {torch.__version__}."
-        ) from error
+    program = load_program(path, device)
     return FaceNetwork(map_shape=_check_program(path, program, device), program=program)
 
 
@@ -129,29 +119,6 @@ class _Trunk(nn.Module):
         return seen.vector, seen.map
 
 
-def _load_program(path: Path, device: torch.device) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    with zipfile.ZipFile(path) as archive:
-        parts = {name.partition("/")[2] for name in archive.namelist()}
-    if "archive_format" in parts:
-        exported = torch.export.load(io.BytesIO(path.read_bytes()))  # a name must end in .pt2
-        if device.type != "cpu":
-            exported = move_to_device_pass(exported, str(device))
-        return exported.module()
-    if "constants.pkl" in parts:
-        with warnings.catch_warnings():
-            # Deprecated in favour of torch.export, yet what many published networks come as.
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.simplefilter("ignore", DeprecationWarning)
-            script: nn.Module = torch.jit.load(  # type: ignore[no-untyped-call]
-                str(path), map_location=device
-            )
-        return script.eval()
-    raise WeightsError(
-        f"{path}: neither weights of fit-face nor an exported program nor TorchScript. "
-        "Save a program with torch.export.save; torch.save writes no program."
-    )
-
-
 @torch.inference_mode()
 def _check_program(
     path: Path, program: Callable[[Tensor], tuple[Tensor, Tensor]], device: torch.device
@@ -186,10 +153,10 @@ def _run(
     n = len(faces)
     try:
         seen = program(faces)
-    except _FAILED as error:
+    except FAILED as error:
         raise WeightsError(
             f"{path}: it fails on a float32 batch of {n} faces [{n}, 3, {FACE_CROP_PX}, "
-            f"{FACE_CROP_PX}] ({_first_line(error)}). Export it with a batch of any size."
+            f"{FACE_CROP_PX}] ({first_line(error)}). Export it with a batch of any size."
         ) from error
     is_pair = isinstance(seen, tuple | list) and len(seen) == 2
     found = [tuple(x.shape) for x in seen if isinstance(x, Tensor)] if is_pair else []
@@ -203,7 +170,3 @@ def _run(
             "its end that gives these, as docs/face_network.md tells, and export it again."
         )
     return FaceEmbedding(*seen)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""Runs frozen networks: by OpenVINO on a CPU (the only door to it), by torch on a CUDA device."""
+"""Runs frozen networks: by OpenVINO on a CPU, by torch on a CUDA device."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def compile_network(
         raise ValueError(f"precision {precision!r}: expected one of {PRECISIONS}")
     if device.type == "cuda":
         return _CudaNetwork(module, device, precision)
-    return _CpuNetwork(module, example, precision, n_threads)
+    return CpuNetwork(_read_model(module, example), precision, n_threads)
 
 
 def choose_batch(device: torch.device) -> int:
@@ -108,18 +108,18 @@ def run_padded(network: Network, x: Tensor, *, batch: int, multiple: int) -> tup
     return tuple(torch.cat(columns) for columns in zip(*parts, strict=True))
 
 
-class _CpuNetwork:
+class CpuNetwork:
     """A compiled OpenVINO model; every calling thread has a request of its own."""
 
-    def __init__(self, module: nn.Module, example: Tensor, precision: str, n_threads: int) -> None:
-        model = _read_model(module, example)
+    def __init__(self, model: Any, precision: str, n_threads: int) -> None:
+        """Arguments: the model; others see ``compile_network``. RuntimeError: it is wrong."""
         settings = {
             "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
             "NUM_STREAMS": n_threads,
             "INFERENCE_NUM_THREADS": n_threads,
             "ENABLE_CPU_PINNING": False,  # decoders use the same cores
         }
-        self._compiled = _openvino_core().compile_model(model, "CPU", settings)
+        self._compiled = openvino_core().compile_model(model, "CPU", settings)
         self._of_thread = threading.local()
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -149,7 +149,8 @@ class _CudaNetwork:
 
 
 @cache
-def _openvino_core() -> Any:
+def openvino_core() -> Any:
+    """What reads and compiles OpenVINO's models."""
     import openvino as ov
 
     return ov.Core()

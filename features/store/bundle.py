@@ -266,9 +266,10 @@ def _compare_index(raw: IO[bytes], members: Mapping[str, Member], info: BundleIn
     """Where store.json says otherwise than bundle.json."""
     try:
         text = _read_member(raw, members, "store.json")
-        header, shards = parse_store_index(text, "store.json")
+        index = parse_store_index(text, "store.json")
     except (ShardError, ValueError) as error:
         return [f"{error}"]
+    header, shards = index.header, index.shards
     files = {(f.name, f.n_bytes, f.sha256) for f in info.files if f.name.startswith("shards/")}
     said = {
         "fingerprint": (header.fingerprint, info.fingerprint),

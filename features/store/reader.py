@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import groupby
@@ -26,18 +26,30 @@ import pandas as pd
 from features.contracts import ClipFeatures
 from features.disk import Progress, ignore_progress, read_state
 from features.errors import ShardError
-from features.fingerprint import hash_file
-from features.store.index import ShardEntry, find_shard_files, read_failures, read_store_index
-from features.store.shard_format import ShardHeader
+from features.store.index import (
+    NO_VERIFY,
+    AddedStream,
+    ShardEntry,
+    find_contradiction,
+    find_damage,
+    find_shard_files,
+    find_wrong_size,
+    read_failures,
+    read_store_index,
+)
+from features.store.shard_format import ShardHeader, StreamHeader
 from features.store.shard_reader import (
     ShardIndex,
     check_shard,
+    iter_expressions,
     iter_shard_clips,
     read_shard_index,
 )
+from features.store.stream_files import (
+    StreamReader,
+)
 
 _REMEDY = "Delete the file and run extract: its clips are extracted again"
-_NO_VERIFY = "or copy it again from where it is whole (--no-verify reads it as it is)"
 
 _CLIP_COLUMNS = (
     "id", "label", "split", "subject", "source", "status", "n_phases", "start_s", "end_s",
@@ -53,6 +65,7 @@ class Store:
         path: Path,
         header: ShardHeader,
         shards: Sequence[ShardEntry],
+        added_streams: Sequence[AddedStream] = (),
         *,
         verify: bool = True,
     ) -> None:
@@ -61,6 +74,9 @@ class Store:
         self.header = header
         self.shards = tuple(shards)
         self._verify = verify
+        names = [shard.name for shard in shards]
+        self.streams_beside = StreamReader(path, added_streams, names, verify=verify)
+        """Also those that some clips lack."""
         self._splits: Mapping[str, str] | None = None
 
     @property
@@ -70,6 +86,21 @@ class Store:
     @property
     def classes(self) -> tuple[str, ...]:
         return self.header.classes
+
+    @cached_property
+    def streams(self) -> Mapping[str, StreamHeader]:
+        """The extra streams that every clip has, in the shards and beside them, by name."""
+        inside = {
+            name: StreamHeader(
+                name=name, rows="frame", size=size, fingerprint=self.fingerprint, encoder={}
+            )
+            for name, size in self.header.streams.items()
+        }
+        return inside | self.streams_beside.find_complete()
+
+    def count_lacking(self, name: str) -> int:
+        """How many clips lack a stream beside the shards."""
+        return int(self.clips["shard"].isin(self.streams_beside.find_lacking(name)).sum())
 
     def with_splits(self, splits: Mapping[str, str]) -> Store:
         """The same store on disk, with other splits; clips that are not named are not there.
@@ -81,6 +112,7 @@ class Store:
         """
         store = Store(self.path, self.header, self.shards)
         store._splits = splits
+        store.streams_beside = self.streams_beside
         store._indices = self._indices  # read, and hashed, once
         return store
 
@@ -92,7 +124,7 @@ class Store:
         file = self.path / shard.name
         before = read_state(file)
         if self._verify and (problem := find_damage(file, shard)):
-            raise ShardError(f"{problem} {_REMEDY}, {_NO_VERIFY}.")
+            raise ShardError(f"{problem} {_REMEDY}, {NO_VERIFY}.")
         index = read_shard_index(file)
         if index.state != before:
             raise ShardError(f"{file}: changed while it was read. Run the same again.")
@@ -142,6 +174,16 @@ class Store:
                 note["total"] += amount
         return dict(sorted(sums.items()))
 
+    def average_expressions(self) -> dict[str, float]:
+        """Expression -> mean probability over all faces; empty without expressions or faces."""
+        names, n_faces = self.header.expressions, 0
+        total = np.zeros(len(names))
+        for number, places in groupby(self._places if names else (), key=itemgetter(0)):
+            for values in iter_expressions(self._indices[number], [row for _, row in places]):
+                total += values.sum(axis=0, dtype=np.float64)
+                n_faces += len(values)
+        return dict(zip(names, (total / n_faces).tolist(), strict=True)) if n_faces else {}
+
     @property
     def failures(self) -> pd.DataFrame:
         """The rows of failures.csv."""
@@ -155,26 +197,77 @@ class Store:
         return self.iter_clips()
 
     def iter_clips(
-        self, *, context_7x7: bool = False, face_map: bool = False
+        self,
+        *,
+        context_7x7: bool = False,
+        face_map: bool = False,
+        streams: Collection[str] | None = None,
     ) -> Iterator[ClipFeatures]:
         """The clips in the store's order, shard by shard; a block of frames is in memory at a time.
 
+        Args:
+            context_7x7: Whether to read these, which are large.
+            face_map: The same.
+            streams: Names of ``streams`` to be read; None: all.
+
         Raises:
-            ShardError: a shard is damaged, or the store keeps no face maps.
+            ShardError: a shard or a stream's file is damaged, or the store keeps no face maps, or
+                not all of its clips have such a stream.
         """
+        names = self._choose_streams(streams)
         for number, places in groupby(self._places, key=itemgetter(0)):
             rows, index = [row for _, row in places], self._indices[number]
-            for clip in iter_shard_clips(index, rows, context_7x7=context_7x7, face_map=face_map):
+            clips = iter_shard_clips(index, rows, context_7x7=context_7x7, face_map=face_map)
+            for clip in self._put_streams(clips, index, rows, names):
                 yield self._put_in_split(clip)
 
     def read_clip(
-        self, i: int, *, context_7x7: bool = False, face_map: bool = False
+        self,
+        i: int,
+        *,
+        context_7x7: bool = False,
+        face_map: bool = False,
+        streams: Collection[str] | None = None,
     ) -> ClipFeatures:
-        """Clip i of ``clips``. Raises ShardError as ``iter_clips`` does, IndexError."""
+        """Clip i of ``clips``. Arguments and ShardError as of ``iter_clips``; raises IndexError."""
+        names = self._choose_streams(streams)
         number, row = self._places[i]
         index = self._indices[number]
-        (clip,) = iter_shard_clips(index, [row], context_7x7=context_7x7, face_map=face_map)
+        clips = iter_shard_clips(index, [row], context_7x7=context_7x7, face_map=face_map)
+        (clip,) = self._put_streams(clips, index, [row], names)
         return self._put_in_split(clip)
+
+    def _choose_streams(self, names: Collection[str] | None) -> Collection[str]:
+        if names is None:
+            return self.streams.keys()
+        for name in sorted(set(names) - self.streams.keys()):
+            raise ShardError(
+                f"{self.path}: not all clips have the stream {name!r}, but "
+                f"{', '.join(self.streams) or 'no extra stream'}. Run extract with its encoder."
+            )
+        return names
+
+    def _put_streams(
+        self,
+        clips: Iterator[ClipFeatures],
+        index: ShardIndex,
+        rows: Sequence[int],
+        names: Collection[str],
+    ) -> Iterator[ClipFeatures]:
+        """The clips of some rows of a shard with these streams and no other."""
+        if set(names) == self.header.streams.keys():
+            yield from clips
+            return
+        beside = [self.streams[name] for name in names if name not in self.header.streams]
+        values = [self.streams_beside.iter_rows(s.name, index, rows) for s in beside]
+        for clip, *of_clip in zip(clips, *values, strict=True):
+            found = list(zip(beside, of_clip, strict=True))
+            inside = {name: rows for name, rows in clip.streams.items() if name in names}
+            yield replace(
+                clip,
+                streams=inside | {s.name: rows for s, rows in found if s.rows == "frame"},
+                face_streams={s.name: rows for s, rows in found if s.rows == "face"},
+            )
 
     def _put_in_split(self, clip: ClipFeatures) -> ClipFeatures:
         return clip if self._splits is None else replace(clip, split=self._splits[clip.clip_id])
@@ -190,19 +283,23 @@ def open_store(path: Path | str, *, verify: bool = True) -> Store:
 
     Raises:
         ShardError: no store there, store.json damaged or of another version, a shard missing or
-            of another size. Reading then raises ShardError where a shard is damaged.
+            of another size, or a stream's file is. Reading then raises ShardError where a file is
+            damaged.
     """
     path = Path(path)
-    header, shards = read_store_index(path)
-    for shard in shards:
+    index = read_store_index(path)
+    for shard in index.shards:
         if not (path / shard.name).is_file():
             raise ShardError(
                 f"{path / shard.name}: missing, though store.json lists it. Run extract: it "
                 "extracts the clips of that shard again"
             )
-        if verify and (problem := _find_wrong_size(path / shard.name, shard)):
-            raise ShardError(f"{problem} {_REMEDY}, {_NO_VERIFY}.")
-    return Store(path, header, shards, verify=verify)
+        if verify and (problem := find_wrong_size(path / shard.name, shard)):
+            raise ShardError(f"{problem} {_REMEDY}, {NO_VERIFY}.")
+    store = Store(path, index.header, index.shards, index.added_streams, verify=verify)
+    if verify:
+        store.streams_beside.check_sizes()
+    return store
 
 
 def verify_store(path: Path, *, progress: Progress = ignore_progress) -> list[str]:
@@ -216,21 +313,26 @@ def verify_store(path: Path, *, progress: Progress = ignore_progress) -> list[st
         ShardError: there is no store to speak of.
     """
     store = open_store(path, verify=False)
-    problems = []
-    n_done, n_all = 0, sum(shard.n_bytes for shard in store.shards)
+    problems: list[str] = []
+    n_done, n_shards = 0, sum(shard.n_bytes for shard in store.shards)
+    n_all = n_shards + store.streams_beside.count_bytes()
+    whole: dict[str, ShardIndex] = {}
     for shard in store.shards:
         file = path / shard.name
         if problem := find_damage(file, shard):
             problems.append(f"{problem} {_REMEDY}")
         else:
             try:
-                index = check_shard(file)
-                if problem := find_contradiction(index, store.header, shard):
+                whole[shard.name] = check_shard(file)
+                if problem := find_contradiction(whole[shard.name], store.header, shard):
                     problems.append(f"{problem} {_REMEDY}")
             except ShardError as error:
                 problems.append(f"{error}")
         n_done += shard.n_bytes
         progress(n_done, n_all)
+    problems += store.streams_beside.verify(
+        whole, progress=lambda n_done, _: progress(n_shards + n_done, n_all)
+    )
     listed = {shard.name for shard in store.shards}
     problems += [
         f"{path / name}: not listed in store.json. Run extract, which takes finished shards in"
@@ -238,36 +340,3 @@ def verify_store(path: Path, *, progress: Progress = ignore_progress) -> list[st
         if name not in listed
     ]
     return problems
-
-
-def find_damage(file: Path, shard: ShardEntry) -> str:
-    """How a shard's bytes differ from those that store.json lists; empty if they do not."""
-    if problem := _find_wrong_size(file, shard):
-        return problem
-    found = hash_file(file)
-    if found == shard.sha256:
-        return ""
-    return f"{file}: damaged: SHA-256 {found[:12]}, expected {shard.sha256[:12]} as in store.json."
-
-
-def _find_wrong_size(file: Path, shard: ShardEntry) -> str:
-    n_bytes = file.stat().st_size
-    if n_bytes == shard.n_bytes:
-        return ""
-    return f"{file}: damaged: {n_bytes} bytes, expected {shard.n_bytes} as in store.json."
-
-
-def find_contradiction(index: ShardIndex, header: ShardHeader, shard: ShardEntry) -> str:
-    """What a shard says of itself and store.json otherwise; empty if they agree."""
-    counts = (len(index), int(index.frame_offset[-1]), int(index.face_offset[-1]))
-    said = {
-        "fingerprint": (index.header.fingerprint, header.fingerprint),
-        "classes": (index.header.classes, header.classes),
-        "face maps": (index.header.face_map_shape, header.face_map_shape),
-        "streams": (dict(index.header.streams), dict(header.streams)),
-        "clips, frames and faces": (counts, (shard.n_clips, shard.n_frames, shard.n_faces)),
-    }
-    for what, (found, expected) in said.items():
-        if found != expected:
-            return f"{index.path}: its {what}: {found}, expected {expected} as in store.json."
-    return ""

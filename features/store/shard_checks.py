@@ -58,7 +58,7 @@ class Columns:
 
     def has(self, name: str) -> bool:
         """Whether a column is there, in a group that is."""
-        group, _, column = name.partition("/")
+        group, _, column = name.rpartition("/")
         return column.encode() in self._find_group(group)
 
     def find_shape(self, name: str) -> tuple[int, ...]:
@@ -140,7 +140,7 @@ class Columns:
     def _find_dataset(self, name: str) -> tuple[Any, tuple[int, ...]]:
         """A column and its shape."""
         if name not in self._datasets:
-            group, _, column = name.partition("/")
+            group, _, column = name.rpartition("/")
             found = self._follow(self._find_group(group), column, name)
             if not isinstance(found, h5py.h5d.DatasetID):
                 raise ValueError(f"/{name} is no dataset")
@@ -218,6 +218,11 @@ class Columns:
 
     def _read_bytes(self, place: int, n_bytes: int) -> bytes:
         return os.pread(self.file.get_vfd_handle(), n_bytes, place)
+
+
+def has_attribute(file: h5py.h5f.FileID, name: str) -> bool:
+    """Whether the root has an attribute of this name."""
+    return bool(h5py.h5a.exists(file, name.encode()))
 
 
 def read_attribute(file: h5py.h5f.FileID, name: str, kind: type) -> Any:

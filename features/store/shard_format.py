@@ -27,8 +27,12 @@ FACE_COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
     "score": ("f4", ()),
     "landmarks_px": ("f4", (5, 2)),
     "track": ("i4", ()),
-    "vector": ("f2", (FACE_VECTOR_SIZE,)),
 }
+"""Columns of a fixed width; ``ShardHeader.face_columns`` has all."""
+
+STREAM_FORMAT_NAME = "caca-rnn-stream"
+STREAM_FORMAT_VERSION = 1
+STREAM_ROWS = ("frame", "face")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,17 +47,62 @@ class ShardHeader:
     versions: Mapping[str, str]
     """Library -> version, when the shard was written."""
     face_map_shape: tuple[int, int, int] | None = None
-    """(512, h, w) where face maps are kept."""
+    """(C, h, w) where face maps are kept."""
+    face_vector_size: int = FACE_VECTOR_SIZE
+    """Values of each face's vector."""
+    expressions: tuple[str, ...] = ()
+    """Names of the expressions whose probabilities are kept of each face; empty: none are."""
     streams: Mapping[str, int] = field(default_factory=dict)
-    """Extra stream -> values a frame."""
+    """Extra stream in the shards themselves -> values a frame."""
 
     def __post_init__(self) -> None:
         if not all(self.classes) or len(set(self.classes)) < len(self.classes):
             raise ValueError(f"classes {list(self.classes)}: expected names, each once")
         shape = self.face_map_shape
-        if shape is not None and (shape[0] != CONTEXT_CHANNELS or min(shape) < 1):
-            raise ValueError(f"face maps of {shape}, expected ({CONTEXT_CHANNELS}, h, w)")
+        if shape is not None and min(shape) < 1:
+            raise ValueError(f"face maps of {shape}, expected (C, h, w)")
+        if self.face_vector_size < 1:
+            raise ValueError(f"{self.face_vector_size} values a face")
+        if not all(self.expressions) or len(set(self.expressions)) < len(self.expressions):
+            raise ValueError(f"expressions {list(self.expressions)}: expected names, each once")
         for name, size in self.streams.items():
             check_stream_name(name)
             if size < 1:
                 raise ValueError(f"stream {name}: {size} values a frame")
+
+    @property
+    def face_columns(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Columns of faces -> type, and shape of a row."""
+        columns = FACE_COLUMNS | {"vector": ("f2", (self.face_vector_size,))}
+        if self.face_map_shape is not None:
+            columns["map"] = ("f2", self.face_map_shape)
+        if self.expressions:
+            columns["expression"] = ("f2", (len(self.expressions),))
+        return columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamHeader:
+    """What every file of an added stream says of it."""
+
+    name: str
+    rows: str
+    """``frame`` or ``face``: the stream has a row for each."""
+    size: int
+    """Values of each row."""
+    fingerprint: str
+    """Hash of all that decides the values: the store's fingerprint, and the encoder."""
+    encoder: Mapping[str, Any]
+    """What made it: the encoder's sidecar, and ``sha256`` of its file."""
+
+    def __post_init__(self) -> None:
+        check_stream_name(self.name)
+        if self.rows not in STREAM_ROWS:
+            raise ValueError(f"stream {self.name}: rows {self.rows!r}, expected {STREAM_ROWS}")
+        if self.size < 1:
+            raise ValueError(f"stream {self.name}: {self.size} values a row")
+
+
+def name_number(number: int) -> str:
+    """The name of a file of the shard of a number."""
+    return f"{number:04d}.h5"

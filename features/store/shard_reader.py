@@ -1,37 +1,32 @@
-"""Reads shards: ragged clips as flat arrays with offsets (FORMAT.md).
-
-With ``features.store.shard_checks`` and ``features.store.shard_writer`` the only door to h5py.
-"""
+"""Reads shards: ragged clips as flat arrays with offsets (FORMAT.md)."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import h5py
-import hdf5plugin  # noqa: F401 - HDF5 then reads columns packed by zstd
 import numpy as np
 from numpy.typing import NDArray
 
-from features.contracts import ClipFeatures
-from features.disk import FileState, read_state
+from features.contracts import FACE_VECTOR_SIZE, ClipFeatures
+from features.disk import FileState
 from features.errors import ShardError
 from features.json_records import build_record, parse_object
+from features.store.hdf5_files import check_state, open_columns, read_open_state
 from features.store.shard_checks import (
     Columns,
     check_clips,
     check_offsets,
     check_phases,
+    has_attribute,
     read_attribute,
 )
 from features.store.shard_format import (
-    FACE_COLUMNS,
     FORMAT_NAME,
     FRAME_COLUMNS,
     NUMBER_COLUMNS,
@@ -73,7 +68,7 @@ def read_shard_index(path: Path) -> ShardIndex:
     Raises:
         ShardError: not there, damaged, not a shard, or of a version that this code does not read.
     """
-    with _open(path) as columns:
+    with open_columns(path) as columns:
         return _read_index(path, columns)
 
 
@@ -95,13 +90,47 @@ def iter_shard_clips(
             f"{index.path}: the store keeps no face maps. Run extract with --face-map into a new "
             "store."
         )
-    with _open(index.path) as columns:
+    with open_columns(index.path) as columns:
         yield from _iter_clips(index, columns, rows, context_7x7, face_map)
+
+
+def iter_expressions(index: ShardIndex, rows: Sequence[int]) -> Iterator[NDArray[np.float16]]:
+    """Yield the expressions [A, K] of the faces of some clips; no other column is read.
+
+    Raises:
+        ShardError: As ``iter_shard_clips``.
+    """
+    name = "face/expression"
+    n_faces, n_names = int(index.face_offset[-1]), len(index.header.expressions)
+    with open_columns(index.path) as columns:
+        columns.check(name, "f2", (n_faces, n_names))
+        yield from iter_rows(index.path, index.state, columns, name, index.face_offset, rows)
+
+
+def iter_rows(
+    path: Path,
+    state: FileState,
+    columns: Columns,
+    name: str,
+    offset: NDArray[np.int64],
+    rows: Sequence[int],
+) -> Iterator[NDArray[np.float16]]:
+    """Yield the values of some clips, from a column of float16 that was checked.
+
+    offset: [N+1] Clip i has the column's rows offset[i]..offset[i+1]-1. rows: of the clips.
+    """
+    for block in iter_blocks(offset, rows):
+        check_state(path, state, columns)
+        ends = offset[block[0] : block[-1] + 2].tolist()
+        values = columns.read_rows(name, "f2", slice(ends[0], ends[-1]))
+        for start, end in pairwise(ends):
+            yield values[start - ends[0] : end - ends[0]]
+    check_state(path, state, columns)
 
 
 def check_shard(path: Path) -> ShardIndex:
     """Read all of a shard. Raises ShardError where it contradicts FORMAT.md."""
-    with _open(path) as columns:
+    with open_columns(path) as columns:
         index = _read_index(path, columns)
         has_map = index.header.face_map_shape is not None
         for _ in _iter_clips(index, columns, range(len(index)), True, has_map):
@@ -120,38 +149,8 @@ class _Reader:
     clips: Callable[[ShardIndex, Columns, Sequence[int], bool, bool], Iterator[ClipFeatures]]
 
 
-_DAMAGE = (OSError, KeyError, RuntimeError, TypeError, ValueError)
-"""What h5py and the checks raise where a shard is not as it should be."""
-
-_ACCESS = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
-_ACCESS.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[Columns]:
-    """An open shard, damage told as ShardError."""
-    if not path.is_file():
-        raise ShardError(f"{path}: no such shard")
-    try:
-        file = h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY, fapl=_ACCESS)
-    except OSError as error:
-        raise ShardError(
-            f"{path}: damaged or not HDF5 ({error}). Delete it and run extract: its clips are "
-            "extracted again."
-        ) from error
-    try:
-        yield Columns(file)
-    except _DAMAGE as error:
-        raise ShardError(
-            f"{path}: damaged, or not as FORMAT.md says ({error}). Delete it and run extract: its "
-            "clips are extracted again."
-        ) from error
-    finally:
-        file.close()
-
-
 def _read_index(path: Path, columns: Columns) -> ShardIndex:
-    state = _read_state(columns)
+    state = read_open_state(columns)
     name = read_attribute(columns.file, "format", str)
     if name != FORMAT_NAME:
         raise ShardError(f"{path}: root attribute 'format' is {name!r}, not a shard")
@@ -168,14 +167,14 @@ def _iter_clips(
     index: ShardIndex, columns: Columns, rows: Sequence[int], context_7x7: bool, face_map: bool
 ) -> Iterator[ClipFeatures]:
     read = _READERS[index.version]
-    _check_state(index, columns)
+    check_state(index.path, index.state, columns)
     if not index.checked:
         read.check(index, columns)
         index.checked.update(("frame", "face", "stream"))
-    for block in _blocks(index.frame_offset, rows):
-        _check_state(index, columns)
+    for block in iter_blocks(index.frame_offset, rows):
+        check_state(index.path, index.state, columns)
         yield from read.clips(index, columns, block, context_7x7, face_map)
-    _check_state(index, columns)
+    check_state(index.path, index.state, columns)
 
 
 def _read_index_v1(columns: Columns) -> dict[str, Any]:
@@ -195,11 +194,18 @@ def _read_index_v1(columns: Columns) -> dict[str, Any]:
     for name, dtype in NUMBER_COLUMNS.items():
         clips[name] = columns.read(f"clip/{name}", dtype, n_clips).tolist()
     maps = columns.find_shape("face/map")[1:] if columns.has("face/map") else None
+    vector = columns.find_shape("face/vector") if columns.has("face/vector") else _NO_VECTOR
+    if len(vector) != 2:
+        raise ValueError(f"/face/vector is {vector}, expected (faces, values)")
     streams = {name: columns.find_shape(f"stream/{name}") for name in columns.list_names("stream")}
     if wrong := [name for name, shape in streams.items() if len(shape) != 2]:
         raise ValueError(f"/stream/{wrong[0]} is {streams[wrong[0]]}, expected (frames, values)")
     texts = [read_attribute(columns.file, name, str) for name in _HEADER_TEXTS]
-    header = _parse_header(*texts, maps, tuple((name, shape[1]) for name, shape in streams.items()))
+    expressions = "[]"
+    if has_attribute(columns.file, "expressions"):
+        expressions = read_attribute(columns.file, "expressions", str)
+    sizes = tuple((name, shape[1]) for name, shape in streams.items())
+    header = _parse_header(*texts, expressions, vector[1], maps, sizes)
     check_clips(clips, header.classes, np.diff(face_offset).tolist())
     return {
         "header": header,
@@ -209,6 +215,8 @@ def _read_index_v1(columns: Columns) -> dict[str, Any]:
     }
 
 
+_NO_VECTOR = (0, FACE_VECTOR_SIZE)
+"""Where the column is missing, which is told when columns are checked."""
 _HEADER_TEXTS = ("fingerprint", "classes", "config", "weights", "versions")
 
 
@@ -219,16 +227,20 @@ def _parse_header(
     config: str,
     weights: str,
     versions: str,
+    expressions: str,
+    face_vector_size: int,
     face_map_shape: tuple[int, ...] | None,
     streams: tuple[tuple[str, int], ...],
 ) -> ShardHeader:
     """The header that root attributes tell: of all shards of a store the same."""
     texts = {"classes": classes, "config": config, "weights": weights, "versions": versions}
+    texts["expressions"] = expressions
     # One object of them: what is wrong is then told by its name.
     parts = [f'"{name}": {text}' for name, text in texts.items()]
     described = parse_object(f"{{{', '.join(parts)}}}") | {
         "fingerprint": fingerprint,
         "face_map_shape": face_map_shape and list(face_map_shape),
+        "face_vector_size": face_vector_size,
         "streams": dict(streams),
     }
     header: ShardHeader = build_record(ShardHeader, described)
@@ -239,10 +251,8 @@ def _check_v1(index: ShardIndex, columns: Columns) -> None:
     n_frames, n_faces = int(index.frame_offset[-1]), int(index.face_offset[-1])
     for name, (dtype, shape) in FRAME_COLUMNS.items():
         columns.check(f"frame/{name}", dtype, (n_frames, *shape))
-    for name, (dtype, shape) in FACE_COLUMNS.items():
+    for name, (dtype, shape) in index.header.face_columns.items():
         columns.check(f"face/{name}", dtype, (n_faces, *shape))
-    if index.header.face_map_shape is not None:
-        columns.check("face/map", "f2", (n_faces, *index.header.face_map_shape))
     for name in index.header.streams:
         columns.check(f"stream/{name}", "f2", (n_frames, None))
 
@@ -262,9 +272,10 @@ def _read_clips_v1(
     }
     face = {
         name: columns.read_rows(f"face/{name}", dtype, faces)
-        for name, (dtype, _) in FACE_COLUMNS.items()
+        for name, (dtype, _) in index.header.face_columns.items()
+        if face_map or name != "map"
     }
-    maps = columns.read_rows("face/map", "f2", faces) if face_map else None
+    maps, expression = face.get("map"), face.get("expression")
     stream = {
         name: columns.read_rows(f"stream/{name}", "f2", frames) for name in index.header.streams
     }
@@ -285,20 +296,12 @@ def _read_clips_v1(
             track=face["track"][of_face],
             face_vector=face["vector"][of_face],
             face_map=None if maps is None else maps[of_face],
+            face_expression=None if expression is None else expression[of_face],
             streams={name: values[of_frame] for name, values in stream.items()},
         )
 
 
 _READERS = {1: _Reader(_read_index_v1, _check_v1, _read_clips_v1)}
-
-
-def _read_state(columns: Columns) -> FileState:
-    return read_state(columns.file.get_vfd_handle())
-
-
-def _check_state(index: ShardIndex, columns: Columns) -> None:
-    if _read_state(columns) != index.state:
-        raise ShardError(f"{index.path}: changed while it was read. Run the same again.")
 
 
 def _read_row(columns: Mapping[str, Sequence[Any]], row: int) -> dict[str, Any]:
@@ -311,8 +314,8 @@ def _read_row(columns: Mapping[str, Sequence[Any]], row: int) -> dict[str, Any]:
     return values
 
 
-def _blocks(frame_offset: NDArray[np.int64], rows: Sequence[int]) -> Iterator[list[int]]:
-    """Cut rows into runs of neighbours of about _READ_FRAMES frames."""
+def iter_blocks(frame_offset: NDArray[np.int64], rows: Sequence[int]) -> Iterator[list[int]]:
+    """Cut clips into runs of neighbours of about ``_READ_FRAMES`` rows. rows: of the clips."""
     block: list[int] = []
     for row in rows:
         full = block and frame_offset[row + 1] - frame_offset[block[0]] > _READ_FRAMES

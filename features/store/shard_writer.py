@@ -1,39 +1,36 @@
-"""Writes shards, and changes the clip columns of written ones (FORMAT.md)."""
+"""Writes shards and files of streams; changes the clip columns of shards (FORMAT.md)."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import h5py
-import hdf5plugin
 import numpy as np
 from numpy.typing import NDArray
 
 from features.contracts import ClipFeatures
-from features.disk import partial_path, publish
+from features.disk import partial_path, publish, sync_folder
+from features.store.hdf5_files import Hdf5Output
 from features.store.shard_checks import check_phases
 from features.store.shard_format import (
-    FACE_COLUMNS,
     FORMAT_NAME,
     FORMAT_VERSION,
     FRAME_COLUMNS,
     NUMBER_COLUMNS,
     OPTIONAL_COLUMNS,
+    STREAM_FORMAT_NAME,
+    STREAM_FORMAT_VERSION,
     TEXT_COLUMNS,
     ShardHeader,
+    StreamHeader,
+    name_number,
 )
 from features.store.shard_reader import read_shard_index
 
-_CHUNK_BYTES = 1 << 19
-_RESERVE_BYTES = 8 << 20
-"""More than it takes to finish a shard: the last chunk of each column, the columns of clips."""
 _TEXT_COLUMNS = (*TEXT_COLUMNS, *OPTIONAL_COLUMNS)
 
 
@@ -43,29 +40,25 @@ class ShardWriter:
     def __init__(self, path: Path, header: ShardHeader) -> None:
         """Raises OSError where the file cannot be made."""
         self.path = path
-        self.partial = partial_path(path)
         self.columns: dict[str, list[Any]] = {c: [] for c in (*_TEXT_COLUMNS, *NUMBER_COLUMNS)}
         self.frame_offset, self.face_offset = [0], [0]
         self._n_frames = self._n_faces = 0
         """Rows of the clip at hand."""
         self._streams = dict(header.streams)
-        self._reserve = partial_path(path.with_suffix(".reserve"))
-        _reserve_space(self._reserve)
-        self._disk = _CarefulFile(self.partial)
-        self._file = h5py.File(self._disk, "w", libver="v110")
+        self._expressions = header.expressions
+        self._vector_size = header.face_vector_size
+        self._output = Hdf5Output(path)
+        self._file = self._output.file
         self._write_header(header)
-        face_columns = dict(FACE_COLUMNS)
-        if header.face_map_shape is not None:
-            face_columns["map"] = ("f2", header.face_map_shape)
         streams = {name: ("f2", (size,)) for name, size in header.streams.items()}
         tables: dict[str, Mapping[str, tuple[str, tuple[int, ...]]]] = {
             "frame": FRAME_COLUMNS,
-            "face": face_columns,
+            "face": header.face_columns,
             "stream": streams,
         }
         for group, table in tables.items():
             for name, (dtype, shape) in table.items():
-                _create(self._file, f"{group}/{name}", np.dtype(dtype), shape)
+                self._output.create_column(f"{group}/{name}", dtype, shape)
 
     def append(self, clip: ClipFeatures) -> None:
         """Add a clip after the others. Raises OSError (a full disk), ValueError (parts missing)."""
@@ -84,8 +77,7 @@ class ShardWriter:
         """
         if part.context_7x7 is None:
             raise ValueError(f"clip {part.clip_id}: context_7x7 is missing")
-        if ("face/map" in self._file) != (part.face_map is not None):
-            raise ValueError(f"clip {part.clip_id}: face_map does not fit the header")
+        self._check_faces(part)
         check_phases(part.phase, part.n_phases)
         sizes = {name: values.shape[1] for name, values in part.streams.items()}
         if sizes != self._streams:
@@ -105,13 +97,15 @@ class ShardWriter:
         }
         if part.face_map is not None:
             faces["map"] = part.face_map
+        if part.face_expression is not None:
+            faces["expression"] = part.face_expression
         for name, rows in frames.items():
-            _put(self._file[f"frame/{name}"], first_frame, rows)
+            self._output.put_rows(f"frame/{name}", first_frame, rows)
         for name, rows in faces.items():
-            _put(self._file[f"face/{name}"], first_face, rows)
+            self._output.put_rows(f"face/{name}", first_face, rows)
         for name, rows in part.streams.items():
-            _put(self._file[f"stream/{name}"], first_frame, rows)
-        self._disk.check()
+            self._output.put_rows(f"stream/{name}", first_frame, rows)
+        self._output.check()
         self._n_frames += part.n_frames
         self._n_faces += part.n_faces
 
@@ -136,19 +130,32 @@ class ShardWriter:
         _write_columns(self._file, self.columns)
         self._file["clip/frame_offset"] = np.array(self.frame_offset, dtype=np.int64)
         self._file["clip/face_offset"] = np.array(self.face_offset, dtype=np.int64)
-        self._file.close()
-        self._reserve.unlink(missing_ok=True)
-        self._disk.retry()
-        self._disk.close()
-        publish(self.partial, self.path)
+        self._output.publish()
 
     def abandon(self) -> None:
         """Remove the unfinished file. Never raises for want of disk space."""
-        self._disk.discard()
-        self._file.close()
-        self._disk.close()
-        self.partial.unlink(missing_ok=True)
-        self._reserve.unlink(missing_ok=True)
+        self._output.abandon()
+
+    def _check_faces(self, part: ClipFeatures) -> None:
+        """Raise ValueError where what is kept of faces is not what the header says."""
+        if ("face/map" in self._file) != (part.face_map is not None):
+            raise ValueError(f"clip {part.clip_id}: face_map does not fit the header")
+        if part.face_vector.shape[1] != self._vector_size:
+            raise ValueError(
+                f"clip {part.clip_id}: face_vector has {part.face_vector.shape[1]} values a face, "
+                f"the header says {self._vector_size}"
+            )
+        n_kept = None if part.face_expression is None else part.face_expression.shape[1]
+        if (n_kept or 0) != len(self._expressions):
+            raise ValueError(
+                f"clip {part.clip_id}: face_expression has {n_kept or 'no'} values a face, the "
+                f"header names the expressions {list(self._expressions)}"
+            )
+        if part.face_streams:
+            raise ValueError(
+                f"clip {part.clip_id}: streams of faces ({', '.join(part.face_streams)}) stand "
+                "beside the shards: give their headers"
+            )
 
     def _write_header(self, header: ShardHeader) -> None:
         attributes = self._file.attrs
@@ -156,8 +163,92 @@ class ShardWriter:
         attributes["format_version"] = FORMAT_VERSION
         attributes["fingerprint"] = header.fingerprint
         attributes["classes"] = json.dumps(list(header.classes), ensure_ascii=False)
+        if header.expressions:
+            attributes["expressions"] = json.dumps(list(header.expressions), ensure_ascii=False)
         for name in ("config", "weights", "versions"):
             attributes[name] = json.dumps(dict(getattr(header, name)), sort_keys=True)
+
+
+class StreamShardWriter:
+    """Writes the file of a stream that belongs to one shard; ``finish`` gives it its name."""
+
+    def __init__(self, store: Path, header: StreamHeader, number: int) -> None:
+        """The clips and rows to be written are those of the shard of this number, in its order.
+
+        Args:
+            store: The store's folder.
+            header: Of the stream.
+            number: Of the shard: 7 for ``shards/0007.h5``, which need not be there yet.
+
+        Raises:
+            OSError: The file cannot be made.
+        """
+        self.header = header
+        self.path = store / name_stream_file(header.name, number)
+        if not self.path.parent.is_dir():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            sync_folder(self.path.parent.parent)
+        self._clips: list[tuple[str, str]] = []
+        self._row_offset = [0]
+        self._n_rows = 0
+        """Of the clip at hand."""
+        self._output = Hdf5Output(self.path)
+        attributes = self._output.file.attrs
+        attributes["format"] = STREAM_FORMAT_NAME
+        attributes["format_version"] = STREAM_FORMAT_VERSION
+        attributes["name"] = header.name
+        attributes["rows"] = header.rows
+        attributes["fingerprint"] = header.fingerprint
+        attributes["encoder"] = json.dumps(
+            dict(header.encoder), sort_keys=True, ensure_ascii=False, allow_nan=False
+        )
+        self._output.create_column("values", "f2", (header.size,))
+
+    def add_rows(self, values: NDArray[np.float16]) -> None:
+        """Write rows of the clip at hand, which ``close_clip`` makes part of the file.
+
+        values: float16 [n, D], the rows that follow those before.
+
+        Raises:
+            OSError: a full disk. ValueError: another type or shape.
+        """
+        if values.dtype != np.float16 or values.shape[1:] != (self.header.size,):
+            raise ValueError(
+                f"stream {self.header.name}: rows are {values.dtype} {values.shape}, expected "
+                f"float16 (n, {self.header.size})"
+            )
+        self._output.put_rows("values", self._row_offset[-1] + self._n_rows, values)
+        self._output.check()
+        self._n_rows += len(values)
+
+    def close_clip(self, clip_id: str, sha256: str) -> None:
+        """Make the rows since the last clip a clip. sha256: of its file, as in the shard."""
+        self._clips.append((clip_id, sha256))
+        self._row_offset.append(self._row_offset[-1] + self._n_rows)
+        self._n_rows = 0
+
+    def drop_clip(self) -> None:
+        """Forget the rows since the last clip: the next ones are written over them."""
+        self._n_rows = 0
+
+    def finish(self) -> None:
+        """Write the columns of clips, make the file durable, give it its name. Raises OSError."""
+        file = self._output.file
+        file["values"].resize(self._row_offset[-1], axis=0)  # drops rows of no clip
+        for i, name in enumerate(("id", "sha256")):
+            texts = [clip[i] for clip in self._clips]
+            file.create_dataset(f"clip/{name}", data=texts, dtype=h5py.string_dtype("utf-8"))
+        file["row_offset"] = np.array(self._row_offset, dtype=np.int64)
+        self._output.publish()
+
+    def abandon(self) -> None:
+        """Remove the unfinished file. Never raises for want of disk space."""
+        self._output.abandon()
+
+
+def name_stream_file(name: str, number: int) -> str:
+    """The path inside a store of a stream's file for the shard of a number."""
+    return f"streams/{name}/{name_number(number)}"
 
 
 def rewrite_clip_columns(path: Path, updates: Mapping[str, Mapping[str, str]]) -> None:
@@ -183,107 +274,6 @@ def rewrite_clip_columns(path: Path, updates: Mapping[str, Mapping[str, str]]) -
         raise
 
 
-class _CarefulFile(io.RawIOBase):
-    """A file under HDF5 that keeps what the disk refuses instead of raising inside HDF5.
-
-    HDF5 cannot close a file that it could not write, and may end the process. So from the first
-    failure on what it writes is kept in memory, from where it reads it again, until ``retry``.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self._path = path
-        self._raw = path.open("w+b", buffering=0)
-        self._error: OSError | None = None
-        self._discarding = False
-        self._kept: list[tuple[int, bytes]] = []
-        """Place in the file, content; later ones lie over earlier ones."""
-
-    def check(self) -> None:
-        """Raise the first failure, if there was one."""
-        if self._error is not None:
-            raise self._error
-
-    def _keep(self, error: OSError) -> None:
-        error.filename = str(self._path)  # Python names no file that was open already
-        self._error = self._error or error
-
-    def discard(self) -> None:
-        """Write nothing to the disk from now on."""
-        self._discarding = True
-
-    def retry(self) -> None:
-        """Write what was kept. Raises OSError."""
-        try:
-            for start, content in self._kept:
-                self._raw.seek(start)
-                left = memoryview(content)
-                while left:
-                    left = left[self._raw.write(left) :]
-        except OSError as error:
-            self._keep(error)
-            raise
-        self._kept, self._error = [], None
-
-    def write(self, data: Any) -> int:
-        left = memoryview(data).cast("B")
-        n_bytes = len(left)
-        try:
-            while left and self._error is None and not self._discarding:
-                left = left[self._raw.write(left) :]
-        except OSError as error:
-            self._keep(error)
-        if left:
-            start = self._raw.tell()
-            self._kept.append((start, bytes(left)))
-            self._raw.seek(start + len(left))
-        return n_bytes
-
-    def truncate(self, size: int | None = None) -> int:
-        size = self._raw.tell() if size is None else size
-        try:
-            self._raw.truncate(size)
-        except OSError as error:
-            self._keep(error)
-        self._kept = [(at, content[: size - at]) for at, content in self._kept if at < size]
-        return size
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        start = self._raw.tell()
-        n_bytes = self._raw.readinto(view) or 0
-        view[n_bytes:] = bytes(len(view) - n_bytes)
-        for at, content in self._kept:
-            first, end = max(at, start), min(at + len(content), start + len(view))
-            if first < end:
-                view[first - start : end - start] = content[first - at : end - at]
-        self._raw.seek(start + len(view))
-        return len(view)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        if whence == io.SEEK_END:
-            ends = [at + len(content) for at, content in self._kept]
-            offset += max([self._raw.seek(0, io.SEEK_END), *ends])
-            whence = io.SEEK_SET
-        return self._raw.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._raw.tell()
-
-    def flush(self) -> None:
-        """Unbuffered: nothing to do."""
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-def _reserve_space(path: Path) -> None:
-    """Set space aside with which a shard can be finished on a disk that is full by then."""
-    with path.open("wb") as file, contextlib.suppress(OSError, AttributeError):  # not on macOS
-        os.posix_fallocate(file.fileno(), 0, _RESERVE_BYTES)
-
-
 def _clip_row(clip: ClipFeatures, status: str) -> dict[str, Any]:
     return {
         "id": clip.clip_id,
@@ -307,21 +297,3 @@ def _write_columns(file: h5py.File, columns: Mapping[str, Sequence[Any]]) -> Non
         file.create_dataset(f"clip/{name}", data=columns[name], dtype=h5py.string_dtype("utf-8"))
     for name, dtype in NUMBER_COLUMNS.items():
         file[f"clip/{name}"] = np.array(columns[name], dtype=dtype)
-
-
-def _create(file: h5py.File, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-    row_bytes = dtype.itemsize * int(np.prod(shape))
-    file.create_dataset(
-        name,
-        shape=(0, *shape),
-        maxshape=(None, *shape),
-        chunks=(max(1, min(4096, _CHUNK_BYTES // row_bytes)), *shape),
-        dtype=dtype,
-        fletcher32=True,
-        **hdf5plugin.Zstd(clevel=3),
-    )
-
-
-def _put(dataset: h5py.Dataset, first: int, rows: NDArray[Any]) -> None:
-    dataset.resize(first + len(rows), axis=0)
-    dataset[first:] = rows

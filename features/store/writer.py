@@ -2,8 +2,9 @@
 
 ::
 
-    ClipWriter    shards/.0007.h5.partial -> shards/0007.h5    one or more, in any process
-    StoreWriter   .lock, store.json                            one a store
+    ClipWriter         shards/.0007.h5.partial -> shards/0007.h5     one or more, in any process
+    StreamShardWriter  streams/NAME/.0007.h5.partial -> .../0007.h5  the same
+    StoreWriter        .lock, store.json                             one a store
 """
 
 from __future__ import annotations
@@ -16,119 +17,30 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from features.contracts import SPLITS, ClipFeatures
-from features.disk import partial_path, sync_folder, uninterrupted, write_atomically
+from features.contracts import FACE_VECTOR_SIZE, ClipFeatures
+from features.disk import sync_folder, uninterrupted, write_atomically
 from features.errors import ConfigError, ShardError
+from features.store.clip_writer import ClipWriter
 from features.store.index import (
     RELABELLING,
+    AddedStream,
     ShardEntry,
     describe_shard,
+    find_damage,
     find_shard_files,
+    find_stream_files,
     order_shard,
     read_store_index,
     write_store_index,
 )
-from features.store.reader import Store, find_damage
-from features.store.shard_format import ShardHeader
+from features.store.reader import Store
+from features.store.shard_format import ShardHeader, StreamHeader
 from features.store.shard_reader import check_shard, read_shard_index
-from features.store.shard_writer import ShardWriter, rewrite_clip_columns
+from features.store.shard_writer import rewrite_clip_columns
+from features.store.stream_files import StreamListing
 
 SHARD_FRAMES = 4096
 """A shard is finished when it has this many frames: what a crash can cost each worker at most."""
-
-
-class ClipWriter:
-    """Writes clips to shards of its own, one shard after another; lists none in store.json.
-
-    Any number of these, in any processes, may write to a store at once: two never write to shards
-    of one name. Only while one process holds the lock of the store, which is not taken here.
-    """
-
-    def __init__(self, store: Path, header: ShardHeader, shard_frames: int) -> None:
-        """No shard is begun yet.
-
-        Args:
-            store: The folder; its folder ``shards`` is there.
-            header: Of all its shards.
-            shard_frames: A shard is full when it has as many.
-        """
-        self.shard_frames = shard_frames
-        self._store = store
-        self._header = header
-        self._shard: ShardWriter | None = None
-        self._next_number: int | None = None
-
-    @property
-    def shard_name(self) -> str | None:
-        """What the shard at hand will be named in store.json; None: there is none at hand."""
-        return None if self._shard is None else f"shards/{self._shard.path.name}"
-
-    @property
-    def is_full(self) -> bool:
-        """Whether it is time to finish the shard at hand."""
-        return self._shard is not None and self._shard.frame_offset[-1] >= self.shard_frames
-
-    def add_rows(self, part: ClipFeatures) -> None:
-        """Write rows of the clip at hand; ``close_clip`` or ``drop_clip`` ends it.
-
-        part: Frames that follow those before. Raises OSError (a full disk).
-        """
-        if part.label and part.label not in self._header.classes:
-            raise ValueError(f"clip {part.clip_id}: label {part.label!r} is not a declared class")
-        if part.split not in SPLITS:
-            raise ValueError(f"clip {part.clip_id}: split {part.split!r} is not one of {SPLITS}")
-        if self._shard is None:
-            self._shard = ShardWriter(self._claim_shard(), self._header)
-        self._shard.add_rows(part)
-
-    def close_clip(self, clip: ClipFeatures) -> None:
-        """End the clip at hand. clip: any part of it, for all that is not rows."""
-        if self._shard is None:
-            raise ValueError(f"clip {clip.clip_id} has ended without a row")
-        self._shard.close_clip(clip)
-
-    def drop_clip(self) -> None:
-        """Forget the rows of the clip at hand."""
-        if self._shard is not None:
-            self._shard.drop_clip()
-
-    def finish(self) -> ShardEntry | None:
-        """Give the shard at hand its final name; without clips it goes. Raises OSError.
-
-        Returns:
-            What store.json is to say of it; None: it had no clip, or there was none.
-        """
-        shard, self._shard = self._shard, None
-        if shard is None:
-            return None
-        if len(shard.frame_offset) == 1:  # only rows of a clip that has not ended
-            shard.abandon()
-            return None
-        try:
-            shard.finish()
-        except BaseException:  # HDF5 must not find it open when the process ends
-            shard.abandon()
-            raise
-        return describe_shard(self._store, shard.path)
-
-    def _claim_shard(self) -> Path:
-        """The path of a shard; its partial file is made, which nobody else can do.
-
-        Its number is above those of all shards that were finished when this writer began.
-        """
-        if self._next_number is None:
-            names = find_shard_files(self._store)
-            self._next_number = order_shard(names[-1])[0] + 1 if names else 0
-        while True:
-            path = self._store / "shards" / f"{self._next_number:04d}.h5"
-            self._next_number += 1
-            try:
-                partial_path(path).touch(exist_ok=False)
-            except FileExistsError:
-                continue  # another was faster
-            if not path.exists():
-                return path
-            partial_path(path).unlink()  # another began and finished it meanwhile
 
 
 class StoreWriter:
@@ -139,21 +51,30 @@ class StoreWriter:
     by then: what they left unfinished goes.
     """
 
-    def __init__(self, path: Path, header: ShardHeader) -> None:
+    def __init__(
+        self, path: Path, header: ShardHeader, stream_headers: Sequence[StreamHeader] = ()
+    ) -> None:
         """Make the folder or take up the store in it.
 
+        Args:
+            path: The folder.
+            header: Of all its shards.
+            stream_headers: Streams beside the shards that the clips of ``add`` have.
+
         Raises:
-            ConfigError: the store there has another fingerprint or other classes, or another
-                process writes to it.
+            ConfigError: the store there has another fingerprint or other classes, a stream of the
+                same name that another encoder made, or another process writes to it.
             ShardError: the store there is damaged.
         """
         self.path = path
         self.header = header
         (path / "shards").mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(path / ".lock")
-        self._clips = ClipWriter(path, header, SHARD_FRAMES)
+        self._stream_headers = tuple(stream_headers)
+        self._clips = ClipWriter(path, header, SHARD_FRAMES, stream_headers)
         self._shards: list[ShardEntry] = []
         """By number: of a clip in two of them, the later one counts."""
+        self._streams = StreamListing(path, header)
 
     def __enter__(self) -> Self:
         try:
@@ -162,6 +83,8 @@ class StoreWriter:
             raise ConfigError(f"{self.path}: another extract is writing to this store") from None
         try:
             self._take_up()
+            for stream in self._stream_headers:
+                self._streams.check(stream)
         except BaseException:
             self._lock.release()
             raise
@@ -183,7 +106,7 @@ class StoreWriter:
 
     def open(self) -> Store:
         """The finished part of the store, for reading."""
-        return Store(self.path, self.header, self._shards, verify=False)
+        return Store(self.path, self.header, self._shards, self._streams.listed, verify=False)
 
     def add(self, clip: ClipFeatures) -> None:
         """Append a clip; finishes the shard when it is full. Raises OSError (a full disk)."""
@@ -195,10 +118,41 @@ class StoreWriter:
                 self._finish_shard()
 
     def list_shard(self, shard: ShardEntry) -> None:
-        """Take a finished shard into store.json. Raises OSError (a full disk)."""
+        """Take a finished shard, and its files of streams, into store.json.
+
+        Raises:
+            OSError: a full disk. ShardError, ConfigError: as ``list_stream_file``.
+        """
         with uninterrupted():
             bisect.insort(self._shards, shard, key=lambda listed: order_shard(listed.name))
-            write_store_index(self.path, self.header, self._shards)
+            for name in find_stream_files(self.path, shard.name):
+                self._streams.add(name)
+            self._write_index()
+
+    def list_stream_file(self, file: Path) -> None:
+        """Take a finished file of a stream, whose shard is listed, into store.json.
+
+        Args:
+            file: ``StreamShardWriter.path``.
+
+        Raises:
+            OSError: a full disk.
+            ShardError: it is damaged, or its clips and rows are not those of its shard.
+            ConfigError: other files of the stream come from another encoder.
+        """
+        with uninterrupted():
+            self._streams.add(str(file.relative_to(self.path)))
+            self._write_index()
+
+    def missing_streams(self, header: StreamHeader) -> list[str]:
+        """The shards, by name and number, that have no file of a stream yet.
+
+        Raises:
+            ConfigError: the store has a stream of this name that another encoder made.
+        """
+        self._streams.check(header)
+        there = self._streams.find_shards(header.name)
+        return [shard.name for shard in self._shards if shard.name not in there]
 
     def _finish_shard(self) -> None:
         shard = self._clips.finish()
@@ -243,25 +197,31 @@ class StoreWriter:
     def _end_relabelling(self) -> None:
         """Say what the shards are now; from then on the store may be read."""
         with uninterrupted():
-            write_store_index(self.path, self.header, self._shards)
+            self._write_index()
             (self.path / RELABELLING).unlink(missing_ok=True)
             sync_folder(self.path)
 
     def _take_up(self) -> None:
         remove_unfinished(self.path)
         known: dict[str, ShardEntry] = {}
+        streams: Sequence[AddedStream] = ()
         if (self.path / "store.json").is_file():
-            header, shards = read_store_index(self.path, relabelling=True)
-            known = {shard.name: shard for shard in shards}
+            index = read_store_index(self.path, relabelling=True)
+            known = {shard.name: shard for shard in index.shards}
+            streams = index.added_streams
         if (self.path / RELABELLING).is_file():  # a crash: some have new labels
             for name in (self.path / RELABELLING).read_text().splitlines():
                 known.pop(name, None)
         names = find_shard_files(self.path)
         if known.keys() & names:
-            self._check_header(header)
+            self._check_header(index.header)
         # A shard that exists is complete, listed or not: the crash came before the listing.
         self._shards = [known.get(name) or self._adopt(self.path / name) for name in names]
+        self._streams.take_up(streams)
         self._end_relabelling()
+
+    def _write_index(self) -> None:
+        write_store_index(self.path, self.header, self._shards, self._streams.listed)
 
     def _adopt(self, file: Path) -> ShardEntry:
         index = check_shard(file)
@@ -289,9 +249,19 @@ class StoreWriter:
 
 
 def remove_unfinished(store: Path, shard_name: str = "*") -> None:
-    """Remove what writers that are gone left of a shard, or of all. Only under the store's lock."""
-    for leftover in (store / "shards").glob(f".{Path(shard_name).stem}.*partial"):
-        leftover.unlink(missing_ok=True)
+    """Remove what writers that are gone left of a shard, or of all. Only under the store's lock.
+
+    Also the files of streams whose shard has not got its name, or is gone: another shard may get
+    its number.
+    """
+    stem = Path(shard_name).stem
+    for name in find_stream_files(store, shard_name):
+        if not (store / "shards" / Path(name).name).is_file():
+            (store / name).unlink(missing_ok=True)
+    # A shard's own partial file is the claim to its number: it goes last.
+    for folder in ("streams/*", "shards"):
+        for leftover in store.glob(f"{folder}/.{stem}.*partial"):
+            leftover.unlink(missing_ok=True)
 
 
 def _explain(here: ShardHeader, there: ShardHeader) -> str:
@@ -306,8 +276,11 @@ def _explain(here: ShardHeader, there: ShardHeader) -> str:
 def _list_optional(header: ShardHeader) -> str:
     """What a store may keep beside what every store has, in words."""
     maps = f"face maps {header.face_map_shape}" if header.face_map_shape else "no face maps"
+    shown = ", ".join(header.expressions)
+    faces = f"face vectors [{header.face_vector_size}], {maps}"
+    faces += f", expressions ({shown})" if shown else ", no expressions"
     streams = [f"{name} [{size}]" for name, size in sorted(header.streams.items())]
-    return f"{maps} and {'the streams ' + ', '.join(streams) if streams else 'no extra stream'}"
+    return f"{faces} and {'the streams ' + ', '.join(streams) if streams else 'no extra stream'}"
 
 
 def write_store(
@@ -318,7 +291,10 @@ def write_store(
     fingerprint: str,
     config: Mapping[str, Any] = MappingProxyType({}),
     face_map_shape: tuple[int, int, int] | None = None,
+    face_vector_size: int = FACE_VECTOR_SIZE,
+    expressions: Sequence[str] = (),
     streams: Mapping[str, int] = MappingProxyType({}),
+    added_streams: Sequence[StreamHeader] = (),
 ) -> Path:
     """Write features that were made elsewhere as a store, or add them to one.
 
@@ -328,8 +304,11 @@ def write_store(
         classes: Class names, in order.
         fingerprint: Names how the features were made; only equal ones may be mixed.
         config: Anything that tells how they were made.
-        face_map_shape: (512, h, w) where every clip has a face_map.
-        streams: Extra stream -> values a frame, those that every clip has.
+        face_map_shape: (C, h, w) where every clip has a face_map.
+        face_vector_size: Values of each face's vector.
+        expressions: Names of the K expressions where every clip has a face_expression.
+        streams: Extra stream -> values a frame, those that every clip has, in the shards.
+        added_streams: Streams of frames or faces that every clip has, in files beside the shards.
 
     Raises:
         ConfigError, ShardError: as StoreWriter. ValueError: a clip lacks a part.
@@ -341,9 +320,11 @@ def write_store(
         weights={},
         versions={},
         face_map_shape=face_map_shape,
+        face_vector_size=face_vector_size,
+        expressions=tuple(expressions),
         streams=dict(streams),
     )
-    with StoreWriter(Path(path), header) as writer:
+    with StoreWriter(Path(path), header, added_streams) as writer:
         for clip in clips:
             writer.add(clip)
     return Path(path)

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from features.contracts import Clip, ClipFeatures
 from features.errors import UserError
-from features.store.writer import ClipWriter
+from features.store.clip_writer import ClipWriter
 from pipeline.workers import messages
 
 if TYPE_CHECKING:

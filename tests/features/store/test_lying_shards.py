@@ -28,7 +28,8 @@ Lie = Callable[[h5py.File], None]
 
 
 def make_hashes_fit(store: Path) -> None:
-    header, (entry,) = read_store_index(store)
+    index = read_store_index(store)
+    header, (entry,) = index.header, index.shards
     shard = store / entry.name
     fitting = replace(entry, sha256=hash_file(shard), n_bytes=shard.stat().st_size)
     write_store_index(store, header, [fitting])
@@ -170,7 +171,8 @@ def test_a_shard_that_lies_is_refused(tmp_path: Path, lie: Lie) -> None:
 )
 def test_an_index_that_counts_otherwise_is_refused(tmp_path: Path, change: dict[str, int]) -> None:
     store = small_store(tmp_path / "s")
-    header, (entry,) = read_store_index(store)
+    index = read_store_index(store)
+    header, (entry,) = index.header, index.shards
     write_store_index(store, header, [replace(entry, **change)])
     with pytest.raises(ShardError, match="its clips, frames and faces"):
         list(open_store(store))
@@ -316,7 +318,8 @@ def test_a_small_shard_does_not_ask_for_much_memory(tmp_path: Path, lie: Lie, re
     make_hashes_fit(store)
     with h5py.File(shard) as file:
         counts = len(file["frame/pts_s"]), len(file["face/score"])
-    header, (entry,) = read_store_index(store)
+    index = read_store_index(store)
+    header, (entry,) = index.header, index.shards
     write_store_index(store, header, [replace(entry, n_frames=counts[0], n_faces=counts[1])])
     command = [sys.executable, "-c", READ, str(store)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

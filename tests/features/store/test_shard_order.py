@@ -33,7 +33,7 @@ def test_of_a_clip_in_two_shards_the_higher_number_counts_however_they_are_liste
 ) -> None:
     store = write(tmp_path / "store", clip_features("a", label="happy"))
     write(store, clip_features("a", label="sad"))
-    header, shards = read_store_index(store)
-    write_store_index(store, header, shards[::-1])
+    index = read_store_index(store)
+    write_store_index(store, index.header, index.shards[::-1])
     (clip,) = open_store(store)
     assert clip.label == "sad"

@@ -16,15 +16,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import features.store.clip_writer
 import features.store.shard_writer
 import features.store.writer
 from features.contracts import MEC_CLASSES, ClipFeatures
 from features.errors import ConfigError, ShardError
+from features.store.clip_writer import ClipWriter
+from features.store.hdf5_files import Hdf5Output
 from features.store.reader import open_store, verify_store
 from features.store.shard_format import ShardHeader
 from features.store.shard_reader import check_shard, read_shard_index
 from features.store.shard_writer import rewrite_clip_columns
-from features.store.writer import ClipWriter, StoreWriter, write_store
+from features.store.writer import StoreWriter, write_store
 from tests.builders import clip_features, small_store
 
 ROOT = Path(__file__).parents[3]
@@ -298,7 +301,7 @@ def test_a_number_that_another_takes_meanwhile_is_left_to_it(
 ) -> None:
     """Between the look into the folder and the claim another begins, or begins and finishes."""
     path = small_store(tmp_path / "s")
-    find = features.store.writer.find_shard_files
+    find = features.store.clip_writer.find_shard_files
 
     def find_late(store: Path) -> list[str]:
         found = find(store)
@@ -306,7 +309,7 @@ def test_a_number_that_another_takes_meanwhile_is_left_to_it(
         (path / "shards/0002.h5").touch()
         return found
 
-    monkeypatch.setattr(features.store.writer, "find_shard_files", find_late)
+    monkeypatch.setattr(features.store.clip_writer, "find_shard_files", find_late)
     writer = ClipWriter(path, HEADER, 4096)
     writer.add_rows(clip_features("new"))
     assert writer.shard_name == "shards/0003.h5"
@@ -323,7 +326,7 @@ def test_a_writer_looks_into_the_folder_once(
         writer.close_clip(clip)
         names.append(writer.shard_name)
         writer.finish()
-        monkeypatch.delattr(features.store.writer, "find_shard_files", raising=False)
+        monkeypatch.delattr(features.store.clip_writer, "find_shard_files", raising=False)
     assert names == ["shards/0001.h5", "shards/0002.h5"]
 
 
@@ -387,7 +390,7 @@ def test_a_full_disk_loses_the_shard_at_hand_and_no_other(
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(features.store.shard_writer, "_put", fail)
+    monkeypatch.setattr(Hdf5Output, "put_rows", fail)
     with pytest.raises(OSError, match="No space"), StoreWriter(path, HEADER) as writer:
         writer.add(clip_features("new"))
     assert len(open_store(path)) == 6
@@ -524,14 +527,14 @@ def test_face_maps_are_kept_where_asked_and_missed_where_not(tmp_path: Path) -> 
 def test_a_clip_that_fails_while_being_added_leaves_no_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put = features.store.shard_writer._put
+    put = Hdf5Output.put_rows
 
-    def fail_at_faces(dataset: h5py.Dataset, first: int, rows: np.ndarray) -> None:
-        if dataset.name == "/face/vector" and first > 0:
+    def fail_at_faces(self: Hdf5Output, name: str, first: int, rows: np.ndarray) -> None:
+        if name == "face/vector" and first > 0:
             raise ValueError("broken")
-        put(dataset, first, rows)
+        put(self, name, first, rows)
 
-    monkeypatch.setattr(features.store.shard_writer, "_put", fail_at_faces)
+    monkeypatch.setattr(Hdf5Output, "put_rows", fail_at_faces)
     with StoreWriter(tmp_path / "s", HEADER) as writer:
         writer.add(clip_features("a"))
         with pytest.raises(ValueError, match="broken"):
@@ -543,18 +546,18 @@ def test_a_clip_that_fails_while_being_added_leaves_no_rows(
 def test_a_signal_waits_until_the_clip_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put = features.store.shard_writer._put
+    put = Hdf5Output.put_rows
 
-    def signal_once(dataset: h5py.Dataset, first: int, rows: np.ndarray) -> None:
-        if dataset.name == "/frame/phase":
+    def signal_once(self: Hdf5Output, name: str, first: int, rows: np.ndarray) -> None:
+        if name == "frame/phase":
             signal.raise_signal(signal.SIGINT)
-        put(dataset, first, rows)
+        put(self, name, first, rows)
 
     def add() -> None:
         with StoreWriter(tmp_path / "s", HEADER) as writer:
             writer.add(clip_features("a"))
 
-    monkeypatch.setattr(features.store.shard_writer, "_put", signal_once)
+    monkeypatch.setattr(Hdf5Output, "put_rows", signal_once)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     with pytest.raises(KeyboardInterrupt):
         add()

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from features.contracts import Clip, ClipFeatures
 from features.errors import WeightsError
+from features.store.clip_writer import ClipWriter
 from features.store.index import ShardEntry
 from features.store.shard_writer import ShardWriter
-from features.store.writer import ClipWriter
 from pipeline.inputs import InputFile
 from pipeline.workers.messages import Begun, ClipEnd, Machine, Progressed, Timing, Work
 from tests.builders import clip_features
