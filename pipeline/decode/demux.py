@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from av.packet import Packet
 from av.stream import Stream
 from av.video.stream import VideoStream
 
+from features.disk import FileState
 from features.errors import ClipError
+from pipeline.decode import opening
 from pipeline.decode.clock import LONGEST_STILL_S, Clock
 from pipeline.decode.notes import Notes
 from pipeline.decode.truncation import find_second_film, is_whole
@@ -162,6 +165,13 @@ def holds_frame(packet: Packet[Any], stream: VideoStream) -> bool:
 def has_one_clock(container: InputContainer) -> bool:
     """Whether an index times all frames of such a container: MP4 and AVI."""
     return not {"mp4", "avi"}.isdisjoint(container.format.name.split(","))
+
+
+@lru_cache(maxsize=256)
+def can_be_sought(path: Path, _: FileState) -> bool:
+    """Whether times lead to the right frames. Kept: many clips may be parts of one file."""
+    with opening.open_file(path) as file, opening.open_container(file) as container:
+        return keeps_its_clock(container, opening.find_film(container))
 
 
 def keeps_its_clock(container: InputContainer, stream: VideoStream) -> bool:

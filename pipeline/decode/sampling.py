@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from io import FileIO
-from pathlib import Path
 
 import av.error
 import numpy as np
@@ -22,7 +20,7 @@ from features.disk import FileState, read_state
 from features.errors import ClipError
 from pipeline.decode import opening
 from pipeline.decode.clock import EPSILON_S, LONGEST_STILL_S, count_ticks
-from pipeline.decode.demux import keeps_its_clock
+from pipeline.decode.demux import can_be_sought
 from pipeline.decode.display import Display
 from pipeline.decode.notes import Notes
 from pipeline.decode.nvdec import NoHardwareError, Nvdec
@@ -212,13 +210,6 @@ def _iter_by(
     except av.error.FFmpegError as error:
         reason = error.strerror or type(error).__name__
         raise ClipError(f"not a video, or damaged ({reason})") from error
-
-
-@lru_cache(maxsize=256)
-def can_be_sought(path: Path, _: FileState) -> bool:
-    """Whether times lead to the right frames. Kept: many clips may be parts of one file."""
-    with opening.open_file(path) as file, opening.open_container(file) as container:
-        return keeps_its_clock(container, opening.find_film(container))
 
 
 def _choose(

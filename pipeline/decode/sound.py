@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import lru_cache
 from io import FileIO
 from pathlib import Path
@@ -27,8 +27,8 @@ from features.contracts import Clip
 from features.disk import FileState, read_state
 from features.errors import ClipError
 from pipeline.decode import opening
+from pipeline.decode.demux import can_be_sought
 from pipeline.decode.notes import Notes
-from pipeline.decode.sampling import can_be_sought
 from pipeline.decode.sound_packets import iter_repaired, iter_sought
 from pipeline.decode.timeline import Timeline
 
@@ -51,7 +51,7 @@ _DAMAGE = (av.error.FFmpegError, ValueError)
 
 def iter_sound(
     clip: Clip, notes: Notes, *, check_state: Callable[[FileState], object] = lambda _: None
-) -> Iterator[NDArray[np.float32]]:
+) -> Generator[NDArray[np.float32]]:
     """Decode the sound of a clip, in bounded memory: whoever reads on gets more.
 
     Sample i is what is heard i / 16,000 s after the clip's zero, that of ``pts_s``: the file's
