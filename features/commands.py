@@ -6,11 +6,14 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from features.console import PATH, add_json_option, device_option, print_result, show_bytes
+
+if TYPE_CHECKING:
+    from features.store.reader import Store
 
 
 @click.group()
@@ -51,7 +54,10 @@ def store_info(folder: Path, as_json: bool) -> None:
             "frames": int(table["n_frames"].sum()),
             "faces": int(table["n_faces"].sum()),
             "face_map_shape": opened.header.face_map_shape,
+            "face_vector_size": opened.header.face_vector_size,
+            "expressions": opened.average_expressions(),
             "streams": dict(opened.header.streams),
+            "added_streams": _describe_added_streams(opened),
             "shards": len(opened.shards),
             "bytes": sum(shard.n_bytes for shard in opened.shards),
             "config": dict(opened.header.config),
@@ -233,6 +239,29 @@ def encoder_check(file: Path, trust: bool, device: str, as_json: bool) -> None:
 
     checked = check_encoder(file, trust=trust, device=device)
     _print_info({"file": str(file), **asdict(checked)}, as_json)
+
+
+def _describe_added_streams(opened: Store) -> list[dict[str, Any]]:
+    """Each stream beside the shards: what it is, how large, and how many clips lack it."""
+    beside, described = opened.streams_beside, []
+    for name, stream in beside.listed.items():
+        lacking = opened.clips["shard"].isin(beside.find_lacking(name))
+        n_rows = opened.clips["n_faces" if stream.rows == "face" else "n_frames"]
+        described.append(
+            {
+                "name": name,
+                "rows": stream.rows,
+                "size": stream.size,
+                "n_rows": int(n_rows[~lacking].sum()),
+                "bytes": beside.count_bytes(name),
+                "clips_lacking": opened.count_lacking(name),
+                "licence": stream.encoder.get("licence"),
+                "sha256": stream.encoder.get("sha256"),
+                "fingerprint": stream.fingerprint,
+                "encoder": dict(stream.encoder),
+            }
+        )
+    return described
 
 
 def _print_info(info: dict[str, Any], as_json: bool) -> None:

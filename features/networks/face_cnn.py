@@ -44,6 +44,8 @@ class FaceEmbedding(NamedTuple):
     """[B, 512]: the mean of ``map`` over its places; the classifier is linear in it."""
     map: Tensor
     """[B, 512, h, w]: output of the last fire module; 7 x 7 for a crop of 128 x 128."""
+    expression: Tensor | None = None
+    """[B, K]: probabilities of the network's classes; None where it has no classifier."""
 
 
 class FaceCNN(nn.Module):

@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +30,14 @@ _TOLERANCE = 1e-2
 class FaceNetwork:
     """A frozen network on one device that gives a vector and a map for each face crop."""
 
+    vector_size: int
+    """D, values of one face's vector."""
     map_shape: tuple[int, int, int]
-    """(512, h, w) of one face's map."""
-    program: Callable[[Tensor], tuple[Tensor, Tensor]]
-    """[B, 3, 128, 128] float32, 0..255, B from 1 to 32 -> [B, 512] and [B, 512, h, w]."""
+    """(C, h, w) of one face's map."""
+    expressions: tuple[str, ...] = ()
+    """Names of the K expressions whose probabilities it gives, too; a program gives none."""
+    program: Callable[[Tensor], FaceEmbedding]
+    """[B, 3, 128, 128] float32, 0..255, B from 1 to 32 -> [B, D], [B, C, h, w], [B, K] or None."""
 
     @torch.inference_mode()
     def embed(self, rgb: Tensor) -> FaceEmbedding:
@@ -47,13 +52,18 @@ class FaceNetwork:
         if rgb.shape[1:] != (3, FACE_CROP_PX, FACE_CROP_PX):
             raise ValueError(f"rgb is {tuple(rgb.shape)}, not [B, 3, {FACE_CROP_PX}, ...]")
         if not len(rgb):  # programs are not asked to know what to do with no face
-            return FaceEmbedding(
-                vector=rgb.new_zeros((0, FACE_VECTOR_SIZE), dtype=torch.float32),
-                map=rgb.new_zeros((0, *self.map_shape), dtype=torch.float32),
+            shapes = ((self.vector_size,), self.map_shape, (len(self.expressions),))
+            vector, maps, expression = (
+                rgb.new_zeros((0, *shape), dtype=torch.float32) for shape in shapes
             )
+            return FaceEmbedding(vector, maps, expression if self.expressions else None)
         seen = [self.program(faces.float()) for faces in torch.split(rgb, FACE_BATCH)]
-        vectors, maps = zip(*seen, strict=True)
-        return FaceEmbedding(vector=torch.cat(vectors).float(), map=torch.cat(maps).float())
+        expressions = [part.expression for part in seen if part.expression is not None]
+        return FaceEmbedding(
+            vector=torch.cat([part.vector for part in seen]).float(),
+            map=torch.cat([part.map for part in seen]).float(),
+            expression=torch.cat(expressions).float() if expressions else None,
+        )
 
 
 def read_face_network(
@@ -80,15 +90,26 @@ def read_face_network(
     """
     device = torch.device(device)
     if not zipfile.is_zipfile(path):
-        program = _compile_face_cnn(read_face_cnn(path), device, precision, n_threads)
-        return FaceNetwork(map_shape=FACE_MAP_SHAPE, program=program)
+        net = read_face_cnn(path)
+        return FaceNetwork(
+            vector_size=FACE_VECTOR_SIZE,
+            map_shape=FACE_MAP_SHAPE,
+            expressions=net.classes,
+            program=_compile_face_cnn(net, device, precision, n_threads),
+        )
     program = load_program(path, device)
-    return FaceNetwork(map_shape=_check_program(path, program, device), program=program)
+    seen = _check_program(path, program, device)
+    channels, height, width = seen.map.shape[1:]
+    return FaceNetwork(
+        vector_size=seen.vector.shape[1],
+        map_shape=(channels, height, width),
+        program=lambda rgb: FaceEmbedding(*program(rgb)),
+    )
 
 
 def _compile_face_cnn(
     net: FaceCNN, device: torch.device, precision: str, n_threads: int
-) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+) -> Callable[[Tensor], FaceEmbedding]:
     net, batch = net.to(device), min(choose_batch(device), FACE_BATCH)
     trunk = compile_network(
         _Trunk(net),
@@ -98,10 +119,10 @@ def _compile_face_cnn(
         n_threads=n_threads,
     )
 
-    def embed(rgb: Tensor) -> tuple[Tensor, Tensor]:
+    def embed(rgb: Tensor) -> FaceEmbedding:
         # OpenVINO 2026.4 folds the two divisions of normalise into a wrong one: it stays in torch.
         vector, feature_map = run_padded(trunk, net.normalise(rgb), batch=batch, multiple=batch)
-        return vector, feature_map
+        return FaceEmbedding(vector, feature_map, net.classifier(vector).softmax(1))
 
     return embed
 
@@ -121,34 +142,31 @@ class _Trunk(nn.Module):
 
 @torch.inference_mode()
 def _check_program(
-    path: Path, program: Callable[[Tensor], tuple[Tensor, Tensor]], device: torch.device
-) -> tuple[int, int, int]:
-    """The shape of its maps. Raises WeightsError where the program breaks a rule."""
+    path: Path, program: Callable[[Tensor], Any], device: torch.device
+) -> FaceEmbedding:
+    """What it gives for some faces. Raises WeightsError where the program breaks a rule."""
     draw = torch.Generator().manual_seed(0)
     size = (FACE_BATCH, 3, FACE_CROP_PX, FACE_CROP_PX)
     faces = (torch.rand(size, generator=draw) * 255).to(device)
     together, alone = (_run(path, program, batch) for batch in (faces, faces[:1]))
     for seen in (together, alone):
-        for name, values in zip(("vector", "map"), seen, strict=True):
+        for name, values in zip(("vector", "map"), seen[:2], strict=True):
             if not (values.abs() <= _HALF_MAX).all():
                 raise WeightsError(
                     f"{path}: its {name} has values that are not finite, or above {_HALF_MAX:.0f}, "
                     "which float16 cannot keep. Scale its output."
                 )
-    for name, many, one in zip(("vector", "map"), together, alone, strict=True):
+    for name, many, one in zip(("vector", "map"), together[:2], alone[:2], strict=True):
         change = float((many[:1].float() - one.float()).norm())
         if many.shape[1:] != one.shape[1:] or change > _TOLERANCE * float(one.float().norm()):
             raise WeightsError(
                 f"{path}: the {name} of a face changes with the faces beside it. Call eval() "
                 "before the export."
             )
-    _, height, width = together.map.shape[1:]
-    return (FACE_VECTOR_SIZE, height, width)
+    return together
 
 
-def _run(
-    path: Path, program: Callable[[Tensor], tuple[Tensor, Tensor]], faces: Tensor
-) -> FaceEmbedding:
+def _run(path: Path, program: Callable[[Tensor], Any], faces: Tensor) -> FaceEmbedding:
     """Raises WeightsError where the program fails on a batch, or gives other shapes."""
     n = len(faces)
     try:
@@ -160,13 +178,12 @@ def _run(
         ) from error
     is_pair = isinstance(seen, tuple | list) and len(seen) == 2
     found = [tuple(x.shape) for x in seen if isinstance(x, Tensor)] if is_pair else []
-    values = (n, FACE_VECTOR_SIZE)
-    is_right = [len(shape) for shape in found] == [2, 4] and 0 not in found[1]
-    if not is_right or any(shape[:2] != values for shape in found):
+    is_right = [len(shape) for shape in found] == [2, 4] and 0 not in (*found[0], *found[1])
+    if not is_right or any(shape[0] != n for shape in found):
         shapes = found or type(seen).__name__
         raise WeightsError(
-            f"{path}: for {n} faces it gives {shapes}, expected two tensors, a vector "
-            f"[{n}, {FACE_VECTOR_SIZE}] and a map [{n}, {FACE_VECTOR_SIZE}, h, w]. Put a layer at "
-            "its end that gives these, as docs/face_network.md tells, and export it again."
+            f"{path}: for {n} faces it gives {shapes}, expected two tensors, a vector [{n}, values]"
+            f" and a map [{n}, channels, h, w]. Put a layer at its end that gives these, as "
+            "docs/face_network.md tells, and export it again."
         )
     return FaceEmbedding(*seen)

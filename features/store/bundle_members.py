@@ -1,4 +1,4 @@
-"""The tar archive under a bundle: writes members, and finds them in an archive of anybody's.
+"""What a bundle is made of: its bundle.json, and the members of a tar archive of anybody's.
 
 Only what a bundle is made of is read: plain files, each name once, all of it inside the archive. So
 links, devices, sparse files and names that lead elsewhere are refused before anything is unpacked.
@@ -13,12 +13,21 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from features.store.index import SHARD_NAME
+from features.errors import ShardError
+from features.json_records import JsonFormat
+from features.store.index import SHARD_NAME, STREAM_FILE_NAME
+from features.store.shard_format import StreamHeader
 
+BUNDLE_JSON = JsonFormat(
+    name="caca-rnn-bundle",
+    damaged=ShardError,
+    other_version=ShardError,
+    remedy="Copy the bundle again from where it is whole, or pack it again.",
+)
 SEAL = "bundle.sha256"
-ADMITTED = re.compile(rf"store\.json|failures\.csv|{SHARD_NAME.pattern}")
+ADMITTED = re.compile(rf"store\.json|failures\.csv|{SHARD_NAME.pattern}|{STREAM_FILE_NAME.pattern}")
 """Names of a store's files."""
 BLOCK = 1 << 20
 """Bytes read at a time."""
@@ -26,6 +35,41 @@ BLOCK = 1 << 20
 _MOST_RECORD_BYTES = 1 << 12
 """Of the extra record that tells the size of a member of 8 GiB and more."""
 _SIZE_RECORD = re.compile(rb"(?:[0-9]+ [a-z]+=[^\n]*\n)*?[0-9]+ size=([0-9]{1,18})\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleFile:
+    """A file inside a bundle."""
+
+    name: str
+    n_bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        if not ADMITTED.fullmatch(self.name):
+            raise ValueError(f"it lists {self.name!r}, which no store has")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleInfo:
+    """What a bundle says about itself."""
+
+    fingerprint: str
+    classes: tuple[str, ...]
+    n_clips: int
+    n_frames: int
+    n_faces: int
+    config: Mapping[str, Any]
+    weights: Mapping[str, str]
+    versions: Mapping[str, str]
+    files: tuple[BundleFile, ...]
+    expressions: tuple[str, ...] = ()
+    added_streams: tuple[StreamHeader, ...] = ()
+    """Streams beside the shards, as store.json lists them."""
+
+    def __post_init__(self) -> None:
+        if len({listed.name for listed in self.files}) < len(self.files):
+            raise ValueError("it lists a file twice")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from features.errors import ShardError
 from features.store.shard_checks import Columns
 
 _CHUNK_BYTES = 1 << 19
+_READ_FRAMES = 1024
+"""Clips are read in blocks of about this many frames, so that chunks are inflated once."""
 _RESERVE_BYTES = 8 << 20
 """More than it takes to finish a file: the last chunk of each column, the columns of clips."""
 
@@ -64,6 +67,40 @@ def check_state(path: Path, state: FileState, columns: Columns) -> None:
     """Raise ShardError where an open file is another than the one whose state this was."""
     if read_open_state(columns) != state:
         raise ShardError(f"{path}: changed while it was read. Run the same again.")
+
+
+def iter_rows(
+    path: Path,
+    state: FileState,
+    columns: Columns,
+    name: str,
+    offset: NDArray[np.int64],
+    rows: Sequence[int],
+) -> Iterator[NDArray[np.float16]]:
+    """Yield the values of some clips, from a column of float16 that was checked.
+
+    offset: [N+1] Clip i has the column's rows offset[i]..offset[i+1]-1. rows: of the clips.
+    """
+    for block in iter_blocks(offset, rows):
+        check_state(path, state, columns)
+        ends = offset[block[0] : block[-1] + 2].tolist()
+        values = columns.read_rows(name, "f2", slice(ends[0], ends[-1]))
+        for start, end in pairwise(ends):
+            yield values[start - ends[0] : end - ends[0]]
+    check_state(path, state, columns)
+
+
+def iter_blocks(frame_offset: NDArray[np.int64], rows: Sequence[int]) -> Iterator[list[int]]:
+    """Cut clips into runs of neighbours of about ``_READ_FRAMES`` rows. rows: of the clips."""
+    block: list[int] = []
+    for row in rows:
+        full = block and frame_offset[row + 1] - frame_offset[block[0]] > _READ_FRAMES
+        if block and (full or row != block[-1] + 1):
+            yield block
+            block = []
+        block.append(row)
+    if block:
+        yield block
 
 
 class Hdf5Output:

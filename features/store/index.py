@@ -41,7 +41,7 @@ RELABELLING = ".relabelling"
 """Stands in a store while labels in its shards are changed; names these shards, one a line."""
 
 SHARD_NAME = re.compile(r"shards/[0-9]{1,18}\.h5")
-STREAM_FILE_NAME = re.compile(r"streams/([a-z][a-z0-9_]*)/[0-9]{1,18}\.h5")
+STREAM_FILE_NAME = re.compile(r"streams/[a-z][a-z0-9_]{0,63}/[0-9]{1,18}\.h5")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +128,11 @@ class StoreIndex:
         names = [*self.header.streams, *(stream.name for stream in self.added_streams)]
         if len(set(names)) < len(names):
             raise ValueError("a stream is listed twice")
+        shards = {shard.name for shard in self.shards}
+        for stream in self.added_streams:
+            for file in stream.shards:
+                if file.shard_name not in shards:
+                    raise ValueError(f"{file.name}: {file.shard_name} is not listed")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,9 +45,7 @@ from features.store.shard_reader import (
     iter_shard_clips,
     read_shard_index,
 )
-from features.store.stream_files import (
-    StreamReader,
-)
+from features.store.stream_files import StreamReader
 
 _REMEDY = "Delete the file and run extract: its clips are extracted again"
 
@@ -160,9 +158,10 @@ class Store:
         return pd.DataFrame(columns).rename(columns={"id": "clip_id"})
 
     def check_columns(self) -> None:
-        """Check all columns of all shards, not what is in them. Raises ShardError."""
+        """Check all columns of all shards and streams, not what is in them. Raises ShardError."""
         for index in self._indices:
             deque(iter_shard_clips(index, ()), maxlen=0)
+        self.streams_beside.check_columns(self._indices)
 
     def sum_notes(self) -> dict[str, dict[str, float]]:
         """Name of a note (FORMAT.md) -> how many clips have it, and the sum of their amounts."""
@@ -182,6 +181,8 @@ class Store:
             for values in iter_expressions(self._indices[number], [row for _, row in places]):
                 total += values.sum(axis=0, dtype=np.float64)
                 n_faces += len(values)
+        if not np.isfinite(total).all():
+            raise ShardError(f"{self.path}: its /face/expression holds values that are no numbers.")
         return dict(zip(names, (total / n_faces).tolist(), strict=True)) if n_faces else {}
 
     @property

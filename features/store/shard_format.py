@@ -33,6 +33,8 @@ FACE_COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
 STREAM_FORMAT_NAME = "caca-rnn-stream"
 STREAM_FORMAT_VERSION = 1
 STREAM_ROWS = ("frame", "face")
+_MOST_NAME_LENGTH = 64
+"""Of an added stream: the path of its files fits into the header of a tar archive."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +99,10 @@ class StreamHeader:
 
     def __post_init__(self) -> None:
         check_stream_name(self.name)
+        if len(self.name) > _MOST_NAME_LENGTH:
+            raise ValueError(
+                f"stream {self.name}: its name has more than {_MOST_NAME_LENGTH} letters"
+            )
         if self.rows not in STREAM_ROWS:
             raise ValueError(f"stream {self.name}: rows {self.rows!r}, expected {STREAM_ROWS}")
         if self.size < 1:

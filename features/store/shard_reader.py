@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,13 @@ from features.contracts import FACE_VECTOR_SIZE, ClipFeatures
 from features.disk import FileState
 from features.errors import ShardError
 from features.json_records import build_record, parse_object
-from features.store.hdf5_files import check_state, open_columns, read_open_state
+from features.store.hdf5_files import (
+    check_state,
+    iter_blocks,
+    iter_rows,
+    open_columns,
+    read_open_state,
+)
 from features.store.shard_checks import (
     Columns,
     check_clips,
@@ -34,9 +39,6 @@ from features.store.shard_format import (
     TEXT_COLUMNS,
     ShardHeader,
 )
-
-_READ_FRAMES = 1024
-"""Clips are read in blocks of about this many frames, so that chunks are inflated once."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,6 +96,35 @@ def iter_shard_clips(
         yield from _iter_clips(index, columns, rows, context_7x7, face_map)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClipRows:
+    """Which frames and faces a clip has rows of, without their features."""
+
+    pts_s: NDArray[np.float64]
+    """[F]"""
+    phase: NDArray[np.int16]
+    """[F]"""
+    face_frame: NDArray[np.int64]
+    """[A] Row of the clip's frame, 0..F-1."""
+    box_px: NDArray[np.float32]
+    """[A, 4]"""
+
+
+def read_clip_rows(index: ShardIndex, row: int) -> ClipRows:
+    """What a clip of a shard has rows of. Raises ShardError as ``iter_shard_clips``."""
+    frames, faces = (
+        slice(*offset[row : row + 2].tolist()) for offset in (index.frame_offset, index.face_offset)
+    )
+    with open_columns(index.path) as columns:
+        _check_columns(index, columns)
+        return ClipRows(
+            pts_s=columns.read_rows("frame/pts_s", "f8", frames),
+            phase=columns.read_rows("frame/phase", "i2", frames),
+            face_frame=columns.read_rows("face/frame", "i8", faces) - frames.start,
+            box_px=columns.read_rows("face/box_px", "f4", faces),
+        )
+
+
 def iter_expressions(index: ShardIndex, rows: Sequence[int]) -> Iterator[NDArray[np.float16]]:
     """Yield the expressions [A, K] of the faces of some clips; no other column is read.
 
@@ -105,27 +136,6 @@ def iter_expressions(index: ShardIndex, rows: Sequence[int]) -> Iterator[NDArray
     with open_columns(index.path) as columns:
         columns.check(name, "f2", (n_faces, n_names))
         yield from iter_rows(index.path, index.state, columns, name, index.face_offset, rows)
-
-
-def iter_rows(
-    path: Path,
-    state: FileState,
-    columns: Columns,
-    name: str,
-    offset: NDArray[np.int64],
-    rows: Sequence[int],
-) -> Iterator[NDArray[np.float16]]:
-    """Yield the values of some clips, from a column of float16 that was checked.
-
-    offset: [N+1] Clip i has the column's rows offset[i]..offset[i+1]-1. rows: of the clips.
-    """
-    for block in iter_blocks(offset, rows):
-        check_state(path, state, columns)
-        ends = offset[block[0] : block[-1] + 2].tolist()
-        values = columns.read_rows(name, "f2", slice(ends[0], ends[-1]))
-        for start, end in pairwise(ends):
-            yield values[start - ends[0] : end - ends[0]]
-    check_state(path, state, columns)
 
 
 def check_shard(path: Path) -> ShardIndex:
@@ -167,14 +177,19 @@ def _iter_clips(
     index: ShardIndex, columns: Columns, rows: Sequence[int], context_7x7: bool, face_map: bool
 ) -> Iterator[ClipFeatures]:
     read = _READERS[index.version]
-    check_state(index.path, index.state, columns)
-    if not index.checked:
-        read.check(index, columns)
-        index.checked.update(("frame", "face", "stream"))
+    _check_columns(index, columns)
     for block in iter_blocks(index.frame_offset, rows):
         check_state(index.path, index.state, columns)
         yield from read.clips(index, columns, block, context_7x7, face_map)
     check_state(index.path, index.state, columns)
+
+
+def _check_columns(index: ShardIndex, columns: Columns) -> None:
+    """Check the columns of a shard, once, and that it is still the same."""
+    check_state(index.path, index.state, columns)
+    if not index.checked:
+        _READERS[index.version].check(index, columns)
+        index.checked.update(("frame", "face", "stream"))
 
 
 def _read_index_v1(columns: Columns) -> dict[str, Any]:
@@ -312,16 +327,3 @@ def _read_row(columns: Mapping[str, Sequence[Any]], row: int) -> dict[str, Any]:
     for name in ("start_s", "end_s"):
         values[name] = None if np.isnan(values[name]) else values[name]
     return values
-
-
-def iter_blocks(frame_offset: NDArray[np.int64], rows: Sequence[int]) -> Iterator[list[int]]:
-    """Cut clips into runs of neighbours of about ``_READ_FRAMES`` rows. rows: of the clips."""
-    block: list[int] = []
-    for row in rows:
-        full = block and frame_offset[row + 1] - frame_offset[block[0]] > _READ_FRAMES
-        if block and (full or row != block[-1] + 1):
-            yield block
-            block = []
-        block.append(row)
-    if block:
-        yield block

@@ -70,7 +70,8 @@ class ShardWriter:
         """Write rows of the clip at hand, which becomes part of the shard by ``close_clip``.
 
         Args:
-            part: Frames of the clip that follow those before, with their faces.
+            part: Frames of the clip that follow those before, with their faces. Its expressions
+                are left out where the header names none.
 
         Raises:
             OSError: a full disk. ValueError: parts are missing.
@@ -97,7 +98,7 @@ class ShardWriter:
         }
         if part.face_map is not None:
             faces["map"] = part.face_map
-        if part.face_expression is not None:
+        if part.face_expression is not None and self._expressions:
             faces["expression"] = part.face_expression
         for name, rows in frames.items():
             self._output.put_rows(f"frame/{name}", first_frame, rows)
@@ -145,11 +146,11 @@ class ShardWriter:
                 f"clip {part.clip_id}: face_vector has {part.face_vector.shape[1]} values a face, "
                 f"the header says {self._vector_size}"
             )
-        n_kept = None if part.face_expression is None else part.face_expression.shape[1]
-        if (n_kept or 0) != len(self._expressions):
+        n_kept = 0 if part.face_expression is None else part.face_expression.shape[1]
+        if self._expressions and n_kept != len(self._expressions):
             raise ValueError(
-                f"clip {part.clip_id}: face_expression has {n_kept or 'no'} values a face, the "
-                f"header names the expressions {list(self._expressions)}"
+                f"clip {part.clip_id}: face_expression has {n_kept} values a face, the header "
+                f"names the expressions {', '.join(self._expressions)}"
             )
         if part.face_streams:
             raise ValueError(

@@ -15,7 +15,7 @@ from features.disk import FileState, Progress, ignore_progress
 from features.errors import ConfigError, ShardError
 from features.fingerprint import hash_file
 from features.json_records import build_record, parse_object
-from features.store.hdf5_files import open_columns, read_open_state
+from features.store.hdf5_files import iter_rows, open_columns, read_open_state
 from features.store.index import (
     NO_VERIFY,
     AddedStream,
@@ -32,7 +32,7 @@ from features.store.shard_format import (
     ShardHeader,
     StreamHeader,
 )
-from features.store.shard_reader import ShardIndex, iter_rows, read_shard_index
+from features.store.shard_reader import ShardIndex, read_shard_index
 
 STREAM_REMEDY = "Delete it and run extract with the same encoder: this stream is extracted again"
 
@@ -158,13 +158,13 @@ class StreamReader:
 
     def check_sizes(self) -> None:
         """Raise ShardError where a file is not as long as listed; one may be missing."""
-        for file in self._find_files():
+        for file in self.find_files():
             if problem := find_wrong_size(self._store / file.name, file):
                 raise ShardError(f"{problem} {STREAM_REMEDY}, {NO_VERIFY}.")
 
-    def count_bytes(self) -> int:
-        """Of all files that are there, as listed."""
-        return sum(file.n_bytes for file in self._find_files())
+    def count_bytes(self, name: str | None = None) -> int:
+        """Of all files that are there, as listed. name: only those of this stream."""
+        return sum(file.n_bytes for file in self.find_files(name))
 
     def verify(
         self, shards: Mapping[str, ShardIndex], *, progress: Progress = ignore_progress
@@ -172,7 +172,7 @@ class StreamReader:
         """All damage in the files, a line each. shards: Those that are whole, by name."""
         problems = []
         n_done, n_all = 0, self.count_bytes()
-        for entry in self._find_files():
+        for entry in self.find_files():
             file = self._store / entry.name
             if problem := find_damage(file, entry):
                 problems.append(f"{problem} {STREAM_REMEDY}")
@@ -186,15 +186,26 @@ class StreamReader:
             progress(n_done, n_all)
         names = {file.name for stream in self.listed.values() for file in stream.shards}
         return problems + [
-            f"{self._store / name}: not listed in store.json. Run extract, which takes it in"
+            f"{self._store / name}: not listed in store.json. Run extract, which takes it in, or "
+            "removes it where its shard is gone"
             for name in find_stream_files(self._store)
             if name not in names
         ]
 
-    def _find_files(self) -> list[StreamFile]:
-        """Those that are there."""
-        files = (file for stream in self.listed.values() for file in stream.shards)
+    def find_files(self, name: str | None = None) -> list[StreamFile]:
+        """Those that are there. name: only those of this stream."""
+        streams = self.listed.values() if name is None else [self.listed[name]]
+        files = (file for stream in streams for file in stream.shards)
         return [file for file in files if (self._store / file.name).is_file()]
+
+    def check_columns(self, shards: Sequence[ShardIndex]) -> None:
+        """Check all files that are there, not their values. Raises ShardError."""
+        there = {file.name for file in self.find_files()}
+        for name, stream in self.listed.items():
+            names = {Path(file.name).name for file in stream.shards if file.name in there}
+            for shard in shards:
+                if shard.path.name in names:
+                    self._read_index(name, shard)
 
     def find_complete(self) -> dict[str, StreamHeader]:
         """The streams that every shard has a file of, by name."""

@@ -141,6 +141,8 @@ class StoreWriter:
             ConfigError: other files of the stream come from another encoder.
         """
         with uninterrupted():
+            if f"shards/{file.name}" not in (shard.name for shard in self._shards):
+                raise ValueError(f"{file}: the shard of this number is not listed")
             self._streams.add(str(file.relative_to(self.path)))
             self._write_index()
 
@@ -306,7 +308,8 @@ def write_store(
         config: Anything that tells how they were made.
         face_map_shape: (C, h, w) where every clip has a face_map.
         face_vector_size: Values of each face's vector.
-        expressions: Names of the K expressions where every clip has a face_expression.
+        expressions: Names of the K expressions where every clip has a face_expression; without
+            names these are left out.
         streams: Extra stream -> values a frame, those that every clip has, in the shards.
         added_streams: Streams of frames or faces that every clip has, in files beside the shards.
 

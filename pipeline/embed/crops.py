@@ -1,4 +1,4 @@
-"""Crops for the two CNNs: the whole scene, and each face (IV-B)."""
+"""Crops for the networks: the whole scene, and each face (IV-B)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from torch.nn import functional as F
 
 from features.contracts import CONTEXT_CROP_PX, FACE_CROP_PX, Faces
 
-_CROP_BYTES = 3 * FACE_CROP_PX**2 * torch.float32.itemsize
-
 
 def crop_context(rgb: Tensor) -> Tensor:
     """The whole frame, shorter side scaled to 224 with antialiasing, centre-cropped.
@@ -26,15 +24,41 @@ def crop_context(rgb: Tensor) -> Tensor:
     Returns:
         [F, 3, 224, 224] float32, 0..255.
     """
-    height, width = rgb.shape[1:3]
-    shorter = min(height, width)
-    rows, columns = (
-        _find_taps(n_pixels, CONTEXT_CROP_PX * n_pixels // shorter, CONTEXT_CROP_PX)
-        for n_pixels in (height, width)
-    )
-    crops = torch.empty((len(rgb), 3, CONTEXT_CROP_PX, CONTEXT_CROP_PX), device=rgb.device)
+    return crop_frames(rgb, CONTEXT_CROP_PX, CONTEXT_CROP_PX)
+
+
+def crop_frames(
+    rgb: Tensor,
+    height: int,
+    width: int,
+    *,
+    squeezed: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Scale frames with antialiasing until they cover a size, and take the centre.
+
+    Args:
+        rgb: [F, H, W, 3] uint8.
+        height: Of the crops.
+        width: Of the crops.
+        squeezed: Take the whole frame instead, whatever becomes of its proportions.
+        dtype: ``torch.uint8`` rounds; float32 by default.
+
+    Returns:
+        [F, 3, height, width], 0..255.
+    """
+    full_height, full_width = rgb.shape[1:3]
+    if squeezed:
+        scaled = (height, width)
+    elif full_width * height >= full_height * width:
+        scaled = (height, full_width * height // full_height)
+    else:
+        scaled = (full_height * width // full_width, width)
+    rows = _find_taps(full_height, scaled[0], height)
+    columns = _find_taps(full_width, scaled[1], width)
+    crops = torch.empty((len(rgb), 3, height, width), dtype=dtype, device=rgb.device)
     for i, frame in enumerate(rgb):  # one by one: a chunk of float frames would be large
-        crops[i] = _resample(frame, rows, columns)
+        crops[i] = _as_type(_resample(frame, rows, columns), dtype)
     return crops
 
 
@@ -47,33 +71,53 @@ class FaceCut(NamedTuple):
     """Of the square, in columns of ``pixels``."""
     top: int
     side: int
+    size: int
+    """Of the crop."""
+    dtype: torch.dtype | None
 
     def scale(self) -> Tensor:
-        """The crop, [3, 128, 128] float32, 0..255; edges are replicated."""
+        """The crop, [3, size, size], 0..255; edges are replicated."""
         height, width = self.pixels.shape[:2]
-        taps = _find_taps(self.side, FACE_CROP_PX, FACE_CROP_PX)
-        return _resample(self.pixels, taps.move(self.top, height), taps.move(self.left, width))
+        taps = _find_taps(self.side, self.size, self.size)
+        crop = _resample(self.pixels, taps.move(self.top, height), taps.move(self.left, width))
+        return _as_type(crop, self.dtype)
+
+    @property
+    def crop_bytes(self) -> int:
+        """Of the crop."""
+        return 3 * self.size**2 * (self.dtype or torch.float32).itemsize
 
 
-def cut_faces(rgb: Tensor, faces: Faces) -> list[FaceCut | Tensor]:
+def cut_faces(
+    rgb: Tensor,
+    faces: Faces,
+    size: int = FACE_CROP_PX,
+    *,
+    margin: float = 0.0,
+    dtype: torch.dtype | None = None,
+) -> list[FaceCut | Tensor]:
     """Cut faces out of their frames, so that these may go: all crops of a crowd would be large.
 
     Args:
         rgb: [F, H, W, 3] uint8.
         faces: A faces, their ``frame`` counting rows of ``rgb``.
+        size: Side of the crops.
+        margin: Share of its side by which each square is enlarged.
+        dtype: Of the crops: ``torch.uint8`` rounds; float32 by default.
 
     Returns:
         [A] What ``crop_faces`` takes: a cut, or the crop itself where that is smaller.
     """
     height, width = rgb.shape[1:3]
+    squares = square_boxes(faces.box_px, margin)
     cuts: list[FaceCut | Tensor] = []
-    for frame, square in zip(faces.frame.tolist(), square_boxes(faces.box_px), strict=True):
+    for frame, square in zip(faces.frame.tolist(), squares, strict=True):
         left, top, right, bottom = square.tolist()
         first_row, last_row = (min(max(y, 0), height - 1) for y in (top, bottom - 1))
         first_column, last_column = (min(max(x, 0), width - 1) for x in (left, right - 1))
         pixels = rgb[frame, first_row : last_row + 1, first_column : last_column + 1]
-        cut = FaceCut(pixels, left - first_column, top - first_row, right - left)
-        if pixels.nbytes > _CROP_BYTES:
+        cut = FaceCut(pixels, left - first_column, top - first_row, right - left, size, dtype)
+        if pixels.nbytes > cut.crop_bytes:
             cuts.append(cut.scale())
         else:
             cuts.append(cut._replace(pixels=pixels.clone()))
@@ -87,15 +131,19 @@ def crop_faces(cuts: Sequence[FaceCut | Tensor]) -> Tensor:
         cuts: A faces, from ``cut_faces``, at least one.
 
     Returns:
-        [A, 3, 128, 128] float32, 0..255, antialiased.
+        [A, 3, size, size], 0..255, antialiased.
     """
     return torch.stack([cut if isinstance(cut, Tensor) else cut.scale() for cut in cuts])
 
 
-def square_boxes(box_px: NDArray[np.float32]) -> NDArray[np.int64]:
-    """[A, 4] boxes -> [A, 4] squares in whole pixels: same centre, the longer side, at least 1."""
+def square_boxes(box_px: NDArray[np.float32], margin: float = 0.0) -> NDArray[np.int64]:
+    """[A, 4] boxes -> [A, 4] squares in whole pixels: same centre, the longer side, at least 1.
+
+    margin: Share of that side by which it is enlarged.
+    """
     centre = (box_px[:, :2] + box_px[:, 2:]) / 2
-    side = np.maximum(np.rint((box_px[:, 2:] - box_px[:, :2]).max(axis=1)), 1)
+    longer = (box_px[:, 2:] - box_px[:, :2]).max(axis=1)
+    side = np.maximum(np.rint(longer * np.float32(1 + margin)), 1)
     left_top = np.rint(centre - side[:, None] / 2).astype(np.int64)
     return np.concatenate([left_top, left_top + side[:, None].astype(np.int64)], axis=1)
 
@@ -153,6 +201,10 @@ def _resample(frame: Tensor, rows: _Taps, columns: _Taps) -> Tensor:
     lines = _sum_lines(part.flatten(1).float(), rows)  # (rows, W * 3)
     turned = lines.view(-1, n_columns, 3).permute(1, 2, 0).flatten(1)  # (W, 3 * rows)
     return _sum_lines(turned, columns).view(len(columns.pixels), 3, -1).permute(1, 2, 0)
+
+
+def _as_type(crop: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return crop.round().clamp(0, 255).to(dtype) if dtype == torch.uint8 else crop
 
 
 def _sum_lines(lines: Tensor, taps: _Taps) -> Tensor:

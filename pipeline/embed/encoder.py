@@ -1,4 +1,4 @@
-"""The networks of stage one: decoded frames -> faces and crops -> the features of both CNNs."""
+"""The networks of stage one: decoded frames -> faces and crops -> the features of all networks."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from features.contracts import CONTEXT_CROP_PX, FACE_VECTOR_SIZE, Faces
+from features.contracts import CONTEXT_CROP_PX, Faces
 from features.networks.context_cnn import ContextCNN
+from features.networks.encoders import EncoderSpec
 from features.networks.face_network import FACE_BATCH, read_face_network
 from features.networks.runtime import choose_batch, compile_network, run_padded
 from pipeline.config import ExtractConfig
@@ -20,6 +21,7 @@ from pipeline.decode.sampling import DecodedFrame, FrameRecord
 from pipeline.detect.keyframes import count_chunk_frames, find_faces_tracked
 from pipeline.detect.mtcnn import FaceDetector
 from pipeline.embed.crops import FaceCut, crop_context, crop_faces, cut_faces
+from pipeline.embed.streams import StreamCrops, StreamEncoders, StreamRows
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,6 +35,8 @@ class DetectedFrame:
     """[3, 224, 224] float32, 0..255."""
     face_cuts: Sequence[FaceCut | Tensor]
     """A cuts: what ``crop_faces`` makes the face CNN's input of."""
+    stream_crops: StreamCrops
+    """The input of other encoders."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,19 +49,55 @@ class EmbeddedFrame:
     """[512, 7, 7]"""
     context_2x2: NDArray[np.float16]
     """[512, 2, 2]"""
-    face_vector: NDArray[np.float16]
-    """[A, 512]"""
-    face_map: NDArray[np.float16] | None
-    """[A, 512, h, w], where the config asks for it."""
+    face: FaceRows
+    streams: StreamRows
+    """Of other encoders."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FaceRows:
+    """What the face network gave for A faces."""
+
+    vector: NDArray[np.float16]
+    """[A, D]; of the shipped face CNN D is 512."""
+    map: NDArray[np.float16] | None
+    """[A, C, h, w], where the config asks for it."""
+    expression: NDArray[np.float16] | None
+    """[A, K], where the network has a classifier."""
+
+    def choose(self, rows: slice) -> FaceRows:
+        """Those of some of the faces."""
+        return FaceRows(
+            vector=self.vector[rows],
+            map=None if self.map is None else self.map[rows],
+            expression=None if self.expression is None else self.expression[rows],
+        )
 
 
 class FrameEncoder:
     """Holds the networks of stage one on one device; several threads may use it at once."""
 
     def __init__(
-        self, config: ExtractConfig, face_weights: Path, device: torch.device, n_threads: int
+        self,
+        config: ExtractConfig,
+        face_weights: Path,
+        device: torch.device,
+        n_threads: int,
+        encoders: Sequence[EncoderSpec] = (),
     ) -> None:
-        """Raises WeightsError where a network's weights are missing or not the expected ones."""
+        """Loads the networks.
+
+        Args:
+            config: What decides the features.
+            face_weights: Of the face network.
+            device: Where they run.
+            n_threads: Threads that will use them at once.
+            encoders: Other encoders, each of which makes a stream.
+
+        Raises:
+            WeightsError: weights are missing or not the expected ones, an encoder breaks a rule.
+            ConfigError: an encoder that this device cannot run.
+        """
         self.config = config
         self.device = device
         self.batch = choose_batch(device)
@@ -77,6 +117,7 @@ class FrameEncoder:
         self.face_network = read_face_network(
             face_weights, device=device, precision=config.precision, n_threads=n_threads
         )
+        self.streams = StreamEncoders(encoders, device, config.precision, n_threads)
 
     def chunk_frames(self, split: str) -> int:
         """Frames of a clip of this split to give to ``detect`` at once, at most."""
@@ -98,6 +139,7 @@ class FrameEncoder:
         else:
             faces = self.detector.find_faces(rgb, min_face_px)
         context_crops, cuts = crop_context(rgb), cut_faces(rgb, faces)
+        stream_crops = self.streams.crop(rgb, faces)
         rows = [np.flatnonzero(faces.frame == i) for i in range(len(frames))]
         return [
             DetectedFrame(
@@ -105,17 +147,23 @@ class FrameEncoder:
                 faces=faces.choose(rows[i]),
                 context_crop=context_crops[i],
                 face_cuts=[cuts[row] for row in rows[i]],
+                stream_crops=stream_crops[i],
             )
             for i, frame in enumerate(frames)
         ]
 
     @torch.inference_mode()
     def embed(self, frames: Sequence[DetectedFrame]) -> list[EmbeddedFrame]:
-        """Run both CNNs; the frames may be of several clips, at least one."""
+        """Run the networks on crops; the frames may be of several clips, at least one.
+
+        Raises:
+            ClipError: an encoder gave values that a store cannot keep.
+        """
         context_crops = torch.stack([frame.context_crop for frame in frames])
         pooled = run_padded(self.context_cnn, context_crops, batch=self.batch, multiple=self.batch)
         pooled_7x7, pooled_2x2 = map(_to_float16, pooled)
-        vector, face_map = self._embed_faces([cut for frame in frames for cut in frame.face_cuts])
+        faces = self._embed_faces([cut for frame in frames for cut in frame.face_cuts])
+        streams = self.streams.embed([frame.stream_crops for frame in frames])
         embedded, first = [], 0
         for i, frame in enumerate(frames):
             rows = slice(first, first + len(frame.face_cuts))
@@ -126,27 +174,29 @@ class FrameEncoder:
                     faces=frame.faces,
                     context_7x7=pooled_7x7[i],
                     context_2x2=pooled_2x2[i],
-                    face_vector=vector[rows],
-                    face_map=None if face_map is None else face_map[rows],
+                    face=faces.choose(rows),
+                    streams=streams[i],
                 )
             )
         return embedded
 
-    def _embed_faces(
-        self, cuts: Sequence[FaceCut | Tensor]
-    ) -> tuple[NDArray[np.float16], NDArray[np.float16] | None]:
-        """[A, 512] vectors of A faces, and their maps [A, 512, h, w] where the config asks."""
-        vector = np.zeros((len(cuts), FACE_VECTOR_SIZE), dtype=np.float16)
-        face_map = None
+    def _embed_faces(self, cuts: Sequence[FaceCut | Tensor]) -> FaceRows:
+        n_faces, network = len(cuts), self.face_network
+        vector = np.zeros((n_faces, network.vector_size), dtype=np.float16)
+        face_map = expression = None
         if self.config.face_map:
-            face_map = np.zeros((len(cuts), *self.face_network.map_shape), dtype=np.float16)
-        for first in range(0, len(cuts), FACE_BATCH):
+            face_map = np.zeros((n_faces, *network.map_shape), dtype=np.float16)
+        if network.expressions:
+            expression = np.zeros((n_faces, len(network.expressions)), dtype=np.float16)
+        for first in range(0, n_faces, FACE_BATCH):
             rows = slice(first, first + FACE_BATCH)
-            face = self.face_network.embed(crop_faces(cuts[rows]))
+            face = network.embed(crop_faces(cuts[rows]))
             vector[rows] = _to_float16(face.vector)
             if face_map is not None:
                 face_map[rows] = _to_float16(face.map)
-        return vector, face_map
+            if expression is not None and face.expression is not None:
+                expression[rows] = _to_float16(face.expression)
+        return FaceRows(vector=vector, map=face_map, expression=expression)
 
 
 def _to_float16(features: Tensor) -> NDArray[np.float16]:

@@ -48,6 +48,7 @@ class Extractor:
 
         Raises:
             WeightsError: a network's weights are missing or not the expected ones.
+            ConfigError: an encoder that the device cannot run.
         """
         self._work = work
         self._device = torch.device(work.device)
@@ -57,7 +58,9 @@ class Extractor:
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cuda.matmul.allow_tf32 = False
         torch.set_num_threads(1)  # each thread of the stages keeps a core busy
-        self._encoder = FrameEncoder(work.config, work.face_weights, self._device, work.n_threads)
+        self._encoder = FrameEncoder(
+            work.config, work.face_weights, self._device, work.n_threads, work.encoders
+        )
 
     def iter_items(
         self, clips: Iterable[Clip], tell: Callable[[Begun | Progressed], None] = lambda _: None

@@ -17,8 +17,9 @@ from threading import Lock
 from typing import Any
 
 from features.contracts import Clip, ClipFeatures
+from features.networks.encoders import EncoderSpec
 from features.store.index import Failure, ShardEntry
-from features.store.shard_format import ShardHeader
+from features.store.shard_format import ShardHeader, StreamHeader
 from features.store.writer import SHARD_FRAMES
 from pipeline.config import ExtractConfig
 from pipeline.inputs import InputFile
@@ -67,6 +68,8 @@ class Work:
     """inputs.jsonl of the store."""
     device: str
     """``cpu``, ``cuda`` or ``cuda:N``."""
+    encoders: tuple[EncoderSpec, ...] = ()
+    """Each makes a stream beside the shards."""
     n_threads: int = 1
     """Of the networks."""
     n_decoders: int = 1
@@ -79,6 +82,8 @@ class Output:
 
     store: Path
     header: ShardHeader
+    stream_headers: tuple[StreamHeader, ...] = ()
+    """Of streams beside the shards."""
     shard_frames: int = SHARD_FRAMES
     """A shard is full when it has as many."""
     first_frames: int = SHARD_FRAMES

@@ -73,7 +73,9 @@ class _Rows:
         """The rows as a part of the clip; they are forgotten, the people are not."""
         frames = [frame for frame, _, _ in self._rows]
         faces = [frame.faces for frame in frames]
-        maps = [frame.face_map for frame in frames if frame.face_map is not None]
+        maps = [frame.face.map for frame in frames if frame.face.map is not None]
+        shown = [f.face.expression for f in frames if f.face.expression is not None]
+        streams = [frame.streams for frame in frames]
         part = ClipFeatures(
             clip_id=clip.clip_id,
             label=clip.label,
@@ -96,8 +98,13 @@ class _Rows:
             score=np.concatenate([f.score for f in faces]),
             landmarks_px=np.concatenate([f.landmarks_px for f in faces]),
             track=np.concatenate([track for _, _, track in self._rows]),
-            face_vector=np.concatenate([frame.face_vector for frame in frames]),
+            face_vector=np.concatenate([frame.face.vector for frame in frames]),
             face_map=np.concatenate(maps) if maps else None,
+            face_expression=np.concatenate(shown) if shown else None,
+            streams={n: np.stack([rows.frame[n] for rows in streams]) for n in streams[0].frame},
+            face_streams={
+                n: np.concatenate([rows.face[n] for rows in streams]) for n in streams[0].face
+            },
         )
         self._rows, self.n_faces = [], 0
         return part

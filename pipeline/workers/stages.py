@@ -36,6 +36,8 @@ _log = logging.getLogger(__name__)
 
 _BATCH_FACES = 256
 """Faces with which a batch ends before it has all its frames: their maps are 50 kB each."""
+_BATCH_BYTES = 32 << 20
+"""Crops for other encoders with which it ends: those of 518 x 518 pixels are 0.8 MB each."""
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -221,18 +223,19 @@ def _attempt(clip: Clip, step: str, action: Callable[[], T]) -> T | Failure:
 def _iter_batches(
     detected: Iterable[Sequence[_Detected]], n_frames: int
 ) -> Iterator[list[_Detected]]:
-    """Lists of items with ``n_frames`` frames each, fewer where these are full of faces."""
+    """Lists of items with ``n_frames`` frames each, fewer where these are full or large."""
     batch: list[_Detected] = []
-    n_faces = count = 0
+    n_faces = n_bytes = count = 0
     for items in detected:
         for item in items:
             batch.append(item)
             if not isinstance(item, Failure | ClipEnd):
                 count += 1
                 n_faces += len(item.faces.score)
-            if count == n_frames or n_faces >= _BATCH_FACES:
+                n_bytes += item.stream_crops.n_bytes
+            if count == n_frames or n_faces >= _BATCH_FACES or n_bytes >= _BATCH_BYTES:
                 yield batch
-                batch, count, n_faces = [], 0, 0
+                batch, count, n_faces, n_bytes = [], 0, 0, 0
     if batch:
         yield batch
 

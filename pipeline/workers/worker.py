@@ -43,7 +43,10 @@ class ShardOutput:
     def __init__(self, output: messages.Output, send: Callable[[Any], None]) -> None:
         """Nothing is written yet. send: tells the parent."""
         self._most_frames = output.shard_frames
-        self._clips = ClipWriter(output.store, output.header, output.first_frames)
+        self._clips = ClipWriter(
+            output.store, output.header, output.first_frames, output.stream_headers
+        )
+        self._has_expressions = bool(output.header.expressions)
         self._send = send
         self._lock = threading.Lock()
         self._part: ClipFeatures | None = None
@@ -87,6 +90,8 @@ class ShardOutput:
         self._finish()
 
     def _add_rows(self, part: ClipFeatures) -> None:
+        if not self._has_expressions:  # the store was begun without them
+            part = replace(part, face_expression=None)
         begun = self._clips.shard_name
         with self._writing():
             self._clips.add_rows(part)

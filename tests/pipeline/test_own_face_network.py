@@ -25,7 +25,7 @@ from pipeline.config import ExtractConfig
 from pipeline.decode.sampling import iter_chosen_frames
 from pipeline.embed.crops import crop_faces, cut_faces
 from pipeline.extract import run_extract
-from tests.features.networks.test_face_network import Tiny, export, seeded
+from tests.features.networks.test_face_network import OnlyVector, Tiny, export, seeded
 from tests.pipeline.videos import write_video
 
 pytestmark = pytest.mark.usefixtures("local")
@@ -116,25 +116,30 @@ def test_crops_of_a_crowd_are_made_a_batch_at_a_time(
     assert sum(n_crops) > 3 * 32
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_vectors_of_another_size_are_refused_before_a_clip_is_decoded(
-    tmp_path: Path, manifest: Path, workers: int
+@pytest.mark.parametrize("n_out", [256, 768])
+def test_a_store_keeps_vectors_of_any_size(tmp_path: Path, manifest: Path, n_out: int) -> None:
+    program = export(seeded(Tiny(n_out=n_out)), tmp_path / "net.pt2", most=32)
+    run_extract(manifest, tmp_path / "s", CONFIG, face_weights=program)
+    store = open_store(tmp_path / "s")
+    assert store.header.expressions == ()
+    for clip in store.iter_clips(face_map=True):
+        assert clip.face_vector.shape == (clip.n_faces, n_out)
+        assert clip.face_map is not None
+        assert clip.face_map.shape[1:] == (n_out, 2, 2)
+
+
+def test_a_program_that_breaks_a_rule_is_refused_before_a_clip_is_decoded(
+    tmp_path: Path, manifest: Path
 ) -> None:
-    program = export(seeded(Tiny(n_out=256)), tmp_path / "net.pt2")
-    for clip in ("crowd", "two"):
-        (tmp_path / f"{clip}.mp4").write_bytes(b"what fails as soon as it is decoded")
-    (tmp_path / "m.csv").write_bytes(manifest.read_bytes())
-    expected = r"net\.pt2: .* gives .*\(32, 256\).* expected .* \[32, 512\] .* export it again"
-    config = replace(CONFIG, face_map=False)  # else a store is not even begun
-    with pytest.raises(WeightsError, match=expected):
-        run_extract(
-            tmp_path / "m.csv", tmp_path / "s", config, face_weights=program, workers=workers
-        )
-    assert open_store(tmp_path / "s").failures.empty
+    program = export(seeded(OnlyVector()), tmp_path / "net.pt2")
+    config = replace(CONFIG, face_map=False)
+    with pytest.raises(WeightsError, match=r"net\.pt2: .* gives Tensor, .* export it again"):
+        run_extract(manifest, tmp_path / "s", config, face_weights=program)
+    assert not (tmp_path / "s" / "store.json").exists()
 
 
 def test_a_refused_program_is_one_message_of_the_command(tmp_path: Path, manifest: Path) -> None:
-    program = export(seeded(Tiny(n_out=256)), tmp_path / "net.pt2")
+    program = export(seeded(OnlyVector()), tmp_path / "net.pt2")
     command = ["extract", str(manifest), "--store", str(tmp_path / "s"), "--face-weights"]
     result = CliRunner().invoke(cli, [*command, str(program)])
     assert result.exit_code == 1

@@ -60,7 +60,7 @@ def test_shipped_weights_are_small_and_good_and_the_model_card_is_theirs() -> No
 def test_vector_is_the_mean_of_the_map_and_feeds_the_classifier(
     shipped: FaceCNN, smile: Tensor
 ) -> None:
-    vector, feature_map = shipped.embed(smile)
+    vector, feature_map, _ = shipped.embed(smile)
     assert vector.shape == (1, 512)
     assert feature_map.shape == (1, 512, 7, 7)
     assert vector.min() >= 0

@@ -7,10 +7,12 @@ import io
 import json
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import pytest
 
 from features.errors import ShardError
@@ -18,6 +20,7 @@ from features.fingerprint import hash_json
 from features.store.bundle import pack_bundle, read_bundle_info, unpack_bundle, verify_bundle
 from features.store.bundle_members import find_members, make_seal, write_member
 from features.store.reader import open_store, verify_store
+from tests.added_streams import DINO, add_stream
 from tests.builders import small_store
 
 Files = dict[str, bytes]
@@ -26,9 +29,10 @@ Lie = Callable[[Files], None]
 
 @pytest.fixture(scope="module")
 def honest(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    """The files in a bundle of a small store."""
+    """The files in a bundle of a small store with a stream beside its shard."""
     folder = tmp_path_factory.mktemp("honest")
-    pack_bundle(small_store(folder / "store"), folder / "x.bundle")
+    add_stream(small_store(folder / "store"), DINO)
+    pack_bundle(folder / "store", folder / "x.bundle")
     with tarfile.open(folder / "x.bundle") as archive:
         names = [name for name in archive.getnames() if name != "bundle.sha256"]
         return {name: archive.extractfile(name).read() for name in names}  # type: ignore[union-attr]
@@ -50,11 +54,12 @@ def list_files(files: Files, *more: dict[str, Any], **said: Any) -> None:
 
 
 def index(files: Files, **said: Any) -> None:
-    """Make store.json list the shards as they are, and say what it is told to."""
+    """Make store.json list the shards and streams as they are, and say what it is told to."""
     described = json.loads(files["store.json"])
     del described["sha256"]
-    shard = files["shards/0000.h5"]
-    described["shards"][0] |= {"n_bytes": len(shard), "sha256": hashlib.sha256(shard).hexdigest()}
+    for listed in (*described["shards"], *described["added_streams"][0]["shards"]):
+        data = files[listed["name"]]
+        listed |= {"n_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     described |= said
     files["store.json"] = json.dumps(described | {"sha256": hash_json(described)}).encode()
     list_files(files)
@@ -84,12 +89,12 @@ def assert_not_unpacked(file: Path, folder: Path) -> None:
     assert sorted(folder.rglob("*")) == before
 
 
-def change_shard(change: Callable[[h5py.File], None]) -> Lie:
+def change_shard(change: Callable[[h5py.File], None], name: str = "shards/0000.h5") -> Lie:
     def lie(files: Files) -> None:
-        content = io.BytesIO(files["shards/0000.h5"])
+        content = io.BytesIO(files[name])
         with h5py.File(content, "r+") as file:
             change(file)
-        files["shards/0000.h5"] = content.getvalue()
+        files[name] = content.getvalue()
         index(files)
 
     return lie
@@ -98,6 +103,8 @@ def change_shard(change: Callable[[h5py.File], None]) -> Lie:
 def set_label(file: h5py.File) -> None:
     file["clip/label"][0] = "merry"
 
+
+STREAM = "streams/dino/0000.h5"
 
 LIES: dict[str, Lie] = {
     "nothing in it": lambda files: files.update({"bundle.json": b"null"}),
@@ -128,6 +135,19 @@ LIES: dict[str, Lie] = {
     "an absolute path among its files": lambda files: files.update({"/tmp/x": b"x"}),
     "more clips than in its shards": lambda files: list_files(files, n_clips=7),
     "another fingerprint": lambda files: list_files(files, fingerprint="other"),
+    "expressions that the shards lack": lambda files: list_files(files, expressions=["joy"]),
+    "a stream that the index lacks": lambda files: index(files, added_streams=[]),
+    "a stream's file of another name": lambda files: (
+        files.update({"streams/Dino/0000.h5": files.pop("streams/dino/0000.h5")}),
+        list_files(files),
+    )[1],
+    "a stream's file of no shard": lambda files: (
+        files.update({"streams/dino/0001.h5": files["streams/dino/0000.h5"]}),
+        list_files(files),
+    )[1],
+    "a stream of another encoder": lambda files: list_files(
+        files, added_streams=[vars(replace(DINO, fingerprint="other"))]
+    ),
 }  # fmt: skip
 LIES_INSIDE: dict[str, Lie] = {
     "failures that are no table": lambda files: (
@@ -141,6 +161,11 @@ LIES_INSIDE: dict[str, Lie] = {
     "fewer clips": lambda files: list_files(files, n_clips=5),
     "a label that is not declared": change_shard(set_label),
     "a shard without a column of features": change_shard(lambda file: file.pop("face/vector")),
+    "a stream of other clips": change_shard(
+        lambda file: file["clip/id"].write_direct(np.array(["c9"] * 6, object)), STREAM
+    ),
+    "a stream without values": change_shard(lambda file: file.pop("values"), STREAM),
+    "a stream that is none": lambda files: (files.update({STREAM: b"none"}), index(files))[1],
     "a shard that is none": lambda files: (
         files.update({"shards/0000.h5": b"none"}),
         index(files),

@@ -24,7 +24,8 @@ from features.errors import ClipError
 from pipeline.decode.nvdec import NoHardwareError, Nvdec, check_frame, convert_planes
 from pipeline.decode.opening import open_container
 from pipeline.decode.sampling import DecodedFrame, FrameRecord, iter_chosen_frames
-from pipeline.embed.encoder import EmbeddedFrame
+from pipeline.embed.encoder import EmbeddedFrame, FaceRows
+from pipeline.embed.streams import StreamRows
 from pipeline.inputs import InputFile
 from pipeline.workers.messages import ClipEnd
 from pipeline.workers.rows import iter_parts
@@ -207,8 +208,8 @@ def make_frame(clip: Clip, pts_s: float, decoder: str) -> EmbeddedFrame:
         ),
         context_7x7=np.zeros((512, 7, 7), dtype=np.float16),
         context_2x2=np.zeros((512, 2, 2), dtype=np.float16),
-        face_vector=np.zeros((0, 512), dtype=np.float16),
-        face_map=None,
+        face=FaceRows(vector=np.zeros((0, 512), dtype=np.float16), map=None, expression=None),
+        streams=StreamRows(),
     )
 
 

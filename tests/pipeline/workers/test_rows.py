@@ -11,7 +11,8 @@ import pytest
 
 from features.contracts import Clip, ClipFeatures, Faces
 from pipeline.decode.sampling import FrameRecord
-from pipeline.embed.encoder import EmbeddedFrame
+from pipeline.embed.encoder import EmbeddedFrame, FaceRows
+from pipeline.embed.streams import StreamRows
 from pipeline.inputs import InputFile
 from pipeline.workers.messages import ClipEnd
 from pipeline.workers.rows import iter_parts
@@ -33,8 +34,15 @@ def embedded_frame(number: int, phases: tuple[int, ...], n_faces: int) -> Embedd
         ),
         context_7x7=np.full((512, 7, 7), number, dtype=np.float16),
         context_2x2=np.full((512, 2, 2), number, dtype=np.float16),
-        face_vector=np.full((n_faces, 512), number, dtype=np.float16),
-        face_map=np.full((n_faces, 512, 1, 1), number, dtype=np.float16),
+        face=FaceRows(
+            vector=np.full((n_faces, 512), number, dtype=np.float16),
+            map=np.full((n_faces, 512, 1, 1), number, dtype=np.float16),
+            expression=np.full((n_faces, 8), number, dtype=np.float16),
+        ),
+        streams=StreamRows(
+            frame={"place": np.full(3, number, dtype=np.float16)},
+            face={"look": np.full((n_faces, 2), number, dtype=np.float16)},
+        ),
     )
 
 
@@ -65,13 +73,16 @@ def test_parts_are_bounded_and_hold_every_tick_once(
     np.testing.assert_array_equal(np.concatenate([part.pts_s for part in parts]), number)
     found = np.concatenate([part.phase for part in parts])
     np.testing.assert_array_equal(found, np.concatenate(phases))
-    for name, each in (("context_7x7", 1), ("face_vector", n_faces), ("face_map", n_faces)):
-        values = np.concatenate([getattr(part, name) for part in parts])
+    rows = [vars(p) | {"place": p.streams["place"], "look": p.face_streams["look"]} for p in parts]
+    of_frames, of_faces = ("context_7x7", "place"), ("face_vector", "face_map", "look")
+    sizes_of = dict.fromkeys(of_frames, 1) | dict.fromkeys((*of_faces, "face_expression"), n_faces)
+    for name, each in sizes_of.items():
+        values = np.concatenate([row[name] for row in rows])
         first = values[(slice(None), *[0] * (values.ndim - 1))]  # of each row
         np.testing.assert_array_equal(first, np.repeat(number, each))
     for part in parts:
-        rows = np.arange(part.n_frames)
-        np.testing.assert_array_equal(part.face_frame, np.repeat(rows, n_faces))
+        frames = np.arange(part.n_frames)
+        np.testing.assert_array_equal(part.face_frame, np.repeat(frames, n_faces))
         still = np.tile(np.arange(n_faces), part.n_frames)  # nobody moves
         np.testing.assert_array_equal(part.track, still)
 

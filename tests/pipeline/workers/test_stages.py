@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ from features.contracts import Clip
 from features.errors import ClipError
 from pipeline.decode.sampling import DecodedFrame, FrameRecord, Frames
 from pipeline.embed.encoder import FrameEncoder
+from pipeline.embed.streams import StreamCrops
 from pipeline.inputs import InputFile
 from pipeline.workers.messages import ClipEnd
 from pipeline.workers.stages import StageLimits, Stages
@@ -27,9 +29,11 @@ BREAKS = ("not", "read", "decode", "detect", "embed")
 class FakeEncoder:
     """Passes frames on; the first pixel tells which clip to fail at, and where."""
 
-    def __init__(self, n_faces: int = 1) -> None:
+    def __init__(self, n_faces: int = 1, crop_bytes: int = 1) -> None:
         self.n_faces = n_faces
         """Of each frame."""
+        self.crop_bytes = crop_bytes
+        """The same, for other encoders."""
         self.batches: list[int] = []
         """Frames that were embedded together."""
 
@@ -40,7 +44,8 @@ class FakeEncoder:
         if any(BREAKS[frame.rgb[0, 0, 0]] == "detect" for frame in frames):
             raise RuntimeError("cannot detect")
         faces = SimpleNamespace(score=np.ones(self.n_faces))
-        return [SimpleNamespace(**vars(frame), faces=faces) for frame in frames]
+        crops = StreamCrops(frame={"big": torch.zeros(self.crop_bytes, dtype=torch.uint8)})
+        return [SimpleNamespace(**vars(f), faces=faces, stream_crops=crops) for f in frames]
 
     def embed(self, frames: Sequence[Any]) -> list[Any]:
         if any(BREAKS[frame.rgb[0, 0, 0]] == "embed" for frame in frames):
@@ -114,6 +119,13 @@ def test_frames_and_failures_come_in_the_clips_order(
         else:
             assert end.failure is not None
             assert end.failure.step == breaks[number]
+
+
+def test_large_crops_are_embedded_fewer_at_a_time() -> None:
+    encoder = FakeEncoder(crop_bytes=11 << 20)
+    stages = make_stages(["not"], [10], n_threads=1, encoder=encoder)
+    assert sum(not isinstance(item, ClipEnd) for item in stages.iter_features(make_clips(1))) == 10
+    assert encoder.batches == [3, 3, 3, 1]
 
 
 @pytest.mark.parametrize(
