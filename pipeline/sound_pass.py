@@ -25,8 +25,9 @@ from pipeline.inputs import Inputs
 from pipeline.manifest.reader import DEFAULT_OPTIONS, ManifestOptions
 from pipeline.record import FailureLog
 from pipeline.resume import read_manifest_for
-from pipeline.sound.stream import make_audio_header, make_encoder_header
+from pipeline.sound.stream import make_audio_header
 from pipeline.sound_worker import SoundDone, SoundSource, SoundTask
+from pipeline.store_header import make_stream_header
 from pipeline.workers.messages import Begun, Death
 from pipeline.workers.process import WorkerProcess
 from pipeline.workers.resources import DEFAULT_BUDGETS, Budgets
@@ -83,7 +84,8 @@ def add_sound(
         encoder: One of the user's that looks at ``audio``; None: the stream ``audio``.
         options: How the manifest is read.
         device: Where such an encoder runs.
-        workers: Processes; None: one a core, as far as there are shards.
+        workers: Processes; None: one a core, as far as there are shards; for an encoder one, unless
+            the device is ``cpu``.
         budgets: Time after which the sound of a clip is given up, and is none.
         progress: Told the clips done and all that lack the stream, after each.
 
@@ -102,7 +104,7 @@ def add_sound(
     header = (
         make_audio_header(base.fingerprint)
         if encoder is None
-        else make_encoder_header(encoder, base.fingerprint)
+        else make_stream_header(encoder, base.fingerprint)
     )
     with StoreWriter(store, base) as writer:
         failures = FailureLog(store)
@@ -115,8 +117,8 @@ def add_sound(
                 record.fail(lost)
             else:
                 tasks.append(task)
-        n_cores = bound_cores(os.cpu_count() or 1)
-        _run(tasks, min(workers or n_cores, len(tasks)), budgets, record)
+        n_pay = 1 if encoder and device != "cpu" else bound_cores(os.cpu_count() or 1)
+        _run(tasks, min(workers or n_pay, len(tasks)), budgets, record)
     return SoundSummary(
         stream=header.name,
         clips_done=record.n_done,

@@ -22,13 +22,13 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from features.contracts import Clip, ClipFeatures
+from features.contracts import Clip
 from features.disk import FileState
 from features.errors import ClipError, UserError
 from features.networks.encoders import EncoderSpec
 from features.store.index import Failure, order_shard
 from features.store.shard_format import StreamHeader
-from features.store.shard_reader import iter_shard_clips, read_shard_index
+from features.store.shard_reader import ShardIndex, read_clip_rows, read_shard_index
 from features.store.shard_writer import StreamShardWriter
 from pipeline.decode.clock import find_tick_times
 from pipeline.decode.notes import Notes
@@ -36,8 +36,6 @@ from pipeline.decode.opening import ChangedError
 from pipeline.decode.sound import iter_sound
 from pipeline.sound.stream import LearnedEncoder, SoundEncoder, Statistics
 from pipeline.workers.messages import Begun, Channel, Start
-
-Rows = NDArray[np.float16]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,18 +110,18 @@ def add_stream(task: SoundTask, begin: Callable[[str], None] = lambda _: None) -
     writer = StreamShardWriter(task.store, task.header, order_shard(task.shard_name)[0])
     notes: dict[str, Mapping[str, float]] = {}
     try:
-        for clip in iter_shard_clips(index, range(len(index))):
-            begin(clip.clip_id)
+        for row, clip_id in enumerate(index.columns["id"]):
+            begin(clip_id)
             found = Notes()
             try:
-                for rows in _iter_rows(clip, task, encoder, found):
-                    writer.add_rows(rows)
+                for values in _iter_values(index, row, task, encoder, found):
+                    writer.add_rows(values)
             except ClipError as error:
                 writer.abandon()
-                return SoundDone(task=task, file=None, failure=_describe(clip, task, error))
-            writer.close_clip(clip.clip_id, clip.sha256)
+                return SoundDone(task=task, file=None, failure=_describe(clip_id, task, error))
+            writer.close_clip(clip_id, index.columns["sha256"][row])
             if found.amounts:
-                notes[clip.clip_id] = found.amounts
+                notes[clip_id] = found.amounts
         writer.finish()
     except BaseException:  # HDF5 must not find it open when the process ends
         writer.abandon()
@@ -136,16 +134,21 @@ def _load(spec: EncoderSpec | None, device: str, precision: str) -> SoundEncoder
     return Statistics() if spec is None else LearnedEncoder(spec, device, precision)
 
 
-def _iter_rows(
-    clip: ClipFeatures, task: SoundTask, encoder: SoundEncoder, notes: Notes
-) -> Iterator[Rows]:
-    """Raises ClipError: its file is gone or another, or there is no film in it."""
-    source = task.sources.get(clip.clip_id)
+def _iter_values(
+    index: ShardIndex, row: int, task: SoundTask, encoder: SoundEncoder, notes: Notes
+) -> Iterator[NDArray[np.float16]]:
+    """The rows of a clip, which is the shard's of number ``row``.
+
+    Raises ClipError: its file is gone or another, or there is no film in it.
+    """
+    clip_id = index.columns["id"][row]
+    clip = read_clip_rows(index, row)
+    source = task.sources.get(clip_id)
     if source is None:
-        yield np.zeros((clip.n_frames, task.header.size), dtype=np.float16)
+        yield np.zeros((len(clip.pts_s), task.header.size), dtype=np.float16)
         return
-    tick_s = find_tick_times(clip.pts_s, clip.phase, clip.n_phases)
-    if clip.clip_id in task.silent_ids:
+    tick_s = find_tick_times(clip.pts_s, clip.phase, index.columns["n_phases"][row])
+    if clip_id in task.silent_ids:
         notes.add("no_sound")
         yield from encoder.iter_rows([], tick_s)
         return
@@ -158,10 +161,10 @@ def _iter_rows(
         yield from encoder.iter_rows(chunks, tick_s)
 
 
-def _describe(clip: ClipFeatures, task: SoundTask, error: ClipError) -> Failure:
-    path = task.sources[clip.clip_id].clip.path
+def _describe(clip_id: str, task: SoundTask, error: ClipError) -> Failure:
+    path = task.sources[clip_id].clip.path
     return Failure(
-        clip_id=clip.clip_id,
+        clip_id=clip_id,
         path=str(path),
         step="decode",
         reason=f"its sound: {error}".replace(str(path), path.name),  # reasons travel in bundles

@@ -60,10 +60,11 @@ class LearnedEncoder:
         import torch
 
         from features.networks.encoder_network import read_encoder
+        from features.networks.runtime import choose_device
 
         self._torch: Any = torch
         torch.set_num_threads(1)
-        self._encoder = read_encoder(spec, device, precision)
+        self._encoder = read_encoder(spec, choose_device(device), precision)
 
     def iter_rows(
         self, chunks: Chunks, tick_s: NDArray[np.float64]
@@ -117,15 +118,4 @@ def make_audio_header(base_fingerprint: str) -> StreamHeader:
             **settings,
             "licence": "none: no weights",
         },
-    )
-
-
-def make_encoder_header(spec: EncoderSpec, base_fingerprint: str) -> StreamHeader:
-    """The header of the stream of an encoder of the user's."""
-    return StreamHeader(
-        name=spec.name,
-        rows=spec.rows,
-        size=spec.size,
-        fingerprint=spec.fingerprint(base_fingerprint, STREAM_FORMAT_VERSION),
-        encoder=spec.describe(),
     )

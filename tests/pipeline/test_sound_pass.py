@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from numpy.typing import NDArray
 
 import features.store.writer
+from cli import cli
 from features.contracts import MEC_CLASSES, TICK_RATE_HZ, ClipFeatures
 from features.errors import ConfigError, WorkerError
 from features.networks.encoders import read_encoder_spec
@@ -22,6 +25,7 @@ from features.store.reader import open_store, verify_store
 from features.store.writer import StoreWriter, write_store
 from pipeline import sound_pass
 from pipeline.decode.sampling import iter_chosen_frames
+from pipeline.extract import ExtractSummary
 from pipeline.sound.rows import ROW_SIZE, SoundRows
 from pipeline.sound_pass import add_sound
 from pipeline.sound_worker import add_stream
@@ -272,6 +276,40 @@ def test_a_learned_encoder_gets_windows_around_the_ticks(
     assert np.array_equal(loud > 0.4, near)
     assert place[near] * 0.5 == pytest.approx(np.array([0.45, 0.35, 0.25, 0.15, 0.05]), abs=0.01)
     assert not rows["silent"][:, 0].any()
+
+
+@pytest.mark.usefixtures("here")
+def test_extract_adds_sound_after_frames(
+    manifest: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = ExtractSummary(clips_skipped=4, clips_failed=0, fingerprint="x", store=str(store))
+    monkeypatch.setattr("pipeline.extract.run_extract", lambda *_, **__: done)
+    command = ["extract", str(manifest), "--store", str(store), "--audio"]
+
+    told = CliRunner().invoke(cli, command)
+    again = CliRunner().invoke(cli, [*command, "--json"])
+    (manifest.parent / "click.mp4").unlink()
+    (store / "streams/audio/0002.h5").unlink()
+    failed = CliRunner().invoke(cli, command)
+
+    assert told.exit_code == 0, told.output
+    assert "stream audio: 4 clips done (1 without sound, 0 with damaged sound)" in told.stdout
+    (sound,) = json.loads(again.stdout)["sound"]
+    assert (sound["stream"], sound["clips_done"]) == ("audio", 0)
+    assert failed.exit_code == 1
+    assert "1 failed" in failed.stdout
+
+
+@pytest.mark.usefixtures("here")
+def test_store_info_tells_the_stream(manifest: Path, store: Path) -> None:
+    add_sound(manifest, store)
+
+    told = CliRunner().invoke(cli, ["store", "info", str(store), "--json"])
+
+    (stream,) = json.loads(told.stdout)["added_streams"]
+    assert (stream["name"], stream["rows"], stream["size"]) == ("audio", "frame", ROW_SIZE)
+    assert stream["licence"] == "none: no weights"
+    assert CliRunner().invoke(cli, ["store", "info", str(store)]).exit_code == 0
 
 
 def test_adding_sound_loads_no_network() -> None:
