@@ -231,8 +231,10 @@ def extract(
 
 
 def tell_extracted(summary: ExtractSummary) -> None:
+    _tell_streams(summary)
     if not summary.clips_done and not summary.clips_failed:
-        click.echo(f"{summary.store}: nothing to do, {summary.clips_skipped} clips are done")
+        if not summary.clips_added:
+            click.echo(f"{summary.store}: nothing to do, {summary.clips_skipped} clips are done")
         return
     click.echo(
         f"{summary.store}: {summary.clips_done} clips done, {summary.clips_skipped} were done "
@@ -241,6 +243,20 @@ def tell_extracted(summary: ExtractSummary) -> None:
     )
     if summary.clips_failed:
         click.echo(f"the failed clips: cli.py store failures {summary.store}")
+
+
+def _tell_streams(summary: ExtractSummary) -> None:
+    if summary.clips_added:
+        click.echo(
+            f"{summary.store}: {summary.clips_added} clips that were done before have got streams; "
+            f"{summary.wall_s:.1f} s"
+        )
+    for name, n_clips in summary.streams_lacking.items():
+        if n_clips:
+            click.echo(
+                f"{summary.store}: {n_clips} clips lack the stream {name} still, so that no head "
+                "reads it"
+            )
 
 
 def count_clips(

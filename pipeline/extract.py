@@ -5,22 +5,25 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from features.errors import ConfigError
 from features.networks.encoders import EncoderSpec
 from features.networks.weights import SHIPPED_FACE_WEIGHTS
+from features.store.shard_format import StreamHeader
 from features.store.writer import StoreWriter
 from pipeline.config import ExtractConfig
 from pipeline.inputs import Inputs
 from pipeline.manifest.reader import DEFAULT_OPTIONS, ManifestOptions
 from pipeline.record import FailureLog, RunRecord
 from pipeline.resume import plan_extract, read_manifest_for
+from pipeline.second_pass import STREAM_EXTRACTOR, StreamRecord, count_lacking, plan_streams
 from pipeline.store_header import choose_precision, make_header, make_stream_header
-from pipeline.workers.messages import ClipEnd, Item, Output, Work
+from pipeline.workers.messages import ClipAdded, ClipEnd, Item, Output, StreamOutput, Work
 from pipeline.workers.pool import WorkerPool
-from pipeline.workers.resources import DEFAULT_BUDGETS, Budgets, Job
+from pipeline.workers.resources import DEFAULT_BUDGETS, Budgets, Job, count_workers
 
 _log = logging.getLogger(__name__)
 
@@ -45,8 +48,13 @@ class ExtractSummary:
     clips_skipped: int
     """Clips that were done before."""
     clips_failed: int = 0
+    clips_added: int = 0
+    """Clips that were done before and got streams in this run."""
     frames: int = 0
     faces: int = 0
+    streams_lacking: Mapping[str, int] = field(default_factory=dict)
+    """Stream of an encoder that was given -> clips that lack it still: those in shards of which a
+    clip failed."""
     wall_s: float = 0.0
     fingerprint: str
     store: str
@@ -75,7 +83,8 @@ def run_extract(
     """Bring a store up to date with a manifest: extract what is new, changed or failed before.
 
     A clip that cannot be used becomes a row of failures.csv and stops nothing. Ctrl-C keeps all
-    clips that are done.
+    clips that are done. What the store has already gets the streams of encoders in a second pass,
+    which decodes its clips again and changes nothing else.
 
     Args:
         manifest: See ``read_manifest``.
@@ -92,13 +101,17 @@ def run_extract(
 
     Raises:
         ManifestError: the manifest has problems; nothing was done.
-        ConfigError: the store was made with other settings, or the device does not exist.
+        ConfigError: the store was made with other settings, or has another stream of an encoder's
+            name; the device does not exist, or cannot run an encoder.
         WeightsError: pretrained weights are missing or not the expected ones.
         WorkerError: workers end for reasons that no clip is to blame for; what was done is kept.
         OSError: the store cannot be written (a full disk); finished shards are kept, and clips
             that are done as far as there is room to finish theirs.
     """
     began_s = time.perf_counter()
+    for spec in encoders:
+        if spec.looks_at == "audio":
+            raise ConfigError(f"{spec.path}: it looks at sound; sound_pass.add_sound runs it")
     listed = read_manifest_for(store, manifest, options)
     with WorkerPool(device) as pool:
         config = choose_precision(config, store, lambda: pool.find_machine().precision)
@@ -118,14 +131,16 @@ def run_extract(
             failures.forget({c.clip_id for c in listed.clips} - {c.clip_id for c in plan.todo})
             failures.write()
             record = RunRecord(writer, failures, inputs, began_s)
+            work = Work(
+                config=config,
+                face_weights=face_weights,
+                inputs=inputs.path,
+                device=device,
+                encoders=tuple(encoders),
+            )
+            n_clips = len(plan.todo) + count_lacking(writer, streams)
             if plan.todo:
-                work = Work(
-                    config=config,
-                    face_weights=face_weights,
-                    inputs=inputs.path,
-                    device=device,
-                    encoders=tuple(encoders),
-                )
+                _warn_of_lacking(writer, streams)
                 job = Job(
                     work=work,
                     output=Output(store=store, header=header, stream_headers=streams),
@@ -135,19 +150,41 @@ def run_extract(
                     budgets=budgets,
                 )
                 try:
-                    pool.run(job, _tell_progress(record, len(plan.todo), progress))
+                    pool.run(job, _tell_progress(record, n_clips, progress))
                 finally:
                     failures.write()
+            added = plan_streams(writer, streams, listed.clips, inputs)
+            added_record = StreamRecord(writer, failures, added)
+            if added.units:
+                with WorkerPool(device, STREAM_EXTRACTOR) as stream_pool:
+                    job = Job(
+                        work=replace(work, shards=added.tasks),
+                        output=StreamOutput(store=store, headers=streams),
+                        clips=added.units,
+                        n_workers=workers
+                        or count_workers(
+                            added.n_clips, stream_pool.find_machine(), work.network_bytes
+                        ),
+                        budgets=budgets,
+                    )
+                    stream_pool.run(job, _tell_added(record, added_record, added.n_clips, progress))
+            failures.write()
+            lacking = {stream.name: count_lacking(writer, [stream]) for stream in streams}
     return ExtractSummary(
         clips_done=record.n_done,
         clips_skipped=len(listed.clips) - len(plan.todo),
-        clips_failed=record.n_failed,
-        frames=record.n_frames,
-        faces=record.n_faces,
+        clips_failed=record.n_failed + len(added_record.failed_ids),
+        clips_added=added_record.n_done,
+        frames=record.n_frames + added_record.n_frames,
+        faces=record.n_faces + added_record.n_faces,
+        streams_lacking=lacking,
         wall_s=round(time.perf_counter() - began_s, 3),
         fingerprint=header.fingerprint,
         store=str(store),
-        step_s=dict(record.step_s),
+        step_s={
+            step: record.step_s.get(step, 0.0) + added_record.step_s.get(step, 0.0)
+            for step in record.step_s | added_record.step_s
+        },
     )
 
 
@@ -170,3 +207,39 @@ def _tell_progress(
             )
 
     return take
+
+
+def _tell_added(
+    first: RunRecord,
+    record: StreamRecord,
+    n_clips: int,
+    progress: Callable[[ExtractProgress], None],
+) -> Callable[[int, Item], None]:
+    """The same in a second pass. first: what the first one did."""
+
+    def take(number: int, item: Item) -> None:
+        record.take(number, item)
+        if isinstance(item, ClipAdded | ClipEnd):
+            progress(
+                ExtractProgress(
+                    n_clips=first.n_done + first.n_failed + n_clips,
+                    n_done=first.n_done + record.n_done,
+                    n_failed=first.n_failed + len(record.failed_ids),
+                    n_frames=first.n_frames + record.n_frames,
+                )
+            )
+
+    return take
+
+
+def _warn_of_lacking(writer: StoreWriter, streams: Sequence[StreamHeader]) -> None:
+    """Log which streams of the store new clips will not have; sound joins them afterwards."""
+    given = {stream.name for stream in streams}
+    listed = writer.open().streams_beside.listed
+    seen = [name for name in listed if listed[name].encoder.get("looks_at") != "audio"]
+    if names := [name for name in seen if name not in given]:
+        _log.warning(
+            "%s: new clips lack the streams %s; run the same again with their --encoder",
+            writer.path,
+            ", ".join(names),
+        )

@@ -19,7 +19,7 @@ from features.store.index import (
 from features.store.writer import StoreWriter, remove_unfinished
 from pipeline.decode.notes import describe_notes
 from pipeline.inputs import Inputs
-from pipeline.workers.messages import ClipEnd, Item, Loaded, ShardFinished, Timing
+from pipeline.workers.messages import ClipEnd, Item, Loaded, Lost, ShardFinished, Timing
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +37,10 @@ class FailureLog:
     def worker_ids(self) -> set[str]:
         """Clips that ended the worker that extracted them."""
         return {clip_id for clip_id, failure in self._rows.items() if failure.step == WORKER_STEP}
+
+    def __contains__(self, clip_id: str) -> bool:
+        """Whether a clip has a row."""
+        return clip_id in self._rows
 
     def add(self, failure: Failure) -> None:
         """Keep a clip's failure, on disk at once: a kill must not lose it. After a ``write``."""
@@ -86,12 +90,13 @@ class RunRecord:
         elif isinstance(item, ClipEnd):
             self._end_clip(number, item)
         elif isinstance(item, ShardFinished):
-            self._writer.list_shard(item.entry)
+            if item.entry is not None:
+                self._writer.list_shard(item.entry)
             for end in self._unfinished.pop(number, []):
                 self._failures.forget({end.clip.clip_id})
                 if end.notes:
                     _log.warning("clip %s: %s", end.clip.clip_id, describe_notes(end.notes))
-        else:
+        elif isinstance(item, Lost):
             for end in self._unfinished.pop(number, []):
                 self._count(end, -1)
             if item.shard_name is not None:

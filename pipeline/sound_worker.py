@@ -35,7 +35,8 @@ from pipeline.decode.notes import Notes
 from pipeline.decode.opening import ChangedError
 from pipeline.decode.sound import iter_sound
 from pipeline.sound.stream import LearnedEncoder, SoundEncoder, Statistics
-from pipeline.workers.messages import Begun, Channel, Start
+from pipeline.workers.channel import Channel
+from pipeline.workers.messages import Begun, Start
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -55,10 +55,15 @@ class StreamEncoders:
         self._of_frames = [encoder for encoder in loaded if encoder.spec.rows == "frame"]
         self._of_faces = [encoder for encoder in loaded if encoder.spec.rows == "face"]
 
-    def crop(self, rgb: Tensor, faces: Faces) -> list[StreamCrops]:
-        """Cut out of F frames, rgb [F, H, W, 3] uint8, what the encoders look at.
+    def crop(
+        self, rgb: Tensor, faces: Faces, names: Collection[str] | None = None
+    ) -> list[StreamCrops]:
+        """Cut out of frames what the encoders look at.
 
-        faces: Their ``frame`` counts rows of ``rgb``.
+        Args:
+            rgb: [F, H, W, 3] uint8.
+            faces: Their ``frame`` counts rows of ``rgb``.
+            names: Streams that are wanted; None: all.
         """
         frames = {
             encoder.spec.name: crop_frames(
@@ -69,6 +74,7 @@ class StreamEncoders:
                 dtype=torch.uint8,
             )
             for encoder in self._of_frames
+            if names is None or encoder.spec.name in names
         }
         cuts = {
             encoder.spec.name: cut_faces(
@@ -79,6 +85,7 @@ class StreamEncoders:
                 dtype=torch.uint8,
             )
             for encoder in self._of_faces
+            if names is None or encoder.spec.name in names
         }
         rows = [np.flatnonzero(faces.frame == i).tolist() for i in range(len(rgb))]
         return [
@@ -90,26 +97,26 @@ class StreamEncoders:
         ]
 
     def embed(self, crops: Sequence[StreamCrops]) -> list[StreamRows]:
-        """The rows of frames, which may be of several clips.
+        """The rows of the streams that each frame was cropped for; frames may be of several clips.
 
         Raises:
             ClipError: values that a store cannot keep.
         """
-        frames = {
-            encoder.spec.name: _embed_frames(encoder, [c.frame[encoder.spec.name] for c in crops])
-            for encoder in self._of_frames
-        }
-        faces = {
-            encoder.spec.name: _embed_faces(encoder, [c.faces[encoder.spec.name] for c in crops])
-            for encoder in self._of_faces
-        }
-        return [
-            StreamRows(
-                frame={name: rows[i] for name, rows in frames.items()},
-                face={name: rows[i] for name, rows in faces.items()},
-            )
-            for i in range(len(crops))
-        ]
+        frame: list[dict[str, NDArray[np.float16]]] = [{} for _ in crops]
+        face: list[dict[str, NDArray[np.float16]]] = [{} for _ in crops]
+        for encoder in self._of_frames:
+            name = encoder.spec.name
+            wanted = [i for i, of_frame in enumerate(crops) if name in of_frame.frame]
+            values = _embed_frames(encoder, [crops[i].frame[name] for i in wanted])
+            for i, row in zip(wanted, values, strict=True):
+                frame[i][name] = row
+        for encoder in self._of_faces:
+            name = encoder.spec.name
+            wanted = [i for i, of_frame in enumerate(crops) if name in of_frame.faces]
+            of_faces = _embed_faces(encoder, [crops[i].faces[name] for i in wanted])
+            for i, rows in zip(wanted, of_faces, strict=True):
+                face[i][name] = rows
+        return [StreamRows(frame=f, face=a) for f, a in zip(frame, face, strict=True)]
 
 
 def _embed_frames(encoder: Encoder, crops: Sequence[Tensor]) -> NDArray[np.float16]:
@@ -130,5 +137,5 @@ def _embed_faces(
     for first in range(0, len(flat), _AT_ONCE):
         rows = slice(first, first + _AT_ONCE)
         values[rows] = encoder.embed(crop_faces(flat[rows])).half().numpy()
-    ends = np.cumsum([len(of_frame) for of_frame in cuts])[:-1]
-    return np.split(values, ends)
+    ends = np.cumsum([len(of_frame) for of_frame in cuts])
+    return np.split(values, ends)[:-1]

@@ -9,21 +9,24 @@ import contextlib
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
+from typing import TypeVar
 
 import torch
 
 from features.contracts import SPLITS, Clip
 from features.networks.runtime import choose_device, choose_precision
 from pipeline.decode.sampling import Frames, iter_chosen_frames
-from pipeline.embed.encoder import EmbeddedFrame, FrameEncoder
+from pipeline.embed.encoder import FrameEncoder
 from pipeline.inputs import InputFile, Inputs, ReadTwice
-from pipeline.workers.messages import Begun, ClipEnd, Extracted, Machine, Progressed, Timing, Work
+from pipeline.workers.messages import Begun, Extracted, Machine, Progressed, Timing, Work
 from pipeline.workers.rows import iter_parts
 from pipeline.workers.stages import StageLimits, Stages
 
 _CPU_DECODED_BYTES, _CUDA_DECODED_BYTES = 64 << 20, 1 << 30
 _CHUNK_BYTES = 48 << 20
 _PROGRESS_S = 1.0
+
+T = TypeVar("T")
 
 
 class Extractor:
@@ -54,10 +57,7 @@ class Extractor:
         self._device = torch.device(work.device)
         self._inputs = Inputs(work.inputs)
         self._read_twice = ReadTwice()
-        if self._device.type == "cuda":  # TF32 is not the float32 that the fingerprint speaks of
-            torch.backends.cudnn.allow_tf32 = False
-            torch.backends.cuda.matmul.allow_tf32 = False
-        torch.set_num_threads(1)  # each thread of the stages keeps a core busy
+        set_up_torch(self._device)
         self._encoder = FrameEncoder(
             work.config, work.face_weights, self._device, work.n_threads, work.encoders
         )
@@ -76,24 +76,16 @@ class Extractor:
         """
         config = self._work.config
         self._read_twice = ReadTwice()
-        on_gpu = self._device.type == "cuda"
-        limits = StageLimits(
-            n_threads=self._work.n_threads,
-            n_decoders=self._work.n_decoders,
-            decoded_bytes=_CUDA_DECODED_BYTES if on_gpu else _CPU_DECODED_BYTES,
-            chunk_bytes=_CHUNK_BYTES,
-            batch_frames=64 if on_gpu else 16,
-        )
         stages = Stages(
             self._encoder,
             self.iter_frames,
             self._prepare,
-            limits,
+            limit_stages(self._work),
             begin=lambda clip: tell(Begun(clip_id=clip.clip_id)),
         )
         phases = {split: config.n_phases(split) for split in SPLITS}
         with contextlib.closing(stages.iter_features(clips)) as features:
-            yield from iter_parts(_tell_progress(features, tell), phases)
+            yield from iter_parts(tell_progress(features, tell), phases)
         yield Timing(step_s=stages.step_s)
 
     def iter_frames(self, clip: Clip) -> Frames:
@@ -113,9 +105,28 @@ class Extractor:
         return found
 
 
-def _tell_progress(
-    features: Iterable[EmbeddedFrame | ClipEnd], tell: Callable[[Progressed], None]
-) -> Iterator[EmbeddedFrame | ClipEnd]:
+def set_up_torch(device: torch.device) -> None:
+    """Settings of a worker's process."""
+    if device.type == "cuda":  # TF32 is not the float32 that the fingerprint speaks of
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+    torch.set_num_threads(1)  # each thread of the stages keeps a core busy
+
+
+def limit_stages(work: Work) -> StageLimits:
+    """How much a worker has under way."""
+    on_gpu = torch.device(work.device).type == "cuda"
+    return StageLimits(
+        n_threads=work.n_threads,
+        n_decoders=work.n_decoders,
+        decoded_bytes=_CUDA_DECODED_BYTES if on_gpu else _CPU_DECODED_BYTES,
+        chunk_bytes=_CHUNK_BYTES,
+        batch_frames=64 if on_gpu else 16,
+    )
+
+
+def tell_progress(features: Iterable[T], tell: Callable[[Progressed], None]) -> Iterator[T]:
+    """The same items; meanwhile it is told, once a second at most, that there are some."""
     last_s = time.monotonic()
     for item in features:
         if time.monotonic() - last_s > _PROGRESS_S:

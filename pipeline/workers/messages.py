@@ -1,20 +1,17 @@
-"""What extract and its workers say to each other, and how. The parent loads no network.
+"""What extract and its workers say to each other. The parent loads no network.
 
-Rows of clips never pass: workers write them to shards themselves.
+Rows of clips never pass: workers write them to shards, or files of streams, themselves.
 """
 
 from __future__ import annotations
 
-import contextlib
-import pickle
 import re
-import socket
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
-from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from features.contracts import Clip, ClipFeatures
 from features.networks.encoders import EncoderSpec
@@ -24,8 +21,6 @@ from features.store.writer import SHARD_FRAMES
 from pipeline.config import ExtractConfig
 from pipeline.inputs import InputFile
 
-_LENGTH = struct.Struct("!Q")
-_READ_BYTES = 1 << 20
 _GPU = re.compile(r"CUDA|CUDNN|CUBLAS|NVRTC|device-side assert", re.IGNORECASE)
 """torch says such things in several kinds of RuntimeError, its libraries in plain ones."""
 _MEMORY = re.compile(r"can't allocate memory|bad_alloc|not enough memory", re.IGNORECASE)
@@ -70,10 +65,27 @@ class Work:
     """``cpu``, ``cuda`` or ``cuda:N``."""
     encoders: tuple[EncoderSpec, ...] = ()
     """Each makes a stream beside the shards."""
+    shards: Mapping[str, ShardTask] = field(default_factory=dict)
+    """Of a second pass: name of a finished shard -> what is to be added to it."""
     n_threads: int = 1
     """Of the networks."""
     n_decoders: int = 1
     """Clips that are decoded at once."""
+
+    @property
+    def network_bytes(self) -> int:
+        """Of the encoders' files."""
+        return sum(spec.path.stat().st_size for spec in self.encoders)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """Streams that are to be added to a finished shard."""
+
+    streams: tuple[str, ...]
+    paths: Mapping[str, Path]
+    """Clip id -> file, of the clips to be decoded; the rows of others, if they have any, do not
+    count: the clips were extracted again into a later shard."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +100,14 @@ class Output:
     """A shard is full when it has as many."""
     first_frames: int = SHARD_FRAMES
     """The first shard is full when it has as many; each further one may have twice as many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamOutput:
+    """The same in a second pass: files of streams, beside shards that are finished."""
+
+    store: Path
+    headers: tuple[StreamHeader, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +139,8 @@ class Begun:
     """From now on a worker reads this clip: what holds it up is this one, or one before."""
 
     clip_id: str
+    within: Clip | None = None
+    """In a second pass the worker was given a shard, whose name is ``clip_id``: the clip of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +187,30 @@ class Writing:
 class ShardFinished:
     """A shard of a worker has its final name; it holds all clips that ended since the last."""
 
-    entry: ShardEntry
+    entry: ShardEntry | None = None
+    """None in a second pass."""
+    stream_files: tuple[str, ...] = ()
+    """In a second pass: files of streams that have their names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamPart:
+    """In a second pass: rows of the clip at hand, those that follow the ones before."""
+
+    shard_name: str
+    values: Mapping[str, NDArray[np.float16]]
+    """Stream -> [n, D]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipAdded:
+    """In a second pass: the end of a clip of the shard at hand, which has all its rows."""
+
+    shard_name: str
+    clip_id: str
+    sha256: str
+    n_frames: int
+    n_faces: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +220,7 @@ class Timing:
     step_s: Mapping[str, float]
 
 
-Extracted = ClipFeatures | ClipEnd | Timing
+Extracted = ClipFeatures | StreamPart | ClipAdded | ClipEnd | Timing
 """What an extractor yields: the parts of each clip, then its end; at last the timing."""
 
 
@@ -197,7 +242,7 @@ class Lost:
     """Of that shard; None: it had none."""
 
 
-Item = Loaded | ClipEnd | ShardFinished | Timing | Lost
+Item = Loaded | ClipEnd | ClipAdded | ShardFinished | Timing | Lost
 """What the record of a run is told."""
 
 
@@ -221,78 +266,3 @@ def describe_fault(error: Exception) -> Death:
     if isinstance(error, RuntimeError) and _GPU.search(text):
         return Death(kind="GPU", reason=f"met a GPU error: {text}")
     return Death(kind=kind, reason=f"raised {kind}: {text}")
-
-
-class Channel:
-    """One end of a socket: messages arrive whole. Several threads may send, one receives."""
-
-    def __init__(self, end: socket.socket) -> None:
-        """end: connected, blocking."""
-        self._socket = end
-        self._received = bytearray()
-        self._lock = Lock()
-
-    def fileno(self) -> int:
-        """For ``selectors``."""
-        return self._socket.fileno()
-
-    def send(self, message: object) -> None:
-        """Send a message; waits until the other side has room. Raises OSError if it is gone."""
-        data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
-        with self._lock:
-            self._socket.sendall(_LENGTH.pack(len(data)))
-            self._socket.sendall(data)
-
-    put_nowait = send
-    """What ``logging.handlers.QueueHandler`` calls."""
-
-    def receive(self) -> Any:
-        """The next message; waits for it. Raises EOFError or OSError if the other side is gone."""
-        while not (messages := self._take_messages(1)):
-            self._read(0)
-        return messages[0]
-
-    def receive_arrived(self) -> list[Any]:
-        """Read once, without waiting; the messages that are whole, often none.
-
-        A process that stops in the middle of a message holds up nobody.
-
-        Raises:
-            EOFError, OSError: the other side is gone, and all that it sent was received.
-        """
-        try:
-            self._read(socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return []
-        return self._take_messages(None)
-
-    def receive_rest(self) -> list[Any]:
-        """The whole messages that the other side sent before it ended; never waits."""
-        with contextlib.suppress(EOFError, OSError):
-            while True:
-                self._read(socket.MSG_DONTWAIT)
-        return self._take_messages(None)
-
-    def close(self) -> None:
-        """The other side is told."""
-        self._socket.close()
-
-    def _read(self, flags: int) -> None:
-        data = self._socket.recv(_READ_BYTES, flags)
-        if not data:
-            raise EOFError
-        self._received += data
-
-    def _take_messages(self, limit: int | None) -> list[Any]:
-        """Whole messages of those that were read, at most so many."""
-        messages: list[Any] = []
-        while limit is None or len(messages) < limit:
-            if len(self._received) < _LENGTH.size:
-                break
-            end = _LENGTH.size + _LENGTH.unpack_from(self._received)[0]
-            if len(self._received) < end:
-                break
-            with memoryview(self._received) as view, view[_LENGTH.size : end] as data:
-                messages.append(pickle.loads(data))
-            del self._received[:end]
-        return messages

@@ -116,7 +116,8 @@ class WorkerPool:
             OSError: the store cannot be written (a full disk).
         """
         machine = self.find_machine()
-        n_workers = min(job.n_workers or count_workers(len(job.clips), machine), len(job.clips))
+        n_pay = job.n_workers or count_workers(len(job.clips), machine, job.work.network_bytes)
+        n_workers = min(n_pay, len(job.clips))
         run = _Run(
             job=job,
             record=record,
@@ -215,7 +216,8 @@ class WorkerPool:
             task = run.assignments.find(worker.number, message.clip_id)
             if task is not None:
                 worker.read_id = message.clip_id
-                worker.limits = run.job.budgets.find_clip_limits(task.clip.path)
+                worker.reads = message.within or task.clip
+                worker.limits = run.job.budgets.find_clip_limits(worker.reads.path)
             worker.began_s = worker.progressed_s = self.clock_s
         elif isinstance(message, messages.ClipEnd):
             self._end_clip(worker, message, run)
@@ -230,7 +232,7 @@ class WorkerPool:
             worker.shard_name, worker.n_frames = None, 0
             run.assignments.finish(worker.number)
             run.record(worker.number, message)
-        elif isinstance(message, messages.Loaded | messages.Timing):
+        elif isinstance(message, messages.Loaded | messages.Timing | messages.ClipAdded):
             worker.progressed_s = self.clock_s
             run.record(worker.number, message)
         else:
@@ -301,9 +303,10 @@ class WorkerPool:
             return
         suspect_id = worker.read_id if death.kind == TIME else None
         for clip in run.assignments.lose(worker.number, death, suspect_id):
-            reason = f"its worker {death.reason}".replace(str(clip.path), clip.path.name)
+            at = worker.reads if worker.reads and clip.clip_id == worker.read_id else clip
+            reason = f"its worker {death.reason}".replace(str(at.path), at.path.name)
             failure = Failure(
-                clip_id=clip.clip_id, path=str(clip.path), step=WORKER_STEP, reason=reason
+                clip_id=at.clip_id, path=str(at.path), step=WORKER_STEP, reason=reason
             )
             run.record(worker.number, messages.ClipEnd(clip=clip, failure=failure))
         if run.assignments.are_waiting:
@@ -337,5 +340,7 @@ class _Run:
     def give_work(self, worker: Worker, first_frames: int | None = None) -> None:
         """Tell a worker what to do. first_frames: see ``Output``; None: as the job says."""
         output = self.job.output
+        if first_frames and isinstance(output, messages.Output):
+            output = replace(output, first_frames=first_frames)
         worker.process.send(self.works[worker.number])
-        worker.process.send(replace(output, first_frames=first_frames or output.first_frames))
+        worker.process.send(output)

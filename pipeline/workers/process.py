@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from features.contracts import Clip
 from features.disk import ENDING
-from pipeline.workers.messages import Channel, Death, Start
+from pipeline.workers.channel import Channel
+from pipeline.workers.messages import Death, Start
 from pipeline.workers.resources import ClipLimits
 
 _PACKAGES = ("features", "pipeline")
@@ -139,6 +141,8 @@ class Worker:
     """When it began to wait for the disk; None: it does not."""
     read_id: str | None = None
     """The clip that it reads; None where it holds none."""
+    reads: Clip | None = None
+    """The same, or in a second pass, where that is a shard, the clip of it."""
     limits: ClipLimits | None = None
     """Of that clip; None: those of a worker that holds none."""
     began_s: float

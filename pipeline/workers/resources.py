@@ -10,7 +10,7 @@ from pathlib import Path
 from features.contracts import Clip
 from features.errors import ConfigError
 from features.machine import bound_cores, find_free_bytes
-from pipeline.workers.messages import Machine, Output, Work
+from pipeline.workers.messages import Machine, Output, StreamOutput, Work
 
 _MEGABYTE = 1_000_000
 _READ_BYTES_PER_S = 1_000_000
@@ -85,10 +85,10 @@ class Job:
 
     work: Work
     """How; device, threads and decoders are chosen by the pool."""
-    output: Output
+    output: Output | StreamOutput
     """Where to."""
     clips: Sequence[Clip]
-    """About in order."""
+    """About in order. In a second pass finished shards, each a clip with its name and file."""
     alone_ids: Collection[str] = ()
     """Clips that ended their worker in an earlier run."""
     n_workers: int | None
@@ -97,15 +97,18 @@ class Job:
     """Of each clip and worker."""
 
 
-def count_workers(n_clips: int, machine: Machine) -> int:
+def count_workers(n_clips: int, machine: Machine, network_bytes: int = 0) -> int:
     """Processes that pay: on a CPU one a core, as far as clips and free memory go, else one.
+
+    network_bytes: Of the files of encoders, each of which every process holds.
 
     Threads of one process wait for each other's Python: on two cores two processes take a fifth
     less time. Where the system does not tell how much memory is free, it is one.
     """
     if machine.n_gpus:
         return 1
-    n_fit = (find_free_bytes() or 0) // LEAST_WORKER_BYTES
+    # Twice: a network is read, then compiled.
+    n_fit = (find_free_bytes() or 0) // (LEAST_WORKER_BYTES + 2 * network_bytes)
     return max(1, min(bound_cores(machine.n_cores), n_clips // _WORKER_CLIPS, n_fit))
 
 

@@ -21,13 +21,12 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
-from typing import TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from features.contracts import Clip
 from features.errors import ClipError
 from features.store.index import Failure
-from pipeline.decode.sampling import DecodedFrame, Frames
-from pipeline.embed.encoder import DetectedFrame, EmbeddedFrame, FrameEncoder
+from pipeline.decode.sampling import DecodedFrame, FrameRecord, Frames
 from pipeline.inputs import InputFile
 from pipeline.workers.messages import ClipEnd, is_fault
 from pipeline.workers.prefetch import Prefetcher
@@ -44,8 +43,8 @@ U = TypeVar("U")
 
 _Chunk = list[DecodedFrame]
 """Frames of one clip and one size, at least one."""
-_Detected = DetectedFrame | Failure | ClipEnd
-_Embedded = EmbeddedFrame | Failure | ClipEnd
+_Detected = Any
+"""What ``detect`` gives of a frame, a Failure, or a ClipEnd."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +63,37 @@ class StageLimits:
     """Frames whose crops go to the CNNs together."""
 
 
-class Stages:
+class HasRecord(Protocol):
+    """Features of a frame."""
+
+    @property
+    def record(self) -> FrameRecord:
+        """Which frame of which clip."""
+
+
+E = TypeVar("E", bound=HasRecord)
+E_co = TypeVar("E_co", bound=HasRecord, covariant=True)
+
+
+class Networks(Protocol[E_co]):
+    """What finds and embeds; several threads may use it at once: ``FrameEncoder``."""
+
+    def chunk_frames(self, split: str) -> int:
+        """Frames of a clip of this split to give to ``detect`` at once, at most."""
+
+    def detect(self, frames: Sequence[DecodedFrame]) -> Sequence[Any]:
+        """A chunk's frames with their ``faces`` and ``stream_crops``, in order."""
+
+    def embed(self, frames: Sequence[Any]) -> Sequence[E_co]:
+        """The features of frames that ``detect`` gave, of any clips."""
+
+
+class Stages(Generic[E]):
     """Runs clips through all stages up to the store; keeps how long each stage took."""
 
     def __init__(
         self,
-        encoder: FrameEncoder,
+        encoder: Networks[E],
         decode: Callable[[Clip], Frames],
         prepare: Callable[[Clip], InputFile],
         limits: StageLimits,
@@ -97,7 +121,7 @@ class Stages:
         """Step -> seconds spent in it by all threads together."""
         return dict(self._step_s)
 
-    def iter_features(self, clips: Iterable[Clip]) -> Generator[EmbeddedFrame | ClipEnd]:
+    def iter_features(self, clips: Iterable[Clip]) -> Generator[E | ClipEnd]:
         """Yield each clip's frames in order, then its end, clip after clip.
 
         A clip that goes wrong has an end with a failure; of what it raises nothing comes out here
@@ -177,7 +201,7 @@ class Stages:
             detected = _attempt(clip, "detect", partial(self._encoder.detect, chunk))
         return [detected] if isinstance(detected, Failure) else detected
 
-    def _embed(self, items: list[_Detected]) -> list[_Embedded]:
+    def _embed(self, items: list[_Detected]) -> list[E | Failure | ClipEnd]:
         frames = [item for item in items if not isinstance(item, Failure | ClipEnd)]
         others = [item for item in items if isinstance(item, Failure | ClipEnd)]
         if not frames:

@@ -1,5 +1,7 @@
 """A worker: the process that extracts clips, one after another, and writes its own shards.
 
+In a second pass it writes files of streams instead, each beside a shard that is finished.
+
 ::
 
     parent  <--Machine, Loaded--              worker
@@ -24,12 +26,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from logging.handlers import QueueHandler
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from features.contracts import Clip, ClipFeatures
 from features.errors import UserError
 from features.store.clip_writer import ClipWriter
+from features.store.shard_writer import StreamShardWriter
 from pipeline.workers import messages
+from pipeline.workers.channel import Channel
 
 if TYPE_CHECKING:
     from pipeline.workers.extractor import Extractor
@@ -53,8 +58,7 @@ class ShardOutput:
         """The last rows of the clip at hand."""
         self._n_frames = self._n_faces = 0
         """Of that clip."""
-        self._write_s = 0.0
-        """Seconds since the last ``Timing``."""
+        self._disk = _DiskClock(send)
 
     def take(self, item: messages.Extracted, *, is_kept: bool = True) -> None:
         """Write rows, end a clip, or pass on a timing.
@@ -68,12 +72,11 @@ class ShardOutput:
         """
         with self._lock:
             if isinstance(item, messages.Timing):
-                self._send(messages.Timing(step_s={**item.step_s, "write": self._write_s}))
-                self._write_s = 0.0
+                self._send(self._disk.add_to(item))
             elif isinstance(item, ClipFeatures):
                 if is_kept:
                     self._add_rows(item)
-            else:
+            elif isinstance(item, messages.ClipEnd):
                 self._end_clip(item, is_kept)
                 if self._clips.is_full:
                     self._finish()
@@ -93,7 +96,7 @@ class ShardOutput:
         if not self._has_expressions:  # the store was begun without them
             part = replace(part, face_expression=None)
         begun = self._clips.shard_name
-        with self._writing():
+        with self._disk.writing():
             self._clips.add_rows(part)
         if self._clips.shard_name != begun:
             self._send(messages.ShardBegun(name=str(self._clips.shard_name)))
@@ -115,7 +118,7 @@ class ShardOutput:
         self._send(replace(end, n_frames=n_frames, n_faces=n_faces))
 
     def _finish(self) -> None:
-        with self._writing():
+        with self._disk.writing():
             entry = self._clips.finish()
         if entry is None:
             self._send(messages.Progressed())
@@ -123,8 +126,83 @@ class ShardOutput:
         self._send(messages.ShardFinished(entry=entry))
         self._clips.shard_frames = min(2 * self._clips.shard_frames, self._most_frames)
 
+
+class StreamOutput:
+    """Writes what a second pass yields to files of streams, and tells the parent."""
+
+    def __init__(self, output: messages.StreamOutput, send: Callable[[Any], None]) -> None:
+        """Nothing is written yet. send: tells the parent."""
+        self._store = output.store
+        self._headers = {header.name: header for header in output.headers}
+        self._send = send
+        self._lock = threading.Lock()
+        self._writers: dict[str, StreamShardWriter] = {}
+        """Of the shard at hand, by stream."""
+        self._disk = _DiskClock(send)
+
+    def take(self, item: messages.Extracted, *, is_kept: bool = True) -> None:
+        """As ``ShardOutput.take``; a ``ClipEnd`` is that of a shard, whose streams are whole."""
+        with self._lock:
+            if isinstance(item, messages.Timing):
+                self._send(self._disk.add_to(item))
+            elif isinstance(item, messages.StreamPart) and is_kept:
+                self._add_rows(item)
+            elif isinstance(item, messages.ClipAdded) and is_kept:
+                for writer in self._writers.values():
+                    writer.close_clip(item.clip_id, item.sha256)
+                self._send(item)
+            elif isinstance(item, messages.ClipEnd):
+                self._send(item)
+                self._finish(is_kept=is_kept and item.failure is None)
+
+    def finish(self) -> None:
+        """Drop what there is of the shard at hand: its streams are not whole."""
+        with self._lock:
+            self._finish(is_kept=False)
+
+    def stop(self) -> None:
+        """As ``finish``; whoever writes after that waits for ever."""
+        self._send(messages.Writing())
+        self._lock.acquire()
+        self._finish(is_kept=False)
+
+    def _add_rows(self, part: messages.StreamPart) -> None:
+        number = int(Path(part.shard_name).stem)
+        with self._disk.writing():
+            for name, values in part.values.items():
+                if name not in self._writers:
+                    header = self._headers[name]
+                    self._writers[name] = StreamShardWriter(self._store, header, number)
+                self._writers[name].add_rows(values)
+        self._send(messages.Progressed())
+
+    def _finish(self, *, is_kept: bool) -> None:
+        """Give the files of the shard at hand their names, or remove them. Raises OSError."""
+        writers, self._writers = list(self._writers.values()), {}
+        done: list[str] = []
+        try:
+            with self._disk.writing():
+                while is_kept and writers:
+                    writers[0].finish()
+                    done.append(str(writers.pop(0).path.relative_to(self._store)))
+        finally:
+            for writer in writers:  # HDF5 must not find them open when the process ends
+                writer.abandon()
+        message = messages.ShardFinished(stream_files=tuple(done))
+        self._send(message if done else messages.Progressed())
+
+
+class _DiskClock:
+    """How long a worker waits for the disk; its parent is told meanwhile that it does."""
+
+    def __init__(self, send: Callable[[Any], None]) -> None:
+        self._send = send
+        self._write_s = 0.0
+        """Seconds since the last ``Timing``."""
+
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
+    def writing(self) -> Iterator[None]:
+        """As long as the block lasts, the worker writes."""
         self._send(messages.Writing())
         began_s = time.perf_counter()
         try:
@@ -132,20 +210,34 @@ class ShardOutput:
         finally:
             self._write_s += time.perf_counter() - began_s
 
+    def add_to(self, timing: messages.Timing) -> messages.Timing:
+        """The timing with the seconds since the last one as ``write``."""
+        write_s, self._write_s = self._write_s, 0.0
+        return messages.Timing(step_s={**timing.step_s, "write": write_s})
+
+
+def open_output(
+    output: messages.Output | messages.StreamOutput, send: Callable[[Any], None]
+) -> ShardOutput | StreamOutput:
+    """Where the rows of a worker go. send: tells the parent."""
+    if isinstance(output, messages.StreamOutput):
+        return StreamOutput(output, send)
+    return ShardOutput(output, send)
+
 
 def main(descriptor: int) -> None:
     """Work until the parent ends this process. descriptor: of a socket to it."""
-    _Worker(messages.Channel(socket.socket(fileno=descriptor))).run()
+    _Worker(Channel(socket.socket(fileno=descriptor))).run()
     os._exit(1)  # no thread is waited for: a decoder may never return
 
 
 class _Worker:
     """The threads of a worker that are not its extractor's: this one, and one that listens."""
 
-    def __init__(self, channel: messages.Channel) -> None:
+    def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._output: ShardOutput | None = None
+        self._output: ShardOutput | StreamOutput | None = None
         self._dropped: set[str] = set()
         """Clips whose rows go nowhere."""
 
@@ -168,7 +260,7 @@ class _Worker:
         extract: type[Extractor] = pkgutil.resolve_name(start.extractor)
         self._send(extract.find_machine(start.device))
         work: messages.Work = self._inbox.get()
-        output = self._output = ShardOutput(self._inbox.get(), self._send)
+        output = self._output = open_output(self._inbox.get(), self._send)
         extractor = extract(work)
         self._send(messages.Loaded())
         while True:
@@ -190,6 +282,8 @@ class _Worker:
     def _is_kept(self, item: messages.Extracted) -> bool:
         if isinstance(item, messages.Timing):
             return True
+        if isinstance(item, messages.StreamPart | messages.ClipAdded):
+            return item.shard_name not in self._dropped
         clip_id = item.clip.clip_id if isinstance(item, messages.ClipEnd) else item.clip_id
         return clip_id not in self._dropped
 

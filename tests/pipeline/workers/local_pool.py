@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import pkgutil
 from collections.abc import Callable
 from functools import lru_cache, partial
+from typing import Any
 
-import pipeline.workers.extractor
 from pipeline.embed.encoder import FrameEncoder
 from pipeline.workers.messages import Item, Loaded, Machine
 from pipeline.workers.resources import Job, plan_works
-from pipeline.workers.worker import ShardOutput
+from pipeline.workers.worker import open_output
 
 
 class LocalPool:
     """Does in this process, one clip after another, what one worker does."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(
+        self, device: str, extractor: str = "pipeline.workers.extractor:Extractor"
+    ) -> None:
         self._device = device
+        self._extractor: Any = pkgutil.resolve_name(extractor)
 
     def __enter__(self) -> LocalPool:
         return self
@@ -26,14 +30,15 @@ class LocalPool:
         pass
 
     def find_machine(self) -> Machine:
-        return pipeline.workers.extractor.Extractor.find_machine(self._device)
+        machine: Machine = self._extractor.find_machine(self._device)
+        return machine
 
     def run(self, job: Job, record: Callable[[int, Item], None]) -> None:
         machine = self.find_machine()
         work = plan_works(job.work, len(job.clips), machine, 1)[0]
-        extractor = pipeline.workers.extractor.Extractor(work)
+        extractor = self._extractor(work)
         record(0, Loaded())
-        output = ShardOutput(job.output, partial(_pass_on, record))
+        output = open_output(job.output, partial(_pass_on, record))
         try:
             with contextlib.closing(extractor.iter_items(job.clips)) as items:
                 for item in items:

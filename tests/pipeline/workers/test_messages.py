@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from pipeline.workers.messages import Channel
+from pipeline.workers.channel import Channel
 
 
 def test_a_message_that_is_not_whole_yet_is_not_waited_for() -> None:
