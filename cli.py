@@ -139,6 +139,7 @@ def demo(folder: Path, seeds: int, as_json: bool) -> None:
     from pipeline.config import ExtractConfig
     from pipeline.demo.render import render_demo_set
     from pipeline.extract import run_extract
+    from pipeline.sound_pass import add_sound
     from train.config import PRESETS
     from train.fit import run_fit
     from train.progress import count_runs
@@ -151,6 +152,8 @@ def demo(folder: Path, seeds: int, as_json: bool) -> None:
     config = ExtractConfig(face_map=True, phases=_DEMO_PHASES)
     with show_progress("extract", "clips") as show:
         extracted = run_extract(manifest, store, config, workers=None, progress=count_clips(show))
+    with show_progress("sound", "clips") as show:
+        add_sound(manifest, store, progress=show)
     if not as_json:
         tell_extracted(extracted)
     trained: list[RunSummary] = []

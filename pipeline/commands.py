@@ -130,6 +130,7 @@ def manifest_check(csv: Path, options: ManifestOptions, as_json: bool) -> None:
     multiple=True,
     help="Another network, whose features become a stream: docs/encoders.md; may be given again.",
 )
+@click.option("--audio", is_flag=True, help="Add the stream audio, of the sound: docs/sound.md.")
 @click.option("--trust", is_flag=True, help="An encoder may be a program: it can run any code.")
 @click.option("--face-map", is_flag=True, help="Keep the face CNN's maps too (larger store).")
 @click.option("--strict", is_flag=True, help="Refuse clips with any damage: docs/decoding.md.")
@@ -165,6 +166,7 @@ def extract(
     worker_memory: float | None,
     face_weights: str | None,
     encoders: Sequence[Path],
+    audio: bool,
     trust: bool,
     options: ManifestOptions,
     as_json: bool,
@@ -179,16 +181,18 @@ def extract(
     Example:
         cli.py extract data_manifest.csv --store store
         cli.py extract cheavd.csv --store store --device cuda --json
-        cli.py extract cheavd.csv --store store --encoder dino.onnx
+        cli.py extract cheavd.csv --store store --encoder dino.onnx --audio
     """
     from features.networks.encoders import read_encoder_specs
     from features.networks.weights import find_face_weights
     from pipeline.config import ExtractConfig
     from pipeline.extract import run_extract
+    from pipeline.sound_pass import add_sound, describe
     from pipeline.workers.resources import Budgets
 
     limits = {"clip_timeout_s": clip_timeout, "worker_gigabytes": worker_memory}
     budgets = Budgets(**{name: limit for name, limit in limits.items() if limit is not None})
+    specs = read_encoder_specs(encoders, trust=trust)
     given = {name: value for name, value in settings.items() if value is not None}
     with show_progress("extract", "clips") as show:
         summary = run_extract(
@@ -197,17 +201,35 @@ def extract(
             replace(ExtractConfig(), **given),
             options=options,
             face_weights=None if face_weights is None else find_face_weights(face_weights),
-            encoders=read_encoder_specs(encoders, trust=trust),
+            encoders=[spec for spec in specs if spec.looks_at != "audio"],
             device=device,
             workers=workers,
             budgets=budgets,
             progress=count_clips(show),
         )
-    if as_json:
-        print_json(summary.as_json())
-    else:
+    if not as_json:
         tell_extracted(summary)
-    if summary.clips_failed:
+    heard = [None] * audio + [spec for spec in specs if spec.looks_at == "audio"]
+    sounds = []
+    for encoder in heard:
+        with show_progress("sound", "clips") as show:
+            sounds.append(
+                add_sound(
+                    csv,
+                    store,
+                    encoder=encoder,
+                    options=options,
+                    device=device,
+                    workers=workers,
+                    budgets=budgets,
+                    progress=show,
+                )
+            )
+        if not as_json:
+            click.echo(f"{store}: {describe(sounds[-1])}")
+    if as_json:
+        print_json(summary.as_json() | {"sound": [sound.as_json() for sound in sounds]})
+    if summary.clips_failed or any(sound.clips_failed for sound in sounds):
         sys.exit(1)
 
 

@@ -116,7 +116,7 @@ def run_extract(
     began_s = time.perf_counter()
     for spec in encoders:
         if spec.looks_at == "audio":
-            raise ConfigError(f"{spec.path}: extract gives no sound to encoders yet")
+            raise ConfigError(f"{spec.path}: it looks at sound; sound_pass.add_sound runs it")
     listed = read_manifest_for(store, manifest, options)
     with WorkerPool(device) as pool:
         config = choose_precision(config, store, lambda: pool.find_machine().precision)
@@ -239,9 +239,11 @@ def _tell_added(
 
 
 def _warn_of_lacking(writer: StoreWriter, streams: Sequence[StreamHeader]) -> None:
-    """Log which streams of the store new clips will not have."""
+    """Log which streams of the store new clips will not have; sound joins them afterwards."""
     given = {stream.name for stream in streams}
-    if names := [name for name in writer.open().streams_beside.listed if name not in given]:
+    listed = writer.open().streams_beside.listed
+    seen = [name for name in listed if listed[name].encoder.get("looks_at") != "audio"]
+    if names := [name for name in seen if name not in given]:
         _log.warning(
             "%s: new clips lack the streams %s; run the same again with their --encoder",
             writer.path,

@@ -6,6 +6,11 @@ import heapq
 import math
 from collections import deque
 
+import numpy as np
+from numpy.typing import NDArray
+
+from features.contracts import TICK_RATE_HZ
+
 EPSILON_S = 1e-6
 """A frame stamped 0.2 counts as on screen at tick 1/5 despite rounding of its time base."""
 
@@ -118,3 +123,33 @@ def count_ticks(until_s: float, origin_s: float, rate_hz: float) -> int:
     if origin_s + n / rate_hz < end_s:  # it was rounded
         return n + 1
     return n - 1 if n and origin_s + (n - 1) / rate_hz >= end_s else n
+
+
+def find_tick_times(
+    pts_s: NDArray[np.float64], phase: NDArray[np.int16], n_phases: int
+) -> NDArray[np.float64]:
+    """When each row of a clip's frames has its tick, from what the store keeps of it.
+
+    A row's frame is on screen at its tick, so it appears at or before it::
+
+        pts_s   0.00  0.15  0.30  0.30  20.00       n_phases = 1: of a frame that stays for 19.7 s
+        ticks   0.0   0.2   0.4   0.6   20.0        only the first ticks have rows
+
+    Args:
+        pts_s: [F] non-decreasing, from the clip's start.
+        phase: [F] 0..``n_phases`` - 1.
+        n_phases: Of the clock.
+
+    Returns:
+        [F] seconds from the clip's start, increasing.
+    """
+    rate_hz = TICK_RATE_HZ * n_phases
+    ticks = np.empty(len(pts_s))
+    tick = -1
+    for row, (shown_s, at) in enumerate(zip(pts_s.tolist(), phase.tolist(), strict=True)):
+        tick += 1
+        if row and shown_s > pts_s[row - 1]:  # the first frame stands in for ticks before it
+            tick = max(tick, count_ticks(shown_s, 0.0, rate_hz))
+        tick += (at - tick) % n_phases
+        ticks[row] = tick
+    return ticks / rate_hz

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from av.packet import Packet
 from av.stream import Stream
 from av.video.stream import VideoStream
 
+from features.disk import FileState
 from features.errors import ClipError
+from pipeline.decode import opening
 from pipeline.decode.clock import LONGEST_STILL_S, Clock
 from pipeline.decode.notes import Notes
 from pipeline.decode.truncation import find_second_film, is_whole
@@ -60,18 +63,11 @@ class Demuxer:
                     self._last_is_partial = packet.is_corrupt
                 if packet.stream is self._stream and packet.size and packet.pos is not None:
                     self._last_byte = max(self._last_byte, packet.pos + packet.size)
-                if packet.stream is self._stream and self._holds_frame(packet):
+                if packet.stream is self._stream and holds_frame(packet, self._stream):
                     self._repair(packet)
                     yield packet
         except av.error.FFmpegError as error:  # those read before it are decoded first
             self.error = error
-
-    def _holds_frame(self, packet: Packet[Stream]) -> bool:
-        """False of what ends the stream, and of the headers that begin each recording in Ogg."""
-        if not packet.size:
-            return packet.pts is not None or packet.dts is not None
-        is_theora = self._stream.codec_context.name == "theora"
-        return not (is_theora and memoryview(packet)[0] & _THEORA_HEADER)
 
     def _repair(self, packet: Packet[Stream]) -> None:
         """Make the times of a packet those of the repaired clock."""
@@ -158,13 +154,33 @@ def iter_packets(
         yield from container.demux(streams)
 
 
+def holds_frame(packet: Packet[Any], stream: VideoStream) -> bool:
+    """False of what ends a stream, and of the headers that begin each recording in Ogg."""
+    if not packet.size:
+        return packet.pts is not None or packet.dts is not None
+    is_theora = stream.codec_context.name == "theora"
+    return not (is_theora and memoryview(packet)[0] & _THEORA_HEADER)
+
+
+def has_one_clock(container: InputContainer) -> bool:
+    """Whether an index times all frames of such a container: MP4 and AVI."""
+    return not {"mp4", "avi"}.isdisjoint(container.format.name.split(","))
+
+
+@lru_cache(maxsize=256)
+def can_be_sought(path: Path, _: FileState) -> bool:
+    """Whether times lead to the right frames. Kept: many clips may be parts of one file."""
+    with opening.open_file(path) as file, opening.open_container(file) as container:
+        return keeps_its_clock(container, opening.find_film(container))
+
+
 def keeps_its_clock(container: InputContainer, stream: VideoStream) -> bool:
     """Whether the times in a file are right throughout, so that it can be sought by them.
 
     Reads the whole file, but decodes nothing; of MP4 and AVI, where an index has one clock for all
     frames, it reads nothing.
     """
-    if not {"mp4", "avi"}.isdisjoint(container.format.name.split(",")):
+    if has_one_clock(container):
         return True
     clock = make_clock(container, stream)
     with contextlib.suppress(av.error.FFmpegError):  # reading it later says what is wrong
@@ -200,11 +216,11 @@ def read_frame_s(stream: VideoStream) -> float:
     return frame_s if 0 < frame_s <= LONGEST_STILL_S else 0.04
 
 
-def to_seconds(stream: VideoStream, count: int) -> float:
+def to_seconds(stream: Stream, count: int) -> float:
     """A count of a stream's time base."""
     return count * time_base(stream)
 
 
-def time_base(stream: VideoStream) -> float:
+def time_base(stream: Stream) -> float:
     """Seconds of a count."""
     return float(stream.time_base) if stream.time_base else 1 / av.time_base

@@ -27,6 +27,15 @@ NOTES: Mapping[str, str] = {
 }
 """Name -> how it is said. FORMAT.md tells what each counts; ``_s`` is seconds."""
 
+SOUND_NOTES: Mapping[str, str] = {
+    "no_sound": "it has no sound that can be decoded: zeros",
+    "damaged_sound_packets": "damaged packets of its sound, silence in their places: {:g}",
+    "lost_sound_s": "sound lost by damage: {:.2f} s",
+}
+"""The same of its sound (docs/sound.md)."""
+
+_ALL_NOTES = {**NOTES, **SOUND_NOTES}
+
 
 LONGEST_LOSS_S = 1.0
 """Film in a row that may be lost: five ticks of the clock."""
@@ -43,9 +52,9 @@ class Notes:
         self._amounts: dict[str, float] = defaultdict(float)
 
     def add(self, name: str, amount: float = 1) -> None:
-        """Count something; 0 is no note. name: one of ``NOTES``."""
-        if name not in NOTES:
-            raise ValueError(f"note {name!r} is none of {', '.join(NOTES)}")
+        """Count something; 0 is no note. name: one of the tables above."""
+        if name not in _ALL_NOTES:
+            raise ValueError(f"note {name!r} is none of {', '.join(_ALL_NOTES)}")
         if amount:
             self._amounts[name] += amount
 
@@ -56,7 +65,7 @@ class Notes:
     @property
     def amounts(self) -> Mapping[str, float]:
         """Name -> count or seconds; empty where nothing was unusual."""
-        return {name: self._amounts[name] for name in NOTES if name in self._amounts}
+        return {name: self._amounts[name] for name in _ALL_NOTES if name in self._amounts}
 
 
 class Losses:
@@ -113,4 +122,4 @@ class Losses:
 
 def describe_notes(amounts: Mapping[str, float]) -> str:
     """The notes of a clip in words."""
-    return "; ".join(NOTES[name].format(amount) for name, amount in amounts.items())
+    return "; ".join(_ALL_NOTES[name].format(amount) for name, amount in amounts.items())

@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from io import FileIO
-from pathlib import Path
 
 import av.error
 import numpy as np
@@ -22,7 +20,7 @@ from features.disk import FileState, read_state
 from features.errors import ClipError
 from pipeline.decode import opening
 from pipeline.decode.clock import EPSILON_S, LONGEST_STILL_S, count_ticks
-from pipeline.decode.demux import keeps_its_clock
+from pipeline.decode.demux import can_be_sought
 from pipeline.decode.display import Display
 from pipeline.decode.notes import Notes
 from pipeline.decode.nvdec import NoHardwareError, Nvdec
@@ -189,7 +187,7 @@ def _iter_by(
     """Raises ClipError as above, and NoHardwareError as the decoder does."""
     try:
         margins_s = [margin_s for margin_s in _SEEK_MARGINS_S if margin_s < (clip.start_s or 0)]
-        if margins_s and not _can_be_sought(clip.path, read_state(file.fileno())):
+        if margins_s and not can_be_sought(clip.path, read_state(file.fileno())):
             margins_s = []
         for margin_s in (*margins_s, None):
             notes.clear()
@@ -212,13 +210,6 @@ def _iter_by(
     except av.error.FFmpegError as error:
         reason = error.strerror or type(error).__name__
         raise ClipError(f"not a video, or damaged ({reason})") from error
-
-
-@lru_cache(maxsize=256)
-def _can_be_sought(path: Path, _: FileState) -> bool:
-    """Whether times lead to the right frames. Kept: many clips may be parts of one file."""
-    with opening.open_file(path) as file, opening.open_container(file) as container:
-        return keeps_its_clock(container, opening.find_film(container))
 
 
 def _choose(

@@ -4,7 +4,8 @@ Each class has thirteen clips: seven to train, three to validate, three to test.
 thirteen the scene is the class's own, in the others a plain wall that says nothing, or another
 class's. The classes stand in a circle of neighbours: some faces are faint, or half way to a
 neighbour, and a wrong scene is never a neighbour's. So the scene helps where the face leaves a
-doubt, the face where the scene says nothing or errs, and neither is enough alone.
+doubt, the face where the scene says nothing or errs, and neither is enough alone. The voice is the
+class's own in two of three clips.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from random import Random
 from features.contracts import MEC_CLASSES, SPLITS
 from pipeline.demo.expressions import EXPRESSIONS, Expression
 from pipeline.demo.scenes import ANYWHERE, SCENES, SceneView
+from pipeline.demo.voices import VOICES, Voice
 
 FRAME_RATE_HZ = 25
 
@@ -37,26 +39,30 @@ class _Slot:
     """For which share of the classes a wrong scene is drawn."""
     special: str = ""
     """``still``, ``second-face`` or ``no-face``; the last two only for some classes."""
+    voice: str = "own"
+    """``own``, ``neighbour``, ``none`` (only the room is heard), or ``wrong``: that of the class
+    whose scene is shown."""
 
 
 _SLOTS = (
     _Slot(split="train", face="clear"),
     _Slot(split="train", face="mixed"),
-    _Slot(split="train", face="clear", special="still"),
+    _Slot(split="train", face="clear", special="still", voice="none"),
     _Slot(split="train", face="faint", special="no-face"),
-    _Slot(split="train", face="clear", scene="wall"),
+    _Slot(split="train", face="clear", scene="wall", voice="neighbour"),
     _Slot(split="train", face="clear", scene="wall", special="second-face"),
-    _Slot(split="train", face="clear", scene="wrong", scene_step=4, one_in=2),
+    _Slot(split="train", face="clear", scene="wrong", scene_step=4, one_in=2, voice="wrong"),
     _Slot(split="val", face="mixed"),
-    _Slot(split="val", face="faint"),
+    _Slot(split="val", face="faint", voice="none"),
     _Slot(split="val", face="clear", scene="wrong", scene_step=3, one_in=4),
     _Slot(split="test", face="faint", special="no-face"),
-    _Slot(split="test", face="mixed"),
+    _Slot(split="test", face="mixed", voice="neighbour"),
     _Slot(split="test", face="clear", scene="wrong", scene_step=5, one_in=4),
 )
 
 _NO_FACE = {("train", "surprise"), ("test", "disgust")}
 _SECOND_FACE = {"happy", "worried"}
+_NO_SOUND = {"demo_neutral_03", "demo_disgust_09"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +95,22 @@ class Actor:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sound:
+    """What is heard in a clip."""
+
+    voice: Voice | None
+    """None: nobody hums."""
+    onset_s: float
+    """When the first syllable begins."""
+    room: float
+    """Loudness of the room's noise, in tens of dB below full scale."""
+    seed: int
+    """Of the noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemoClip:
-    """All that decides the pixels of one clip."""
+    """All that decides the pixels and the sound of one clip."""
 
     clip_id: str
     label: str
@@ -103,6 +123,8 @@ class DemoClip:
     n_frames: int
     still: tuple[int, int]
     """First and last frame of a stretch in which nothing moves; equal where there is none."""
+    sound: Sound | None
+    """None: the file has no sound."""
 
     def __post_init__(self) -> None:
         if self.label not in MEC_CLASSES or self.split not in SPLITS:
@@ -148,6 +170,7 @@ def _plan_clip(label: str, number: int, slot: _Slot) -> DemoClip:
         size_px=_SIZES_PX[int(rng.random() * len(_SIZES_PX))],
         n_frames=n_frames,
         still=still,
+        sound=None if clip_id in _NO_SOUND else _choose_sound(label, slot, clip_id),
     )
 
 
@@ -188,6 +211,34 @@ def _choose_expression(label: str, face: str, rng: Random) -> Expression:
         share = rng.uniform(0.5, 0.65)
         return (EXPRESSIONS[label] * (1 - share) + neighbour * share) * rng.uniform(0.7, 1.0)
     return EXPRESSIONS[label] * rng.uniform(0.7, 1.05) + neighbour * rng.uniform(0.0, 0.2)
+
+
+def _choose_sound(label: str, slot: _Slot, clip_id: str) -> Sound:
+    rng = Random(f"{clip_id} sound")  # of its own: the pictures are what they were without sound
+    place = _CIRCLE.index(label)
+    step = 1 if rng.random() < 0.5 else -1
+    misled = slot.voice == "wrong" and (place + slot.scene_step) % slot.one_in == 0
+    neighbour = _CIRCLE[(place + step) % len(_CIRCLE)]
+    mood = neighbour if slot.voice == "neighbour" else label
+    if misled:
+        mood = _CIRCLE[(place + slot.scene_step) % len(_CIRCLE)]
+    # A voice leans to its neighbour's, and each person's is higher or lower, louder or softer.
+    lean = rng.uniform(0.0, 0.35)
+    towards = _CIRCLE[(_CIRCLE.index(mood) + step) % len(_CIRCLE)]
+    person = Voice(
+        pitch=rng.uniform(-0.3, 0.3),
+        glide=rng.uniform(-0.12, 0.12),
+        pace=rng.uniform(-0.25, 0.25),
+        loudness=rng.uniform(-0.5, 0.5),
+        dullness=rng.uniform(-0.25, 0.25),
+    )
+    voice = VOICES[mood] * (1 - lean) + VOICES[towards] * lean + person
+    return Sound(
+        voice=None if slot.voice == "none" else voice,
+        onset_s=rng.uniform(0.05, 0.5),
+        room=rng.uniform(-5.5, -4.0),
+        seed=int(rng.random() * 2**32),
+    )
 
 
 def _choose_actor(expression: Expression, rng: Random) -> Actor:

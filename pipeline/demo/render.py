@@ -1,4 +1,4 @@
-"""Renders the demo set: ``demo_clips()`` as h264 files and the manifest that lists them.
+"""Renders the demo set: ``demo_clips()`` as files of h264 and AAC, and the manifest of them.
 
 What it is and what it can show: docs/demo.md. Nothing is downloaded; the pictures come with
 scikit-image. The same versions of the libraries give the same bytes.
@@ -12,12 +12,14 @@ import io
 import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
 import av
 import numpy as np
 import torch
+from av.audio.stream import AudioStream
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from torch import Tensor
@@ -28,6 +30,7 @@ from pipeline.demo.expressions import Expression
 from pipeline.demo.faces import CANVAS_PX, FACE_CENTRE_PX, FaceRig
 from pipeline.demo.plan import FRAME_RATE_HZ, Actor, DemoClip, demo_clips
 from pipeline.demo.scenes import light_of, read_scene, view_scene
+from pipeline.demo.voices import VOICE_RATE_HZ, hum
 
 SOURCE = "demo (synthetic)"
 
@@ -111,6 +114,19 @@ def render_clip(clip: DemoClip, rig: FaceRig) -> Iterator[NDArray[np.uint8]]:
         yield pixels
 
 
+def render_sound(clip: DemoClip) -> NDArray[np.float32]:
+    """The sound of a clip, as long as its frames: [N] at 16 kHz; empty where it has none."""
+    if clip.sound is None:
+        return np.zeros(0, dtype=np.float32)
+    return hum(
+        clip.sound.voice,
+        onset_s=clip.sound.onset_s,
+        duration_s=clip.n_frames / FRAME_RATE_HZ,
+        room=clip.sound.room,
+        seed=clip.sound.seed,
+    )
+
+
 def _render(folder: Path, rig: FaceRig, clip: DemoClip) -> None:
     """Write a clip's file unless it is there, whole."""
     path = folder / f"{clip.clip_id}.mp4"
@@ -172,9 +188,27 @@ def _write_clip(path: Path, clip: DemoClip, frames: Iterable[NDArray[np.uint8]])
             raise ValueError("libx264 gave a stream that is not video")
         stream.width, stream.height = clip.size_px
         stream.pix_fmt = "yuv420p"
+        voice = None
+        if clip.sound is not None:
+            voice = container.add_stream("aac", rate=VOICE_RATE_HZ, layout="mono", bit_rate=32_000)
+            if not isinstance(voice, AudioStream):
+                raise ValueError("aac gave a stream that is not sound")
         for pixels in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
+        if voice is not None:
+            for heard in _cut_sound(render_sound(clip), voice.frame_size):
+                container.mux(voice.encode(heard))
+            container.mux(voice.encode())
+
+
+def _cut_sound(sound: NDArray[np.float32], n_samples: int) -> Iterator[av.AudioFrame]:
+    for first in range(0, len(sound), n_samples):
+        piece = sound[None, first : first + n_samples]
+        frame = av.AudioFrame.from_ndarray(piece, format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = VOICE_RATE_HZ, first
+        frame.time_base = Fraction(1, VOICE_RATE_HZ)
+        yield frame
 
 
 def _is_rendered(path: Path, clip: DemoClip) -> bool:

@@ -31,13 +31,13 @@ _END_S = 5.0
 """Until a process that was killed is gone; one that waits for a dead disk may stay for ever."""
 _CODE = """
 import ctypes, os, sys
-descriptor, parent, *sys.path = sys.argv[1:]
+descriptor, parent, main, *sys.path = sys.argv[1:]
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL: from now on it ends with its parent
 if os.getppid() != int(parent):  # which ended before
     os._exit(1)
-from pipeline.workers.worker import main
-main(int(descriptor))
+import pkgutil
+pkgutil.resolve_name(main)(int(descriptor))
 """
 _OWN_MEMORY = ("RssAnon:", "RssShmem:", "VmSwap:")
 
@@ -45,10 +45,22 @@ _OWN_MEMORY = ("RssAnon:", "RssShmem:", "VmSwap:")
 class WorkerProcess:
     """One process and the channel to it. It needs no main guard in the script that starts it."""
 
-    def __init__(self, device: str, extractor: str) -> None:
-        """Raises OSError where no process can be started. Arguments: see ``Start``."""
+    def __init__(
+        self, device: str, extractor: str, *, main: str = "pipeline.workers.worker:main"
+    ) -> None:
+        """Starts it.
+
+        Args:
+            device: See ``Start``.
+            extractor: See ``Start``.
+            main: What it runs: gets the descriptor of the channel, and a ``Start`` first.
+
+        Raises:
+            OSError: no process can be started.
+        """
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-c", _CODE, str(theirs.fileno()), str(os.getpid())]
+        command.append(main)
         command += [path or str(Path.cwd()) for path in sys.path]
         # What asks all to end never reaches a process that is started so: its parent ends it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)

@@ -6,11 +6,12 @@ import itertools
 import random
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.decode.clock import EPSILON_S, Clock, PendingTimes, count_ticks
+from pipeline.decode.clock import EPSILON_S, Clock, PendingTimes, count_ticks, find_tick_times
 
 JUMP = 250
 """Ten seconds of 25 frames a second, each lasting 1."""
@@ -159,3 +160,29 @@ def test_ticks_are_computed_as_if_counted(until_s: float, origin_s: float, rate_
 
 def test_ticks_of_an_absurd_time_are_computed_at_once() -> None:
     assert count_ticks(1e15, 0, 300) == pytest.approx(3e17)
+
+
+@given(
+    gaps_s=st.lists(st.floats(0.001, 12.0), min_size=1, max_size=30),
+    start_s=st.floats(0.0, 0.5),
+    n_phases=st.integers(1, 6),
+)
+def test_rows_have_the_ticks_that_chose_their_frames(
+    gaps_s: list[float], start_s: float, n_phases: int
+) -> None:
+    """Frames with gaps between them; of one that stays longer than 10 s the first 0.2 s count."""
+    rate_hz = 5 * n_phases
+    shown_s = np.concatenate([[-start_s], np.cumsum(gaps_s) - start_s])
+    ticks, rows_s = [], []
+    for at_s, until_s in itertools.pairwise(shown_s.tolist()):
+        first = count_ticks(at_s, 0.0, rate_hz) if ticks else 0
+        last = count_ticks(until_s, 0.0, rate_hz)
+        if until_s - max(at_s, 0.0) > 10:
+            last = max(first, count_ticks(max(at_s, 0.0) + 0.2, 0.0, rate_hz))
+        ticks += range(first, last)
+        rows_s += [at_s] * (last - first)
+    phases = np.array([tick % n_phases for tick in ticks], dtype=np.int16)
+
+    found_s = find_tick_times(np.array(rows_s, dtype=np.float64), phases, n_phases)
+
+    assert np.array_equal(found_s, np.array(ticks) / rate_hz)
