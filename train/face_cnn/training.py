@@ -144,7 +144,9 @@ class FaceTraining:
         self.mean.load_state_dict(self.best)
         draw = self._draw(self.config.epochs + 1)
         n_pictures = min(_BALANCE_PICTURES, self.config.epoch_pictures)
-        vectors, groups, labels = [], [], []
+        vectors: list[NDArray[np.float32]] = []
+        groups: list[NDArray[np.intp]] = []
+        labels: list[NDArray[np.intp]] = []
         for source, rows in zip(self.sources, self.draws.take(n_pictures, draw), strict=True):
             columns = np.array(self.draws.priors[source.name].columns)
             label = columns[source.images.target[rows].argmax(1)]
