@@ -158,14 +158,17 @@ def demo(folder: Path, seeds: int, as_json: bool) -> None:
         tell_extracted(extracted)
     trained: list[RunSummary] = []
     with show_progress("fit", "runs") as show:
-        count = count_runs(show, seeds * sum(len(preset.heads) for preset in PRESETS.values()))
-        for preset in PRESETS.values():
+        parts = [(preset.heads, preset.config) for preset in PRESETS.values()]
+        with_sound = replace(PRESETS["table1"].config, streams="context,audio,face")
+        parts.append((("cascade",), with_sound))
+        count = count_runs(show, seeds * sum(len(heads) for heads, _ in parts))
+        for heads, settings in parts:
             request = FitRequest(
                 stores=[store],
                 runs=runs,
-                heads=preset.heads,
+                heads=heads,
                 seeds=range(seeds),
-                config=replace(preset.config, **_DEMO_SETTINGS),
+                config=replace(settings, **_DEMO_SETTINGS),
             )
             trained += run_fit(request, progress=count)
     with show_progress("report", "pages"):
