@@ -42,7 +42,7 @@ class FaceAugmentation:
 class FaceFitConfig:
     """All that decides the trained weights, beside the images."""
 
-    epochs: int = 20
+    epochs: int = 12
     epoch_pictures: int = 25_600
     """Pictures drawn in an epoch, of all sets; one may come several times."""
     batch: int = 64
@@ -54,7 +54,7 @@ class FaceFitConfig:
     ``imagenet`` (SqueezeNet 1.1)."""
     small_px: int = 96
     """Side of the crops in the first part of the training, which costs half as much there."""
-    small_share: float = 0.5
+    small_share: float = 0.67
     """Share of the epochs on crops of ``small_px``; the rest are on 128."""
     learning_rate: float = 1e-3
     """Its peak: it rises over ``warmup_steps``, then falls along a cosine to zero."""
