@@ -10,7 +10,7 @@ from pathlib import Path
 
 from features.contracts import Clip
 from features.errors import ClipError
-from features.store.index import Failure
+from features.store.index import WORKER_STEP, Failure
 from features.store.shard_format import StreamHeader
 from features.store.writer import StoreWriter
 from pipeline.inputs import Inputs
@@ -172,6 +172,9 @@ class StreamRecord:
         if failure.clip_id == shard_name:  # its worker died before it read a clip
             clip_id, path = next(iter(task.paths.items()))
             failure = replace(failure, clip_id=clip_id, path=str(path))
+        if failure.step == WORKER_STEP:  # clips are decoded ahead of the one that is read
+            where = "at this clip or one of the next of its shard"
+            failure = replace(failure, reason=f"{failure.reason} {where}")
         self._add(describe_loss(failure, shard_name, task.streams))
 
     def _add(self, failure: Failure) -> None:

@@ -308,8 +308,10 @@ def test_a_clip_that_ends_its_worker_costs_its_shard_the_stream(
     summary = run_extract(place / "m.csv", place / "new", CONFIG, encoders=[encoders["place"]])
     assert (summary.clips_added, summary.clips_failed) == (2, 1)
     (failure,) = open_store(place / "new").failures.to_dict("records")
-    assert (failure["clip_id"], failure["step"]) == ("crash-b", "worker")
+    assert failure["step"] == "worker"
+    assert failure["clip_id"] in ("a", "crash-b")  # of one shard: decoding runs ahead
     assert "crashed (signal 11" in str(failure["reason"])
+    assert "at this clip or one of the next of its shard" in str(failure["reason"])
     assert not list((place / "new").rglob("*partial"))
 
 
