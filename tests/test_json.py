@@ -172,18 +172,22 @@ def test_fit_tells_each_run(place: Path) -> None:
 
 @pytest.mark.parametrize("evaluated", [True, False], ids=["evaluate", "train"])
 def test_fit_face_tells_scores(place: Path, evaluated: bool) -> None:
-    rng = np.random.default_rng(0)
+    blotches = np.random.default_rng(0).integers(0, 256, (12, 6, 6), dtype=np.uint8)
     np.savez(
         place / "faces.npz",
-        images=rng.integers(0, 256, (12, 48, 48), dtype=np.uint8),
+        images=blotches.repeat(8, axis=1).repeat(8, axis=2),
         label=np.array(["happiness", "sadness"] * 6),
         split=np.array(["train"] * 6 + ["val"] * 4 + ["test"] * 2),
     )
-    call = "--evaluate shipped" if evaluated else "--out f.safetensors --epochs 1"
+    call = "--evaluate ferplus" if evaluated else "--out f.safetensors --epochs 1"
     told = run(f"fit-face faces.npz {call}")
     left_out = {"weights", "best_epoch"} if evaluated else set()
     assert set(told) == read_page()["fit-face"] - left_out
-    assert (told["n"], told["split"]) == (2, "test")
+    scores = told["sources"]["faces"]
+    assert (scores["n"], scores["split"]) == (2, "test")
+    assert set(scores) == {
+        "accuracy", "uar", "n", "split", "classes", "confusion", "left_out",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -201,7 +205,7 @@ def test_fit_face_tells_scores(place: Path, evaluated: bool) -> None:
         "fit --store nowhere --runs r",
         "sweep --store nowhere --runs r --head face --grid lr=1e-4",
         "report --runs nowhere --out o",
-        "fit-face nowhere --evaluate shipped",
+        "fit-face nowhere --evaluate ferplus",
     ],
 )
 def test_a_failure_is_one_object_with_the_message(call: str, place: Path) -> None:

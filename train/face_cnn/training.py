@@ -24,9 +24,9 @@ from features.networks.runtime import choose_precision
 from train.face_cnn.augment import augment_faces
 from train.face_cnn.balance import balance_vector
 from train.face_cnn.config import FaceFitConfig
-from train.face_cnn.draws import PictureDraws
 from train.face_cnn.evaluate import FaceScores, score_faces
-from train.face_cnn.sources import FaceSource, join_classes
+from train.face_cnn.pictures.draws import PictureDraws
+from train.face_cnn.pictures.sources import FaceSource, join_classes
 from train.face_cnn.start import init_from_ferplus, init_from_imagenet
 
 _log = logging.getLogger(__name__)
@@ -102,7 +102,11 @@ class FaceTraining:
 
     @property
     def n_batches(self) -> int:
-        return max(1, self.config.epoch_pictures // self.config.batch)
+        return max(1, self._n_pictures // self.config.batch)
+
+    @property
+    def _n_pictures(self) -> int:
+        return min(self.config.epoch_pictures, sum(len(source.rows) for source in self.sources))
 
     def run_epoch(self, epoch: int, progress: Callable[[FaceFitProgress], None]) -> float:
         """Train for one epoch; all its randomness is a function of (seed, epoch)."""
@@ -143,7 +147,7 @@ class FaceTraining:
         """Put the best epoch's weights into ``mean``, and balance its vector."""
         self.mean.load_state_dict(self.best)
         draw = self._draw(self.config.epochs + 1)
-        n_pictures = min(_BALANCE_PICTURES, self.config.epoch_pictures)
+        n_pictures = min(_BALANCE_PICTURES, self._n_pictures)
         vectors: list[NDArray[np.float32]] = []
         groups: list[NDArray[np.intp]] = []
         labels: list[NDArray[np.intp]] = []

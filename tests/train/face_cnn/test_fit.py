@@ -78,7 +78,7 @@ def mouths(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_training_learns_two_expressions_and_reports_them(mouths: Path, tmp_path: Path) -> None:
     out = tmp_path / "face.safetensors"
-    result = run_fit_face([mouths], out, replace(TINY, epochs=4))
+    result = run_fit_face([mouths], out, replace(TINY, epochs=10))
     assert result.test["mouths"].accuracy == result.val["mouths"].accuracy == 1
     assert read_face_cnn(out).classes == ("happiness", "sadness")
     assert read_face_training(out)["test"]["mouths"]["n"] == 8
@@ -89,7 +89,7 @@ def test_training_learns_two_expressions_and_reports_them(mouths: Path, tmp_path
         "face.metrics.json",
         "face.safetensors",
     ]
-    assert len(pd.read_csv(tmp_path / "face.history.csv")) == 4
+    assert len(pd.read_csv(tmp_path / "face.history.csv")) == 10
     metrics = json.loads((tmp_path / "face.metrics.json").read_text())
     assert metrics["n_train"] == {"mouths": 32}
     assert metrics["test"]["mouths"]["n"] == 8

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from features.errors import ManifestError
-from train.face_cnn.files import list_folder_pictures, read_face_images
-from train.face_cnn.labels import canonical_emotion
+from train.face_cnn.pictures.files import list_folder_pictures, read_face_images
+from train.face_cnn.pictures.labels import canonical_emotion
 
 VOTE_NAMES = ["neutral", "happiness", "unknown", "NF"]
 

@@ -13,9 +13,9 @@ from tests.train.face_cnn.test_fit import TINY
 from train.face_cnn.augment import augment_faces
 from train.face_cnn.balance import balance_vector
 from train.face_cnn.config import FaceAugmentation
-from train.face_cnn.draws import PictureDraws
 from train.face_cnn.fit import run_fit_face
-from train.face_cnn.sources import join_classes, read_face_sources
+from train.face_cnn.pictures.draws import PictureDraws
+from train.face_cnn.pictures.sources import join_classes, read_face_sources
 from train.face_cnn.start import init_from_ferplus
 
 

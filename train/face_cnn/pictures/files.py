@@ -18,8 +18,8 @@ from PIL import Image, ImageOps
 
 from features.contracts import FACE_CROP_PX
 from features.errors import ManifestError
-from train.face_cnn.images import FaceImages
-from train.face_cnn.labels import label_names, label_votes
+from train.face_cnn.pictures.images import FaceImages
+from train.face_cnn.pictures.labels import label_names, label_votes
 
 _log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.errors import ManifestError
-from train.face_cnn.files import read_face_images
-from train.face_cnn.images import FaceImages
-from train.face_cnn.twins import find_twins
+from train.face_cnn.pictures.files import read_face_images
+from train.face_cnn.pictures.images import FaceImages
+from train.face_cnn.pictures.twins import find_twins
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def read_face_sources(paths: Sequence[Path], labels: str = "") -> list[FaceSourc
     picture, of its own set or another's, is not trained on.
 
     Args:
-        paths: Each as of ``train.face_cnn.files.read_face_images``.
+        paths: Each as of ``train.face_cnn.pictures.files.read_face_images``.
         labels: The array or column with the labels, in all of them.
 
     Raises:

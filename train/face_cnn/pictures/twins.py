@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from train.face_cnn.images import FaceImages
+from train.face_cnn.pictures.images import FaceImages
 
 _SIDE = 16
 _VIEWS = (1.0, 0.85, 0.72)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from train.face_cnn.sources import FaceSource
+from train.face_cnn.pictures.sources import FaceSource
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,0 +1,1 @@
+"""Labelled face pictures of several sets: read, compared, drawn for batches."""
