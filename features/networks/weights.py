@@ -67,10 +67,10 @@ class PinnedFile:
 
 
 _PRETRAINED = Path(__file__).parent / "pretrained"
+SHIPPED_FACE_WEIGHTS = _PRETRAINED / "face_cnn.safetensors"
+"""The default, trained by ``fit-face`` on several sets; its model card lies beside it."""
 FERPLUS_FACE_WEIGHTS = _PRETRAINED / "face_cnn_ferplus.safetensors"
 """Trained by ``fit-face`` on FER+ alone; its model card lies beside it."""
-SHIPPED_FACE_WEIGHTS = FERPLUS_FACE_WEIGHTS
-"""The default."""
 FACE_WEIGHTS: Mapping[str, Path] = {
     "default": SHIPPED_FACE_WEIGHTS,
     "ferplus": FERPLUS_FACE_WEIGHTS,
@@ -79,11 +79,11 @@ FACE_WEIGHTS: Mapping[str, Path] = {
 
 
 FACE_LICENCES: Mapping[str, str] = {
-    "default": "MIT; trained on FER2013 pictures (research use)",
+    "default": "non-commercial research only, as the pictures of AffectNet, RAF-DB, KDEF, JAFFE",
     "ferplus": "MIT; trained on FER2013 pictures (research use)",
 }
 _FACE_ORIGINS: Mapping[str, str] = {
-    "default": "trained by fit-face on FER+",
+    "default": "trained by fit-face on FER+, RAF-DB, AffectNet, KDEF, JAFFE and portraits",
     "ferplus": "trained by fit-face on FER+",
 }
 

@@ -26,7 +26,9 @@ from features.console import (
     metavar="FILE",
     help="Score a weights file, or the shipped ones by name (default, ferplus); no training.",
 )
-@click.option("--epochs", type=click.IntRange(1), help="Each of 25,600 pictures at most.  [default: 12]")
+@click.option(
+    "--epochs", type=click.IntRange(1), help="Each of 25,600 pictures at most.  [default: 12]"
+)
 @click.option(
     "--start",
     type=click.Choice(["ferplus", "imagenet"]),
