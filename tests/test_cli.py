@@ -108,7 +108,7 @@ def test_wrong_usage_exits_2_and_bad_input_1(
         ["fit", "--store", "s", "--runs", "r", "--folds", "2"],
         ["sweep", "--store", "s", "--runs", "r", "--head", "face", "--grid", "lr=1e-4"],
         ["fit-face", "faces", "--out", "face.safetensors"],
-        ["fit-face", "faces", "--evaluate", "shipped"],
+        ["fit-face", "faces", "--evaluate", "ferplus"],
     ],
     ids=["extract", "fit", "folds", "sweep", "fit-face", "evaluate"],
 )
@@ -157,7 +157,7 @@ def test_a_bundle_goes_there_and_back(tmp_path: Path) -> None:
 
 def test_weights_tells_every_network_with_its_hash() -> None:
     rows = json.loads(run("weights", "--json").stdout)["weights"]
-    assert len(rows) == 5
+    assert len(rows) == 6  # three of MTCNN, SqueezeNet, two face CNNs
     assert all(len(row["sha256"]) == 64 and row["licence"] for row in rows)
 
 

@@ -216,7 +216,7 @@ def test_the_demo_ends_with_both_tables_of_the_paper(
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1] == str(tmp_path / "report/report.html")
     tables = [pd.read_csv(tmp_path / f"report/tables/table{n}.csv", dtype=str) for n in (1, 2)]
-    heads = [*TABLE_1_HEADS, "caca", "conv2d3d", "ensemble"]
+    heads = [*TABLE_1_HEADS, "caca", "conv2d3d", "cascade", "ensemble"]
     assert dict(zip(tables[0]["Head"], tables[0]["Seeds"], strict=True)) == dict.fromkeys(
         heads, "2"
     )
