@@ -120,7 +120,7 @@ def _finish(training: FaceTraining, out: Path) -> FaceFitResult:
         "best_epoch": best.epoch,
         "history": [asdict(row) for row in training.history],
         "n_train": {source.name: len(source.rows) for source in training.sources},
-        "n_broken": sum({s.images.n_broken for s in training.sources}),
+        "n_broken": sum(source.images.n_broken for source in training.sources),
         "val": {name: score.as_json() for name, score in val.items()},
         "test": {name: score.as_json() for name, score in test.items()},
     }

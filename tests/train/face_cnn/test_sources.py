@@ -15,7 +15,7 @@ from train.face_cnn.balance import balance_vector
 from train.face_cnn.config import FaceAugmentation
 from train.face_cnn.fit import run_fit_face
 from train.face_cnn.pictures.draws import PictureDraws
-from train.face_cnn.pictures.sources import join_classes, read_face_sources
+from train.face_cnn.pictures.sources import join_classes, read_face_sets, read_face_sources
 from train.face_cnn.start import init_from_ferplus
 
 
@@ -62,6 +62,23 @@ def test_archive_with_a_source_column_is_several_sets(tmp_path: Path) -> None:
     assert join_classes([posed, web]) == ("happiness", "sadness", "fear")
     found = web.images.pixels[0, 0, 8::16, 8::16].astype(int)  # the middles of the 8 x 8 blotches
     assert abs(found - blotches(6, seed=4)[3, 3::6, 3::6]).max() <= 2
+
+
+def test_broken_pictures_are_counted_once_whatever_sets_share_their_file(tmp_path: Path) -> None:
+    for i, picture in enumerate(blotches(2, seed=9)):
+        Image.fromarray(picture).save(tmp_path / f"{i}.png")
+    for name in ("one", "two"):
+        rows = "0.png,happy,train,{0}a\n1.png,sad,train,{0}b\ngone.png,sad,train,{0}a\n"
+        (tmp_path / f"{name}.csv").write_text("path,label,split,source\n" + rows.format(name))
+    sets = read_face_sets([tmp_path / "one.csv", tmp_path / "two.csv"])
+    assert len(sets) == 4
+    assert sum(images.n_broken for images in sets.values()) == 2
+
+
+def test_table_without_a_row_says_so(tmp_path: Path) -> None:
+    (tmp_path / "faces.csv").write_text("path,label,split\n")
+    with pytest.raises(ManifestError, match="names no picture"):
+        read_face_sets([tmp_path / "faces.csv"])
 
 
 def test_archive_without_one_csv_is_refused(tmp_path: Path) -> None:

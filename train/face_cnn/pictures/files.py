@@ -230,6 +230,8 @@ def _read_files(path: Path, listed: Sequence[PictureFile], split_given: bool) ->
             problems.append(f"{file.where}{file.path}: {reason}")
         else:
             files.append(file)
+    if not listed:
+        raise ManifestError(f"{path}: names no picture, expected a row for each.")
     if not files:
         raise ManifestError(
             "\n".join([f"{path}: no picture can be read:", *problems[:_NAMED_PROBLEMS]])

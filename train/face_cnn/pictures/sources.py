@@ -6,7 +6,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +76,7 @@ def read_face_sets(paths: Sequence[Path], labels: str = "") -> dict[str, FaceIma
             if name in found:
                 raise ManifestError(f"{path}: a second set of images named {name}. Rename one.")
             found[name] = images.choose(np.flatnonzero(names == name))
+            images = replace(images, n_broken=0)  # counted once, with the first set of the file
     return found
 
 
