@@ -56,7 +56,7 @@ def store_info(folder: Path, as_json: bool) -> None:
             "face_map_shape": opened.header.face_map_shape,
             "keeps_context": opened.header.keeps_context,
             "face_vector_size": opened.header.face_vector_size,
-            "expressions": opened.average_expressions(),
+            "expressions": _average_expressions(opened),
             "streams": dict(opened.header.streams),
             "added_streams": _describe_added_streams(opened),
             "shards": len(opened.shards),
@@ -67,6 +67,13 @@ def store_info(folder: Path, as_json: bool) -> None:
         },
         as_json,
     )
+
+
+def _average_expressions(opened: Store) -> dict[str, float]:
+    """Expression -> mean probability over all faces; empty without expressions or faces."""
+    names, n_faces = opened.header.expressions, int(opened.clips["n_faces"].sum())
+    means = opened.sum_expressions().sum(axis=0) / max(n_faces, 1)
+    return dict(zip(names, means.tolist(), strict=True)) if n_faces else {}
 
 
 @store.command("verify")

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from features.contracts import ClipFeatures
 from features.disk import Progress, ignore_progress, read_state
@@ -173,17 +174,21 @@ class Store:
                 note["total"] += amount
         return dict(sorted(sums.items()))
 
-    def average_expressions(self) -> dict[str, float]:
-        """Expression -> mean probability over all faces; empty without expressions or faces."""
-        names, n_faces = self.header.expressions, 0
-        total = np.zeros(len(names))
-        for number, places in groupby(self._places if names else (), key=itemgetter(0)):
-            for values in iter_expressions(self._indices[number], [row for _, row in places]):
-                total += values.sum(axis=0, dtype=np.float64)
-                n_faces += len(values)
-        if not np.isfinite(total).all():
+    def sum_expressions(self) -> NDArray[np.float64]:
+        """[len(self), K] The probabilities of each expression, summed over the faces of each clip.
+
+        Its columns are ``header.expressions``. Raises ShardError.
+        """
+        n_names = len(self.header.expressions)
+        sums = [np.zeros((0, n_names))]
+        for number, places in groupby(self._places if n_names else (), key=itemgetter(0)):
+            rows = [row for _, row in places]
+            for values in iter_expressions(self._indices[number], rows):
+                sums.append(values.sum(axis=0, keepdims=True, dtype=np.float64))
+        found = np.concatenate(sums) if n_names else np.zeros((len(self), 0))
+        if not np.isfinite(found).all():
             raise ShardError(f"{self.path}: its /face/expression holds values that are no numbers.")
-        return dict(zip(names, (total / n_faces).tolist(), strict=True)) if n_faces else {}
+        return found
 
     @property
     def failures(self) -> pd.DataFrame:

@@ -84,6 +84,7 @@ def describe_stores(stores: Sequence[Store]) -> dict[str, Any]:
             str(source): int(n) for source, n in clips["source"].value_counts().sort_index().items()
         },
         "n_failed": sum(len(store.failures) for store in stores),
+        "expressions": _average_expressions(stores),
         "extract_config": dict(header.config),
         "weights": dict(header.weights),
         "versions": dict(header.versions),
@@ -241,6 +242,25 @@ def _check_disk(needed: int, scratch: Path | None) -> None:
             "--memory, or set context=2x2."
         )
     _log.info("%.1f GB of features are read from disk in every epoch.", needed / 1e9)
+
+
+def _average_expressions(stores: Sequence[Store]) -> dict[str, dict[str, float]]:
+    """Class -> expression -> its mean probability over the faces of all clips of that class.
+
+    Classes without a face are left out; empty where a store has no expressions, or others.
+    """
+    names = stores[0].header.expressions
+    if not names or any(store.header.expressions != names for store in stores):
+        return {}
+    sums = np.concatenate([store.sum_expressions() for store in stores])
+    clips = _join_clips(stores)
+    averages = {}
+    for label in stores[0].classes:
+        of_label = (clips["label"] == label).to_numpy()
+        if n_faces := int(clips["n_faces"][of_label].sum()):
+            mean = sums[of_label].sum(axis=0) / n_faces
+            averages[label] = dict(zip(names, mean.round(6).tolist(), strict=True))
+    return averages
 
 
 def _describe_split(clips: pd.DataFrame, classes: Sequence[str]) -> dict[str, Any]:

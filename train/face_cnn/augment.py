@@ -38,6 +38,8 @@ def augment_faces(
     x = _show_part(x * 255, augmentation, draw, side)
     if augmentation.shrunk:
         x = _shrink(x, augmentation.shrunk, draw)
+    if augmentation.moved:
+        x = _move(x, augmentation.moved, draw)
     if augmentation.compressed:
         x = _compress(x, augmentation.compressed, draw)
     if augmentation.erased:
@@ -109,6 +111,21 @@ def _shrink(x: Tensor, share: float, draw: Generator) -> Tensor:
     size = round(math.exp(float(_uniform(1, low, high, draw))))
     small = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
     return torch.where(chosen, F.interpolate(small, (side, side), mode="bilinear"), x)
+
+
+def _move(x: Tensor, share: float, draw: Generator) -> Tensor:
+    """Some pictures as of faces that move while the shutter is open: all along one line."""
+    n, side = len(x), x.shape[-1]
+    chosen = torch.rand(n, generator=draw, device=draw.device).view(n, 1, 1, 1) < share
+    angle, length = math.pi * float(_uniform(1, 0, 1, draw)), float(_uniform(1, 2, side / 8, draw))
+    reach = math.ceil(length / 2)
+    along = torch.linspace(-length / 2, length / 2, 8 * reach)
+    column = (reach + along * math.cos(angle)).round().long()
+    row = (reach + along * math.sin(angle)).round().long()
+    kernel = torch.zeros(2 * reach + 1, 2 * reach + 1)
+    kernel.index_put_((row, column), torch.full(along.shape, 1 / len(along)), accumulate=True)
+    padded = F.pad(x, (reach, reach, reach, reach), mode="replicate")
+    return torch.where(chosen, F.conv2d(padded, kernel[None, None].to(x.device)), x)
 
 
 def _compress(x: Tensor, share: float, draw: Generator) -> Tensor:

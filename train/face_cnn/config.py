@@ -32,6 +32,8 @@ class FaceAugmentation:
     """Largest standard deviation of grain, in grey levels."""
     shrunk: float = 0.4
     """Share of the pictures that lose detail by being scaled down, to 24 pixels at the least."""
+    moved: float = 0.2
+    """Share of the pictures that are blurred along a line, by an eighth of the side at most."""
     compressed: float = 0.4
     """Share of the pictures that go through the quantisation of JPEG and of films' key frames."""
     erased: float = 0.25
@@ -51,8 +53,8 @@ class FaceFitConfig:
     """How far sets, and classes within a set, come equally often: 0 as they are, 1 equally; the
     chance of a set or class of n pictures is proportional to n ** (1 - balance)."""
     start: str = "ferplus"
-    """Weights that the trunk starts from: ``ferplus`` (the shipped ones of that name), or
-    ``imagenet`` (SqueezeNet 1.1)."""
+    """Weights to start from: ``imagenet`` (SqueezeNet 1.1), shipped ones by name, or a file that
+    ``fit-face`` wrote."""
     small_px: int = 96
     """Side of the crops in the first part of the training, which costs half as much there."""
     small_share: float = 0.67

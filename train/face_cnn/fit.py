@@ -17,7 +17,7 @@ from features.errors import ConfigError, ManifestError
 from features.fingerprint import hash_file
 from features.networks.face_cnn import write_face_cnn
 from features.networks.runtime import choose_device
-from features.networks.weights import FERPLUS_FACE_WEIGHTS, SQUEEZENET_NDF
+from features.networks.weights import SQUEEZENET_NDF, find_face_weights
 from train.face_cnn.config import FaceFitConfig
 from train.face_cnn.evaluate import FaceScores
 from train.face_cnn.pictures.sources import hash_sources, read_face_sources
@@ -82,7 +82,12 @@ def run_fit_face(
         raise ManifestError(f"{names}: no picture in split val has a label. Some are needed.")
     training = FaceTraining(sources, config, chosen)
     identity = json.dumps(
-        {"config": asdict(config), "images": hash_sources(sources)}, sort_keys=True
+        {
+            "config": asdict(config),
+            "start": _describe_start(config.start),
+            "images": hash_sources(sources),
+        },
+        sort_keys=True,
     )
     checkpoint = out.with_name(out.name + ".checkpoint")
     training.resume(checkpoint, identity)
@@ -104,19 +109,23 @@ def run_fit_face(
     return result
 
 
+def _describe_start(start: str) -> str:
+    """Which weights a training starts from, for its identity and its facts."""
+    if start == "imagenet":
+        return f"SqueezeNet 1.1, ImageNet; {SQUEEZENET_NDF.package}, {SQUEEZENET_NDF.sha256}"
+    path = find_face_weights(start)
+    return f"{path.name}, {hash_file(path)}"
+
+
 def _finish(training: FaceTraining, out: Path) -> FaceFitResult:
     """Score the best epoch once on test and write its weights with the facts."""
     config = training.config
     training.balance()
     best = max(training.history, key=lambda row: (row.val_uar, row.epoch))
     val, test = training.score("val"), training.score("test")
-    starts = {
-        "imagenet": f"SqueezeNet 1.1, ImageNet; {SQUEEZENET_NDF.package}, {SQUEEZENET_NDF.sha256}",
-        "ferplus": f"{FERPLUS_FACE_WEIGHTS.name}, {hash_file(FERPLUS_FACE_WEIGHTS)}",
-    }
     facts = {
         "config": asdict(config),
-        "start": starts[config.start],
+        "start": _describe_start(config.start),
         "best_epoch": best.epoch,
         "history": [asdict(row) for row in training.history],
         "n_train": {source.name: len(source.rows) for source in training.sources},

@@ -1,26 +1,42 @@
-"""What the face CNN's trunk starts its training from: ImageNet, or the shipped FER+ weights."""
+"""What the face CNN starts its training from: ImageNet's weights, or those of a face CNN."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from features.networks.context_cnn import read_squeezenet_state
 from features.networks.face_cnn import FaceCNN, read_face_cnn
-from features.networks.weights import FERPLUS_FACE_WEIGHTS
 
 _FIRE_INDEX = (3, 4, 6, 7, 9, 10, 11, 12)
 """Where torchvision's squeezenet1_1 keeps fire modules 2 to 9 in its ``features``."""
 
 
-def init_from_ferplus(net: FaceCNN) -> None:
-    """Give the trunk the shipped weights that FER+ alone has taught. Raises WeightsError."""
-    trunk = {
+def init_from_weights(net: FaceCNN, path: Path) -> None:
+    """Give the network what a file of weights holds of it: the trunk at least.
+
+    The embedding follows where the file has one, and with it each classifier whose classes are
+    those of the network. Raises WeightsError.
+    """
+    source = read_face_cnn(path)
+    known = ["stem", "fires"]
+    if source.embedding is not None:
+        known.append("embedding")
+        if source.classes == net.classes:
+            known.append("classifier")
+        known += [
+            f"source_classifiers.{name}"
+            for name, classes in net.sources.items()
+            if source.sources.get(name) == classes
+        ]
+    state = {
         name: tensor
-        for name, tensor in read_face_cnn(FERPLUS_FACE_WEIGHTS).state_dict().items()
-        if name.startswith(("stem", "fires"))
+        for name, tensor in source.state_dict().items()
+        if any(name.startswith((f"{part}.", f"{part}_")) for part in known)
     }
-    net.load_state_dict(trunk, strict=False)
+    net.load_state_dict(state, strict=False)
 
 
 def init_from_imagenet(net: FaceCNN, faces: Tensor) -> None:

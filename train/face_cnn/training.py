@@ -21,13 +21,14 @@ from features.contracts import FACE_CROP_PX, FACE_VECTOR_SIZE
 from features.disk import write_atomically
 from features.networks.face_cnn import FaceCNN
 from features.networks.runtime import choose_precision
+from features.networks.weights import find_face_weights
 from train.face_cnn.augment import augment_faces
 from train.face_cnn.balance import balance_vector
 from train.face_cnn.config import FaceFitConfig
 from train.face_cnn.evaluate import FaceScores, score_faces
 from train.face_cnn.pictures.draws import PictureDraws
 from train.face_cnn.pictures.sources import FaceSource, join_classes
-from train.face_cnn.start import init_from_ferplus, init_from_imagenet
+from train.face_cnn.start import init_from_imagenet, init_from_weights
 
 _log = logging.getLogger(__name__)
 
@@ -220,8 +221,8 @@ class FaceTraining:
         return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / n_steps))
 
     def _start(self, net: FaceCNN) -> None:
-        if self.config.start == "ferplus":
-            init_from_ferplus(net)
+        if self.config.start != "imagenet":
+            init_from_weights(net, find_face_weights(self.config.start))
             return
         draw = self._draw(0)
         sample = self.draws.take(_CALIBRATION_PICTURES, draw)

@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 _OWN_FILES = re.compile(
     r"folds\d+\.csv|sweep-.+-(trials|importance)\.csv"
-    r"|(store\d+-)?(table1|table2|ensembles|median_runs|classes|coverage|labels|settings|runs)\.csv"
+    r"|(store\d+-)?(table1|table2|ensembles|median_runs|classes|coverage|labels|expressions|settings|runs)\.csv"
     r"|(store\d+-)?(scores|histories|confusion-.+)\.(png|svg)"
 )
 """Names that a report gives to its tables and figures."""

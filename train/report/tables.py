@@ -170,6 +170,17 @@ def tabulate_labels(results: StoreResults) -> pd.DataFrame:
     return table.rename_axis("Class").reset_index()
 
 
+def tabulate_expressions(results: StoreResults) -> pd.DataFrame:
+    """What the face CNN sees in the faces of each class's clips; empty where stores keep none."""
+    means: Mapping[str, Mapping[str, float]] = results.store.get("expressions", {})
+    rows = [
+        {"Class": label, **{name: f"{100 * mean:.1f}" for name, mean in means[label].items()}}
+        for label in results.classes
+        if label in means
+    ]
+    return pd.DataFrame(rows)
+
+
 def tabulate_settings(results: StoreResults) -> pd.DataFrame:
     """The settings of each head, a column a head; equal columns are joined into one."""
     columns: dict[str, Mapping[str, Any]] = {}
@@ -198,6 +209,7 @@ TABLES: Mapping[str, Callable[[StoreResults], pd.DataFrame]] = MappingProxyType(
         "classes": tabulate_classes,
         "coverage": tabulate_coverage,
         "labels": tabulate_labels,
+        "expressions": tabulate_expressions,
         "settings": tabulate_settings,
         "runs": tabulate_runs,
     }

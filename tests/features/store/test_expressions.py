@@ -67,19 +67,30 @@ def test_a_store_without_faces_has_no_mean_expression(tmp_path: Path) -> None:
     assert run_info(tmp_path / "s")["expressions"] == {}
 
 
-def test_the_mean_expression_reads_no_other_column(tmp_path: Path) -> None:
+def test_the_sum_of_expressions_reads_no_other_column(tmp_path: Path) -> None:
     path = write_expressions(tmp_path / "s", with_expression(clip_features()))
     with h5py.File(path / "shards/0000.h5", "r+") as file:
         del file["face/vector"], file["frame/context_7x7"]
-    assert open_store(path, verify=False).average_expressions() == {"joy": 0.25, "怒り": 0.75}
+    assert open_store(path, verify=False).sum_expressions().tolist() == [[0.75, 2.25]]
 
 
-def test_expressions_that_are_no_numbers_have_no_mean(tmp_path: Path) -> None:
+def test_expressions_that_are_no_numbers_have_no_sum(tmp_path: Path) -> None:
     clip = clip_features()
     broken = replace(clip, face_expression=np.full((3, 2), np.nan, np.float16))
     path = write_expressions(tmp_path / "s", broken)
     with pytest.raises(ShardError, match="/face/expression holds values that are no numbers"):
-        open_store(path).average_expressions()
+        open_store(path).sum_expressions()
+
+
+def test_expressions_are_summed_clip_by_clip_in_the_order_of_the_clips(tmp_path: Path) -> None:
+    clips = [
+        with_expression(clip_features("b"), first=0.75),
+        with_expression(clip_features("c", n_faces=0)),
+        with_expression(clip_features("a", n_faces=1), first=0.25),
+    ]
+    opened = open_store(write_expressions(tmp_path / "s", *clips))
+    found = dict(zip(opened.clips["clip_id"], opened.sum_expressions().tolist(), strict=True))
+    assert found == {"b": [2.25, 0.75], "c": [0, 0], "a": [0.25, 0.75]}
 
 
 def test_a_bundle_tells_and_carries_expressions(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ def write_fake_run(
     *,
     fingerprint: str = "f" * 64,
     test: bool = True,
+    expressions: dict[str, dict[str, float]] | None = None,
     **settings: Any,
 ) -> Path:
     """A run folder as fit writes it, without training anything."""
@@ -58,6 +59,8 @@ def write_fake_run(
         "weights": {},
         "versions": {"av": "1.0"},
     }
+    if expressions is not None:
+        store["expressions"] = expressions
     path = runs / name_run(head, f"{fingerprint[:4]}{config.lr:g}", seed)
     summary = RunSummary(
         run=path.name,
@@ -186,6 +189,26 @@ def test_both_pages_tell_rule_coverage_and_where_the_papers_figures_are_from(
             "av 1.0, torch 2.0",
         ):
             assert told in text, f"{name}: {told}"
+
+
+def test_both_pages_tell_what_the_faces_of_each_class_show(tmp_path: Path) -> None:
+    shown = {"sad": {"joy": 0.125, "sorrow": 0.875}}
+    write_fake_run(tmp_path / "runs", "face", 0, 6, expressions=shown)
+    run_report(tmp_path / "runs", tmp_path / "out")
+    table = read_table(tmp_path / "out", "expressions")
+    assert table.to_dict("records") == [{"Class": "sad", "joy": "12.5", "sorrow": "87.5"}]
+    for name in ("report.md", "report.html"):
+        assert "What the faces show" in (tmp_path / "out" / name).read_text()
+
+
+@pytest.mark.parametrize("expressions", [None, {}])
+def test_runs_on_a_store_without_expressions_have_no_table_of_them(
+    tmp_path: Path, expressions: dict[str, dict[str, float]] | None
+) -> None:
+    write_fake_run(tmp_path / "runs", "face", 0, 6, expressions=expressions)
+    run_report(tmp_path / "runs", tmp_path / "out")
+    assert not (tmp_path / "out/tables/expressions.csv").exists()
+    assert "What the faces show" not in (tmp_path / "out/report.html").read_text()
 
 
 def test_single_streams_of_another_setting_do_not_count_as_fused(tmp_path: Path) -> None:
