@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
 from typing import Any
 
 from features.errors import ConfigError
+from features.settings import change_settings
 from train.streams import (
     ENSEMBLE,
     HEADS,
@@ -182,35 +183,12 @@ def choose_preset(head: str) -> Preset:
 
 
 def parse_settings(settings: Sequence[str], config: FitConfig) -> FitConfig:
-    """Change a config by ``KEY=VALUE`` texts, as ``fit --set`` takes them.
-
-    Raises:
-        ConfigError: Not of that form, an unknown key, or a value of the wrong type or range.
-    """
-    known = asdict(config)
-    changed: dict[str, object] = {}
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        key = name_setting(key.strip())
-        if not equals:
-            raise ConfigError(f"setting {setting!r}: expected KEY=VALUE, for example lr=0.0003.")
-        if key not in known:
-            raise ConfigError(f"setting {key!r}: unknown. Known settings: {', '.join(known)}.")
-        kind = type(known[key])
-        try:
-            changed[key] = kind(text.strip())
-        except ValueError as error:
-            example = known[key]
-            raise ConfigError(
-                f"setting {key}: found {text!r}, expected {_KINDS[kind]}, for example {example}."
-            ) from error
-    return replace(config, **changed)  # type: ignore[arg-type]
+    """As ``features.settings.change_settings``; former names are taken, too."""
+    return change_settings(settings, config, name_setting)
 
 
 _TELL_STREAMS = ("cascade", ENSEMBLE)
 """Heads whose runs told their streams before other heads could be given any."""
-
-_KINDS: Mapping[type, str] = {str: "a word", int: "a whole number", float: "a number"}
 
 
 def describe_settings(head: str, config: FitConfig) -> dict[str, Any]:

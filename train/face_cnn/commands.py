@@ -31,9 +31,11 @@ from features.console import (
 )
 @click.option(
     "--start",
-    type=click.Choice(["ferplus", "imagenet"]),
-    help="What the convolutions have learned before.  [default: ferplus]",
+    metavar="NAME|FILE",
+    help="Weights to start from: imagenet, shipped ones (default, ferplus) or a file of fit-face."
+    "  [default: ferplus]",
 )
+@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change a setting.")
 @click.option("--seed", type=int, help="Of the order and the augmentation.  [default: 0]")
 @device_option
 @click.option("--labels", metavar="NAME", help="Array or column of the labels.")
@@ -53,6 +55,7 @@ def fit_face(
     evaluate: str | None,
     epochs: int | None,
     start: str | None,
+    settings: tuple[str, ...],
     seed: int | None,
     device: str,
     labels: str | None,
@@ -74,16 +77,20 @@ def fit_face(
     \b
     Example:
         cli.py fit-face ferplus_48.npz faces.zip --out face_cnn.safetensors
+        cli.py fit-face faces.zip --start face_cnn.safetensors --out better.safetensors
         cli.py fit-face ferplus_48.npz --evaluate default --json
         cli.py fit-face faces.csv --evaluate face_cnn.safetensors --split val
     """
     from features.networks.weights import find_face_weights
+    from features.settings import change_settings
     from train.face_cnn.config import FaceFitConfig
     from train.face_cnn.evaluate import FaceChoice, evaluate_face_cnn
     from train.face_cnn.fit import run_fit_face
 
     if (out is None) == (evaluate is None):
         raise click.UsageError("give either --out FILE to train or --evaluate FILE to score")
+    if evaluate is not None and settings:
+        raise click.UsageError("--set goes with --out")
     if out is not None and any(choice.values()):
         raise click.UsageError("--split, --without-twins and --only go with --evaluate")
     trained: dict[str, Any] = {}
@@ -106,7 +113,7 @@ def fit_face(
             result = run_fit_face(
                 images,
                 out,
-                replace(FaceFitConfig(), **given),  # type: ignore[arg-type]
+                change_settings(settings, replace(FaceFitConfig(), **given)),  # type: ignore[arg-type]
                 device=device,
                 progress=lambda at: show(
                     (at.epoch - 1) * at.n_batches + at.batch, at.n_epochs * at.n_batches

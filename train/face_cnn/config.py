@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from features.contracts import FACE_CROP_PX
+from features.errors import ConfigError
+
 
 @dataclass(frozen=True, kw_only=True)
 class FaceAugmentation:
@@ -84,3 +87,30 @@ class FaceFitConfig:
     """``bfloat16`` (autocast; about twice as fast where the device multiplies it natively),
     ``float32``, or ``auto``: the first where it is the faster one."""
     augmentation: FaceAugmentation = field(default_factory=FaceAugmentation)
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError: a value is out of its range."""
+        for name in ("epochs", "epoch_pictures", "batch", "warmup_steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"setting {name}: found {getattr(self, name)}, expected 1 or more."
+                )
+        for name in ("balance", "small_share", "dropout", "label_smoothing", "averaging"):
+            most = "below 1" if name == "dropout" else "at most 1"
+            value = getattr(self, name)
+            if not 0 <= value <= 1 or (name == "dropout" and value == 1):
+                raise ConfigError(f"setting {name}: found {value:g}, expected 0 or more, {most}.")
+        for name in ("learning_rate", "clip_norm", "between_gain"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(
+                    f"setting {name}: found {getattr(self, name):g}, expected above 0."
+                )
+        if self.small_px % 8 or not 32 <= self.small_px <= FACE_CROP_PX:
+            raise ConfigError(
+                f"setting small_px: found {self.small_px}, expected a multiple of 8 from 32 to "
+                f"{FACE_CROP_PX}."
+            )
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            raise ConfigError(
+                f"setting precision: found {self.precision!r}, expected auto, float32 or bfloat16."
+            )

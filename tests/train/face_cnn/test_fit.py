@@ -45,6 +45,7 @@ STILL = FaceAugmentation(
     sharpness=0,
     noise=0,
     shrunk=0,
+    moved=0,
     compressed=0,
     erased=0,
 )
@@ -78,7 +79,7 @@ def mouths(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_training_learns_two_expressions_and_reports_them(mouths: Path, tmp_path: Path) -> None:
     out = tmp_path / "face.safetensors"
-    result = run_fit_face([mouths], out, replace(TINY, epochs=10))
+    result = run_fit_face([mouths], out, replace(TINY, epochs=16))
     assert result.test["mouths"].accuracy == result.val["mouths"].accuracy == 1
     assert read_face_cnn(out).classes == ("happiness", "sadness")
     assert read_face_training(out)["test"]["mouths"]["n"] == 8
@@ -89,7 +90,7 @@ def test_training_learns_two_expressions_and_reports_them(mouths: Path, tmp_path
         "face.metrics.json",
         "face.safetensors",
     ]
-    assert len(pd.read_csv(tmp_path / "face.history.csv")) == 10
+    assert len(pd.read_csv(tmp_path / "face.history.csv")) == 16
     metrics = json.loads((tmp_path / "face.metrics.json").read_text())
     assert metrics["n_train"] == {"mouths": 32}
     assert metrics["test"]["mouths"]["n"] == 8
@@ -248,8 +249,45 @@ def test_scores_as_json_have_just_these_keys(mouths: Path) -> None:
     assert scores["left_out"] == ["anger", "contempt", "disgust", "fear", "neutral", "surprise"]
 
 
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("epochs=0", "setting epochs: found 0, expected 1 or more"),
+        ("small_px=100", "setting small_px: found 100, expected a multiple of 8 from 32 to 128"),
+        ("dropout=1", "setting dropout: found 1, expected 0 or more, below 1"),
+        ("learning_rate=fast", "setting learning_rate: found 'fast', expected a number"),
+        ("augmentation=off", "setting 'augmentation': unknown. Known settings: epochs, "),
+        ("epochs", "setting 'epochs': expected KEY=VALUE"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_with_what_is_expected(
+    mouths: Path, tmp_path: Path, setting: str, problem: str
+) -> None:
+    command = ["fit-face", str(mouths), "--out", str(tmp_path / "face.safetensors")]
+    called = CliRunner().invoke(cli, [*command, "--set", setting])
+    assert called.exit_code == 2
+    assert problem in called.output
+
+
+def test_settings_reach_the_training(mouths: Path, tmp_path: Path) -> None:
+    out = tmp_path / "face.safetensors"
+    command = ["fit-face", str(mouths), "--out", str(out), "--epochs", "1"]
+    for setting in ("epoch_pictures=16", "batch=8", "small_share=0", "learning_rate=0.01"):
+        command += ["--set", setting]
+    called = CliRunner().invoke(cli, command, catch_exceptions=False)
+    assert called.exit_code == 0, called.output
+    config = read_face_training(out)["config"]
+    found = [config[name] for name in ("epoch_pictures", "batch", "small_share", "learning_rate")]
+    assert found == [16, 8, 0, 0.01]
+
+
 def test_options_of_scoring_and_of_training_do_not_mix(mouths: Path) -> None:
-    for options in ([], ["--out", "x", "--split", "val"], ["--out", "x", "--evaluate", "ferplus"]):
+    for options in (
+        [],
+        ["--out", "x", "--split", "val"],
+        ["--out", "x", "--evaluate", "ferplus"],
+        ["--evaluate", "ferplus", "--set", "epochs=1"],
+    ):
         called = CliRunner().invoke(cli, ["fit-face", str(mouths), *options])
         assert called.exit_code == 2, called.output
 

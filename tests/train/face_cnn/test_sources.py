@@ -1,4 +1,5 @@
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from features.errors import ManifestError
-from features.networks.face_cnn import FaceCNN, read_face_cnn
+from features.errors import ManifestError, WeightsError
+from features.networks.face_cnn import FaceCNN, read_face_cnn, write_face_cnn
 from features.networks.weights import FERPLUS_FACE_WEIGHTS
 from tests.train.face_cnn.test_fit import TINY
 from train.face_cnn.augment import augment_faces
@@ -16,7 +17,7 @@ from train.face_cnn.config import FaceAugmentation
 from train.face_cnn.fit import run_fit_face
 from train.face_cnn.pictures.draws import PictureDraws
 from train.face_cnn.pictures.sources import join_classes, read_face_sets, read_face_sources
-from train.face_cnn.start import init_from_ferplus
+from train.face_cnn.start import init_from_weights
 
 
 def blotches(n: int, seed: int, side: int = 48) -> np.ndarray:
@@ -122,11 +123,35 @@ def test_draws_are_balanced_half_way_over_sets_and_classes(tmp_path: Path) -> No
 
 def test_the_trunk_starts_as_the_shipped_ferplus_network() -> None:
     net = FaceCNN(("a", "b"), {"web": ("a", "b")})
-    init_from_ferplus(net)
+    init_from_weights(net, FERPLUS_FACE_WEIGHTS)
     faces = torch.randint(0, 255, (2, 3, 128, 128), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         found = net.eval().embed(faces.float()).map
     torch.testing.assert_close(found, read_face_cnn(FERPLUS_FACE_WEIGHTS).embed(faces).map)
+
+
+def test_training_goes_on_from_all_that_a_file_has_of_the_same_classes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    known = FaceCNN(("a", "b"), {"web": ("a", "b"), "posed": ("b", "a")}).eval()
+    write_face_cnn(known, tmp_path / "known.safetensors", {})
+    net = FaceCNN(("a", "b"), {"web": ("a", "b"), "posed": ("a", "b"), "new": ("a", "b")}).eval()
+    init_from_weights(net, tmp_path / "known.safetensors")
+    faces = torch.randint(0, 255, (2, 3, 128, 128), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(net(faces), known(faces))
+        vector = known.embed(faces).vector
+        for name, is_same in (("web", True), ("posed", False)):
+            found, before = (n.source_classifiers[name](vector) for n in (net, known))
+            assert torch.allclose(found, before) is is_same
+
+
+def test_a_start_that_is_no_file_of_weights_is_named(tmp_path: Path) -> None:
+    path = write_npz(
+        tmp_path / "web.npz", blotches(4, 7), ["happy", "sad"] * 2, ["train"] * 2 + ["val"] * 2
+    )
+    start = str(tmp_path / "gone.safetensors")
+    with pytest.raises(WeightsError, match=r"gone\.safetensors: no such file"):
+        run_fit_face([path], tmp_path / "face.safetensors", replace(TINY, start=start))
 
 
 def test_two_sets_with_other_classes_train_together(tmp_path: Path) -> None:
@@ -146,13 +171,28 @@ def test_compression_keeps_flat_and_coarse_pictures_and_rounds_fine_ones() -> No
     flat = torch.full((4, 1, 64, 64), 80)
     nothing = dict.fromkeys(("gamma", "light", "sharpness", "noise", "shrunk", "erased"), 0)
     still = FaceAugmentation(
-        flip=False, view=(1, 1), shift=0, aspect=0, rotation_deg=0, compressed=1, **nothing
+        flip=False, view=(1, 1), shift=0, aspect=0, rotation_deg=0, compressed=1, moved=0, **nothing
     )
     for pixels, least, most in ((flat, 0, 8), (fine, 12, 80)):
         draw = torch.Generator().manual_seed(1)
         found = augment_faces(pixels.to(torch.uint8), still, draw, side=64)
         change = float((found - pixels).abs().max())
         assert least <= change <= most
+
+
+def test_motion_blur_spreads_a_point_along_one_line_and_keeps_its_light() -> None:
+    pixels = torch.zeros(2, 1, 64, 64, dtype=torch.uint8)
+    pixels[:, 0, 32, 32] = 255
+    nothing = dict.fromkeys(("gamma", "light", "sharpness", "noise", "shrunk", "erased"), 0)
+    moving = FaceAugmentation(
+        flip=False, view=(1, 1), shift=0, aspect=0, rotation_deg=0, compressed=0, moved=1, **nothing
+    )
+    found = augment_faces(pixels, moving, torch.Generator().manual_seed(3), side=64)
+    torch.testing.assert_close(found.sum((1, 2, 3)), torch.full((2,), 255.0), rtol=1e-5, atol=0)
+    lit = (found[0, 0] > 1).nonzero().double()
+    assert 2 < len(lit) <= 64 / 8 + 1
+    across = torch.linalg.svdvals(lit - lit.mean(0))[1] / len(lit) ** 0.5
+    assert across < 0.5  # pixels: thinner than one
 
 
 def test_balanced_vector_has_equal_spread_within_classes_and_the_same_logits() -> None:
