@@ -253,8 +253,8 @@ def _check_replaced(
         sha256 = made_by.encoder.get("sha256", "") if made_by else ""
         which = f" (a file with SHA-256 {sha256[:12]}...)" if sha256 else ""
         raise ConfigError(
-            f"{writer.path}: this store was made without a {name} CNN, and its new clips need what "
-            f"stands in the place: give --encoder with the stream {name}{which}."
+            f"{writer.path}: this store was made without a {name} CNN, and new clips need the "
+            f"encoder in its place: give --encoder with the stream {name}{which}."
         )
 
 

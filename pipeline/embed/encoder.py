@@ -167,13 +167,14 @@ class FrameEncoder:
         Raises:
             ClipError: an encoder gave values that a store cannot keep.
         """
-        crops = [frame.context_crop for frame in frames if frame.context_crop is not None]
-        pooled = None
+        pooled_7x7: NDArray[np.float16] | None = None
+        pooled_2x2: NDArray[np.float16] | None = None
         if self.context_cnn is not None:
+            crops = [frame.context_crop for frame in frames if frame.context_crop is not None]
             pooled = run_padded(
                 self.context_cnn, torch.stack(crops), batch=self.batch, multiple=self.batch
             )
-        pooled_7x7, pooled_2x2 = (None, None) if pooled is None else map(_to_float16, pooled)
+            pooled_7x7, pooled_2x2 = map(_to_float16, pooled)
         faces = self._embed_faces([cut for frame in frames for cut in frame.face_cuts])
         streams = self.streams.embed([frame.stream_crops for frame in frames])
         embedded, first = [], 0
