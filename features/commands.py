@@ -55,7 +55,10 @@ def store_info(folder: Path, as_json: bool) -> None:
             "faces": int(table["n_faces"].sum()),
             "face_map_shape": opened.header.face_map_shape,
             "keeps_context": opened.header.keeps_context,
-            "face_vector_size": opened.header.face_vector_size,
+            "keeps_face": opened.header.keeps_face,
+            "face_vector_size": opened.header.face_vector_size
+            if opened.header.keeps_face
+            else None,
             "expressions": _average_expressions(opened),
             "streams": dict(opened.header.streams),
             "added_streams": _describe_added_streams(opened),
@@ -63,6 +66,7 @@ def store_info(folder: Path, as_json: bool) -> None:
             "bytes": sum(shard.n_bytes for shard in opened.shards),
             "config": dict(opened.header.config),
             "weights": dict(opened.header.weights),
+            "licences": dict(opened.header.licences),
             "versions": dict(opened.header.versions),
         },
         as_json,

@@ -27,8 +27,10 @@ FACE_MAP_SHAPE = (512, 7, 7)
 """Of the shipped face CNN, for a crop of 128 x 128."""
 RESERVED_STREAMS = frozenset({"context", "context_2x2", "context_7x7", "face", "face_map"})
 """Names that an extra stream cannot have: the store's own features, as heads ask for them."""
-CONTEXT_STREAM = "context"
-"""Name of the stream of an encoder that takes the place of the store's own context features."""
+CONTEXT_STREAM, FACE_STREAM = "context", "face"
+REPLACEABLE_STREAMS: Mapping[str, str] = {CONTEXT_STREAM: "frame", FACE_STREAM: "face"}
+"""Name of a stream that may take the place of the store's own context or face features, as another
+encoder made it -> what has a row of it."""
 CONTEXT_CROP_PX = 224
 FACE_CROP_PX = 128
 
@@ -128,8 +130,9 @@ class ClipFeatures:
     """[A, 5, 2]"""
     track: NDArray[np.int32]
     """[A] -1, or a number that follows one person from frame to frame within the clip."""
-    face_vector: NDArray[np.float16]
-    """[A, D]; of the shipped face CNN D is 512."""
+    face_vector: NDArray[np.float16] | None
+    """[A, D], of the shipped face CNN D is 512; None where the store lacks it, and with it the map
+    and expressions: then there may be a stream ``face``."""
     face_map: NDArray[np.float16] | None = None
     """[A, C, h, w], or None where the store lacks it or the reader did not ask for it."""
     face_expression: NDArray[np.float16] | None = None
@@ -167,10 +170,9 @@ class ClipFeatures:
             found = getattr(self, name)
             if found is not None and found.shape != shape:
                 raise ValueError(f"clip {self.clip_id}: {name} is {found.shape}, not {shape}")
-        if self.face_vector.ndim != 2 or len(self.face_vector) != a:
-            raise ValueError(
-                f"clip {self.clip_id}: face_vector is {self.face_vector.shape}, not ({a}, D)"
-            )
+        vector = self.face_vector
+        if vector is not None and (vector.ndim != 2 or len(vector) != a):
+            raise ValueError(f"clip {self.clip_id}: face_vector is {vector.shape}, not ({a}, D)")
         if self.face_map is not None and (self.face_map.ndim != 4 or len(self.face_map) != a):
             raise ValueError(
                 f"clip {self.clip_id}: face_map is {self.face_map.shape}, not ({a}, C, h, w)"
@@ -181,15 +183,13 @@ class ClipFeatures:
             raise ValueError(
                 f"clip {self.clip_id}: the stream {min(twice)} is of frames and of faces"
             )
-        for name, values in self.streams.items():
-            if name != CONTEXT_STREAM:
-                check_stream_name(name)
-            elif self.context_2x2 is not None:
-                raise ValueError(f"clip {self.clip_id}: it has a stream context beside its own")
-            self._check_rows(f"stream {name}", values, f, "a frame")
-        for name, values in self.face_streams.items():
-            check_stream_name(name)
-            self._check_rows(f"stream {name}", values, a, "a face")
+        own = {CONTEXT_STREAM: self.context_2x2, FACE_STREAM: self.face_vector}
+        for rows, streams, n in (("frame", self.streams, f), ("face", self.face_streams, a)):
+            for name, values in streams.items():
+                check_beside_name(name, rows)
+                if own.get(name) is not None:
+                    raise ValueError(f"clip {self.clip_id}: it has a stream {name} beside its own")
+                self._check_rows(f"stream {name}", values, n, f"a {rows}")
         if a and (self.face_frame.min() < 0 or self.face_frame.max() >= f):
             raise ValueError(f"clip {self.clip_id}: a face points outside its {f} frames")
         if not np.isfinite(self.pts_s).all():
@@ -212,3 +212,14 @@ def check_stream_name(name: str) -> None:
             f"stream {name!r}: a name is small letters, digits and _, begins with a letter, and "
             f"is none of {', '.join(sorted(RESERVED_STREAMS))}"
         )
+
+
+def check_beside_name(name: str, rows: str) -> None:
+    """Raise ValueError unless a stream beside the shards may have this name.
+
+    rows: What has a row of it, ``frame`` or ``face``.
+    """
+    if name not in REPLACEABLE_STREAMS:
+        check_stream_name(name)
+    elif rows != REPLACEABLE_STREAMS[name]:
+        raise ValueError(f"stream {name}: its rows are not those of {REPLACEABLE_STREAMS[name]}s")

@@ -128,7 +128,8 @@ def manifest_check(csv: Path, options: ManifestOptions, as_json: bool) -> None:
     metavar="FILE",
     type=PATH,
     multiple=True,
-    help="Another network, whose features become a stream: docs/encoders.md; may be given again.",
+    help="Another network, whose features become a stream: docs/encoders.md; may be given again. "
+    "One that is named context or face takes the place of that CNN in a new store.",
 )
 @click.option("--audio", is_flag=True, help="Add the stream audio, of the sound: docs/sound.md.")
 @click.option("--trust", is_flag=True, help="An encoder may be a program: it can run any code.")
@@ -182,6 +183,7 @@ def extract(
         cli.py extract data_manifest.csv --store store
         cli.py extract cheavd.csv --store store --device cuda --json
         cli.py extract cheavd.csv --store store --encoder dino.onnx --audio
+        cli.py extract cheavd.csv --store other --encoder my_context.onnx --encoder my_face.onnx
     """
     from features.networks.encoders import read_encoder_specs
     from features.networks.weights import find_face_weights

@@ -22,6 +22,7 @@ from pipeline.second_pass import STREAM_EXTRACTOR, StreamRecord, count_lacking, 
 from pipeline.store_header import (
     choose_face_weights,
     choose_precision,
+    choose_replaced,
     make_header,
     make_stream_header,
 )
@@ -97,7 +98,8 @@ def run_extract(
         options: How the manifest is read.
         face_weights: A file that ``fit-face`` wrote or an exported program: docs/face_network.md.
             None: the shipped ones that the store was made with, or the default.
-        encoders: Each makes a stream, of all clips: docs/encoders.md.
+        encoders: Each makes a stream, of all clips: docs/encoders.md. In a new store those named
+            ``context`` and ``face`` take the place of the two CNNs; new clips of it need them, too.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         workers: Processes beside this one, which loads no network; with several GPUs and ``cuda``
             each takes the next one. None: as many as pay, as ``count_workers`` tells.
@@ -107,7 +109,8 @@ def run_extract(
     Raises:
         ManifestError: the manifest has problems; nothing was done.
         ConfigError: the store was made with other settings, or has another stream of an encoder's
-            name; the device does not exist, or cannot run an encoder.
+            name, or was made without one of the two CNNs, whose encoder new clips lack; the device
+            does not exist, or cannot run an encoder.
         WeightsError: pretrained weights are missing or not the expected ones.
         WorkerError: workers end for reasons that no clip is to blame for; what was done is kept.
         OSError: the store cannot be written (a full disk); finished shards are kept, and clips
@@ -118,15 +121,18 @@ def run_extract(
         if spec.looks_at == "audio":
             raise ConfigError(f"{spec.path}: it looks at sound; sound_pass.add_sound runs it")
     listed = read_manifest_for(store, manifest, options)
+    replaced = choose_replaced(store, encoders, config, face_weights)
     with WorkerPool(device) as pool:
         config = choose_precision(config, store, lambda: pool.find_machine().precision)
         face_weights = face_weights or choose_face_weights(store)
-        header = make_header(config, listed.classes, face_weights, store)
+        header = make_header(config, listed.classes, face_weights, store, replaced)
         streams = tuple(make_stream_header(spec, header.fingerprint) for spec in encoders)
         with StoreWriter(store, header, streams) as writer:
             inputs = Inputs(store / "inputs.jsonl")
             inputs.tidy()
             plan = plan_extract(listed.clips, writer.open(), config, inputs)
+            if plan.todo:
+                _check_replaced(writer, replaced, streams)
             if plan.updates:
                 _log.info(
                     "%d clips have new labels in the manifest; their features stay",
@@ -236,6 +242,20 @@ def _tell_added(
             )
 
     return take
+
+
+def _check_replaced(
+    writer: StoreWriter, replaced: frozenset[str], streams: Sequence[StreamHeader]
+) -> None:
+    """Raise ConfigError where new clips would have neither a CNN's features nor an encoder's."""
+    for name in sorted(replaced - {stream.name for stream in streams}):
+        made_by = writer.open().streams_beside.listed.get(name)
+        sha256 = made_by.encoder.get("sha256", "") if made_by else ""
+        which = f" (a file with SHA-256 {sha256[:12]}...)" if sha256 else ""
+        raise ConfigError(
+            f"{writer.path}: this store was made without a {name} CNN, and new clips need the "
+            f"encoder in its place: give --encoder with the stream {name}{which}."
+        )
 
 
 def _warn_of_lacking(writer: StoreWriter, streams: Sequence[StreamHeader]) -> None:

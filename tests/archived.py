@@ -3,7 +3,7 @@
 An archive stays as the release of its time wrote it: every later code must read it. Written once,
 for a new format version or new kinds of data, with::
 
-    python -m tests.archived tests/archives/store-v1-streams.bundle.xz
+    python -m tests.archived tests/archives/store-v1-face.bundle.xz
 """
 
 from __future__ import annotations
@@ -24,22 +24,27 @@ from tests.builders import clip_features
 
 MAP_SHAPE = (512, 2, 1)
 STREAMS = {"audio": 3}
-EXPRESSIONS = ("joy", "怒り")
-ADDED_STREAMS = (
-    StreamHeader(name="places", rows="frame", size=2, fingerprint="p", encoder={"licence": "MIT"}),
-    StreamHeader(name="dino", rows="face", size=5, fingerprint="d", encoder={"sha256": "0" * 64}),
-)
 VECTOR_SIZE = 3
+FACE = StreamHeader(name="face", rows="face", size=3, fingerprint="f", encoder={"licence": "MIT"})
+LICENCES = {"context": "MIT, as far as is known"}
 
 
 def archived_clips(archive: str) -> list[ClipFeatures]:
     """Two clips of every kind of data of their time, their values easily compressed.
 
     archive: ``store-v1``: what the first version 1 knew. ``store-v1-streams``: expressions, face
-    vectors of another size, and streams beside the shards.
+    vectors of another size, and streams beside the shards. ``store-v1-face``: an encoder's stream
+    in the place of the face features; the header tells licences.
     """
     clips = [_make_clip("first", n_frames=2, n_faces=3), _make_clip("zweiter", label="", n_faces=0)]
-    return clips if archive == "store-v1" else [_add_later_data(clip) for clip in clips]
+    if archive == "store-v1":
+        return clips
+    return [(_add_later_data if archive == "store-v1-streams" else _replace_face)(c) for c in clips]
+
+
+def _replace_face(clip: ClipFeatures) -> ClipFeatures:
+    rows = np.arange(clip.n_faces, dtype=np.float16)[:, None] * np.ones(VECTOR_SIZE, np.float16)
+    return replace(clip, face_vector=None, face_map=None, face_streams={"face": rows})
 
 
 def _add_later_data(clip: ClipFeatures) -> ClipFeatures:
@@ -81,19 +86,18 @@ def _make_clip(
 
 
 def write_archive(file: Path) -> None:
-    """Write the bundle of a store with ``archived_clips``, compressed by xz."""
+    """Write the bundle of a store with the newest ``archived_clips``, compressed by xz."""
     with TemporaryDirectory() as folder:
         store = write_store(
             Path(folder) / "store",
-            archived_clips("store-v1-streams"),
+            archived_clips("store-v1-face"),
             classes=MEC_CLASSES,
             fingerprint="archive",
             config={"rate_hz": 5},
-            face_map_shape=MAP_SHAPE,
-            face_vector_size=VECTOR_SIZE,
-            expressions=EXPRESSIONS,
+            keeps_face=False,
+            licences=LICENCES,
             streams=STREAMS,
-            added_streams=ADDED_STREAMS,
+            added_streams=[FACE],
         )
         pack_bundle(store, Path(folder) / "bundle")
         file.write_bytes(lzma.compress((Path(folder) / "bundle").read_bytes()))

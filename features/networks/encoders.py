@@ -16,7 +16,7 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
-from features.contracts import check_stream_name
+from features.contracts import REPLACEABLE_STREAMS, check_stream_name
 from features.errors import ConfigError, WeightsError
 from features.fingerprint import hash_file, hash_json, hash_text
 from features.json_records import JsonFormat
@@ -58,7 +58,7 @@ class EncoderSpec:
     """
 
     name: str
-    """Of the stream that it makes."""
+    """Of the stream that it makes; ``context`` or ``face``: in the place of that CNN."""
     looks_at: str
     """``frame``, ``face`` or ``audio``."""
     size: int
@@ -91,9 +91,16 @@ class EncoderSpec:
 
     def __post_init__(self) -> None:
         """Raises ValueError."""
-        check_stream_name(self.name)
         if self.looks_at not in _NEEDED:
             raise ValueError(f"looks_at is {self.looks_at!r}, expected {' or '.join(_NEEDED)}")
+        if self.name not in REPLACEABLE_STREAMS:
+            check_stream_name(self.name)
+        elif self.looks_at != REPLACEABLE_STREAMS[self.name]:
+            raise ValueError(
+                f"looks_at is {self.looks_at!r}, but the name {self.name} is that of an encoder in "
+                f"the place of the {self.name} CNN, which looks at {REPLACEABLE_STREAMS[self.name]}"
+                "s. Give it another name"
+            )
         if self.size < 1:
             raise ValueError(f"size is {self.size}, expected at least 1")
         if not self.licence.strip():

@@ -82,6 +82,12 @@ FACE_LICENCES: Mapping[str, str] = {
     "default": "non-commercial research only, as the pictures of AffectNet, RAF-DB, KDEF, JAFFE",
     "ferplus": "MIT; trained on FER2013 pictures (research use)",
 }
+UNKNOWN_LICENCE = "unknown"
+CONTEXT_LICENCES: Mapping[str, str] = {
+    "ndf": "MIT",
+    "torchvision": "BSD-3-Clause; trained on ImageNet pictures (research use)",
+}
+"""Of the names of SqueezeNet's weights."""
 _FACE_ORIGINS: Mapping[str, str] = {
     "default": "trained by fit-face on FER+, RAF-DB, AffectNet, KDEF, JAFFE and portraits",
     "ferplus": "trained by fit-face on FER+",
@@ -93,12 +99,20 @@ def find_face_weights(name: str) -> Path:
     return FACE_WEIGHTS.get(name) or Path(name)
 
 
+def find_face_licence(sha256: str) -> str:
+    """The licence of shipped face weights by their hash; of any other file nobody knows it."""
+    for name, path in FACE_WEIGHTS.items():
+        if hash_file(path) == sha256:
+            return FACE_LICENCES[name]
+    return UNKNOWN_LICENCE
+
+
 SQUEEZENET_NDF = PinnedFile(
     network="context CNN: SqueezeNet 1.1, ImageNet",
     package="ndf",
     file="ndf/example_models/weights/squeezenet_weights.pkl",
     sha256="f286bbf493e6389979ed3036f960f4404e0079acdb92156500df0d4a43d085f1",
-    licence="MIT",
+    licence=CONTEXT_LICENCES["ndf"],
     origin="SqueezeNet v1.1 (Iandola et al. 2016), in Keras layout",
 )
 MTCNN_FILES = {

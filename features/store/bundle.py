@@ -73,6 +73,7 @@ def pack_bundle(store: Path, file: Path, *, progress: Progress = ignore_progress
         versions=dict(opened.header.versions),
         files=tuple(_describe(name, content) for name, content in members),
         expressions=opened.header.expressions,
+        licences=dict(opened.header.licences),
         added_streams=tuple(stream.header for stream in opened.streams_beside.listed.values()),
     )
     progress(2 * n_bytes, 4 * n_bytes)
@@ -245,6 +246,7 @@ def _compare_index(raw: IO[bytes], members: Mapping[str, Member], info: BundleIn
         "fingerprint": (header.fingerprint, info.fingerprint),
         "classes": (header.classes, info.classes),
         "expressions": (header.expressions, info.expressions or header.expressions),
+        "licences": (dict(header.licences), dict(info.licences or header.licences)),
         "shards": ({(s.name, s.n_bytes, s.sha256) for s in shards}, files),
     }
     problems = [

@@ -11,7 +11,7 @@ import re
 import shutil
 import tarfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -64,6 +64,7 @@ class BundleInfo:
     versions: Mapping[str, str]
     files: tuple[BundleFile, ...]
     expressions: tuple[str, ...] = ()
+    licences: Mapping[str, str] = field(default_factory=dict)
     added_streams: tuple[StreamHeader, ...] = ()
     """Streams beside the shards, as store.json lists them."""
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import pandas as pd
 
-from features.contracts import CONTEXT_STREAM
 from features.disk import append_whole, write_atomically
 from features.errors import ShardError
 from features.fingerprint import dump_json, hash_file, hash_json, hash_text
@@ -129,8 +128,8 @@ class StoreIndex:
         names = [*self.header.streams, *(stream.name for stream in self.added_streams)]
         if len(set(names)) < len(names):
             raise ValueError("a stream is listed twice")
-        if self.header.keeps_context and CONTEXT_STREAM in names:
-            raise ValueError("a stream context beside the store's own")
+        if twice := self.header.own_streams.intersection(names):
+            raise ValueError(f"a stream {min(twice)} beside the store's own")
         shards = {shard.name for shard in self.shards}
         for stream in self.added_streams:
             for file in stream.shards:
@@ -285,6 +284,7 @@ def find_contradiction(index: ShardIndex, header: ShardHeader, shard: ShardEntry
         "classes": (index.header.classes, header.classes),
         "face maps": (index.header.face_map_shape, header.face_map_shape),
         "context features": (index.header.keeps_context, header.keeps_context),
+        "face features": (index.header.keeps_face, header.keeps_face),
         "values of a face's vector": (index.header.face_vector_size, header.face_vector_size),
         "expressions": (index.header.expressions, header.expressions),
         "streams": (dict(index.header.streams), dict(header.streams)),

@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from features.contracts import CONTEXT_CHANNELS, CONTEXT_STREAM, FACE_VECTOR_SIZE, check_stream_name
+from features.contracts import (
+    CONTEXT_CHANNELS,
+    CONTEXT_STREAM,
+    FACE_STREAM,
+    FACE_VECTOR_SIZE,
+    check_beside_name,
+    check_stream_name,
+)
 
 FORMAT_NAME = "caca-rnn-shard"
 FORMAT_VERSION = 1
@@ -29,7 +36,8 @@ FACE_COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
     "landmarks_px": ("f4", (5, 2)),
     "track": ("i4", ()),
 }
-"""Columns of a fixed width; ``ShardHeader.face_columns`` has all."""
+"""Columns that every store has; ``ShardHeader.face_columns`` has all."""
+FACE_FEATURES = ("vector", "map", "expression")
 
 STREAM_FORMAT_NAME = "caca-rnn-stream"
 STREAM_FORMAT_VERSION = 1
@@ -47,6 +55,8 @@ class ShardHeader:
     config: Mapping[str, Any]
     weights: Mapping[str, str]
     """Network -> SHA-256."""
+    licences: Mapping[str, str] = field(default_factory=dict)
+    """``context`` and ``face`` -> licence of the weights that made them, where that was told."""
     versions: Mapping[str, str]
     """Library -> version, when the shard was written."""
     face_map_shape: tuple[int, int, int] | None = None
@@ -55,6 +65,8 @@ class ShardHeader:
     """Values of each face's vector."""
     keeps_context: bool = True
     """Whether the context features are kept; an encoder's stream may stand in their place."""
+    keeps_face: bool = True
+    """The same of the face features: vector, map and expressions."""
     expressions: tuple[str, ...] = ()
     """Names of the expressions whose probabilities are kept of each face; empty: none are."""
     streams: Mapping[str, int] = field(default_factory=dict)
@@ -66,6 +78,9 @@ class ShardHeader:
         shape = self.face_map_shape
         if shape is not None and min(shape) < 1:
             raise ValueError(f"face maps of {shape}, expected (C, h, w)")
+        described = (shape, self.expressions, self.face_vector_size)
+        if not self.keeps_face and described != (None, (), FACE_VECTOR_SIZE):
+            raise ValueError("face maps, expressions or another size without face vectors")
         if self.face_vector_size < 1:
             raise ValueError(f"{self.face_vector_size} values a face")
         if not all(self.expressions) or len(set(self.expressions)) < len(self.expressions):
@@ -76,6 +91,12 @@ class ShardHeader:
                 raise ValueError(f"stream {name}: {size} values a frame")
 
     @property
+    def own_streams(self) -> set[str]:
+        """Of the streams ``context`` and ``face`` those that the shards themselves keep."""
+        kept = {CONTEXT_STREAM: self.keeps_context, FACE_STREAM: self.keeps_face}
+        return {name for name, is_kept in kept.items() if is_kept}
+
+    @property
     def frame_columns(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Columns of frames -> type, and shape of a row."""
         return {n: c for n, c in FRAME_COLUMNS.items() if n not in CONTEXT or self.keeps_context}
@@ -83,7 +104,9 @@ class ShardHeader:
     @property
     def face_columns(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Columns of faces -> type, and shape of a row."""
-        columns = FACE_COLUMNS | {"vector": ("f2", (self.face_vector_size,))}
+        columns = dict(FACE_COLUMNS)
+        if self.keeps_face:
+            columns["vector"] = ("f2", (self.face_vector_size,))
         if self.face_map_shape is not None:
             columns["map"] = ("f2", self.face_map_shape)
         if self.expressions:
@@ -106,10 +129,7 @@ class StreamHeader:
     """What made it: the encoder's sidecar, and ``sha256`` of its file."""
 
     def __post_init__(self) -> None:
-        if self.name != CONTEXT_STREAM:
-            check_stream_name(self.name)
-        elif self.rows != "frame":
-            raise ValueError("stream context: its rows are not those of frames")
+        check_beside_name(self.name, self.rows)
         if len(self.name) > _MOST_NAME_LENGTH:
             raise ValueError(
                 f"stream {self.name}: its name has more than {_MOST_NAME_LENGTH} letters"

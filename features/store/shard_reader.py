@@ -33,6 +33,7 @@ from features.store.shard_checks import (
 )
 from features.store.shard_format import (
     CONTEXT,
+    FACE_FEATURES,
     FORMAT_NAME,
     NUMBER_COLUMNS,
     OPTIONAL_COLUMNS,
@@ -217,13 +218,16 @@ def _read_index_v1(columns: Columns) -> dict[str, Any]:
     streams = {name: columns.find_shape(f"stream/{name}") for name in columns.list_names("stream")}
     if wrong := [name for name, shape in streams.items() if len(shape) != 2]:
         raise ValueError(f"/stream/{wrong[0]} is {streams[wrong[0]]}, expected (frames, values)")
-    texts = [read_attribute(columns.file, name, str) for name in _HEADER_TEXTS]
-    expressions = "[]"
-    if has_attribute(columns.file, "expressions"):
-        expressions = read_attribute(columns.file, "expressions", str)
+    texts = tuple(
+        (name, read_attribute(columns.file, name, str))
+        for name in _HEADER_TEXTS
+        if name not in _OPTIONAL_TEXTS or has_attribute(columns.file, name)
+    )
     sizes = tuple((name, shape[1]) for name, shape in streams.items())
     has_context = any(columns.has(f"frame/{name}") for name in CONTEXT)
-    header = _parse_header(*texts, expressions, vector[1], has_context, maps, sizes)
+    has_face = any(columns.has(f"face/{name}") for name in FACE_FEATURES)
+    fingerprint = read_attribute(columns.file, "fingerprint", str)
+    header = _parse_header(fingerprint, texts, vector[1], has_context, has_face, maps, sizes)
     check_clips(clips, header.classes, np.diff(face_offset).tolist())
     return {
         "header": header,
@@ -234,33 +238,31 @@ def _read_index_v1(columns: Columns) -> dict[str, Any]:
 
 
 _NO_VECTOR = (0, FACE_VECTOR_SIZE)
-"""Where the column is missing, which is told when columns are checked."""
-_HEADER_TEXTS = ("fingerprint", "classes", "config", "weights", "versions")
+"""Where the column is missing: no face features are kept, or columns are found to be wrong."""
+_HEADER_TEXTS = ("classes", "config", "weights", "versions", "expressions", "licences")
+"""Root attributes of JSON."""
+_OPTIONAL_TEXTS = {"expressions", "licences"}
 
 
 @lru_cache(maxsize=16)
 def _parse_header(
     fingerprint: str,
-    classes: str,
-    config: str,
-    weights: str,
-    versions: str,
-    expressions: str,
+    texts: tuple[tuple[str, str], ...],
     face_vector_size: int,
     keeps_context: bool,
+    keeps_face: bool,
     face_map_shape: tuple[int, ...] | None,
     streams: tuple[tuple[str, int], ...],
 ) -> ShardHeader:
     """The header that root attributes tell: of all shards of a store the same."""
-    texts = {"classes": classes, "config": config, "weights": weights, "versions": versions}
-    texts["expressions"] = expressions
     # One object of them: what is wrong is then told by its name.
-    parts = [f'"{name}": {text}' for name, text in texts.items()]
+    parts = [f'"{name}": {text}' for name, text in texts]
     described = parse_object(f"{{{', '.join(parts)}}}") | {
         "fingerprint": fingerprint,
         "face_map_shape": face_map_shape and list(face_map_shape),
         "face_vector_size": face_vector_size,
         "keeps_context": keeps_context,
+        "keeps_face": keeps_face,
         "streams": dict(streams),
     }
     header: ShardHeader = build_record(ShardHeader, described)
@@ -295,7 +297,7 @@ def _read_clips_v1(
         for name, (dtype, _) in index.header.face_columns.items()
         if face_map or name != "map"
     }
-    maps, expression = face.get("map"), face.get("expression")
+    vector, maps, expression = (face.get(name) for name in FACE_FEATURES)
     context_2x2, full = frame.get("context_2x2"), frame.get("context_7x7")
     stream = {
         name: columns.read_rows(f"stream/{name}", "f2", frames) for name in index.header.streams
@@ -315,7 +317,7 @@ def _read_clips_v1(
             score=face["score"][of_face],
             landmarks_px=face["landmarks_px"][of_face],
             track=face["track"][of_face],
-            face_vector=face["vector"][of_face],
+            face_vector=None if vector is None else vector[of_face],
             face_map=None if maps is None else maps[of_face],
             face_expression=None if expression is None else expression[of_face],
             streams={name: values[of_frame] for name, values in stream.items()},

@@ -46,7 +46,7 @@ class ShardWriter:
         self._streams = dict(header.streams)
         self._expressions = header.expressions
         self._frame_columns = tuple(header.frame_columns)
-        self._vector_size = header.face_vector_size
+        self._vector_size = header.face_vector_size if header.keeps_face else None
         self._output = Hdf5Output(path)
         self._file = self._output.file
         self._write_header(header)
@@ -95,8 +95,9 @@ class ShardWriter:
             "score": part.score,
             "landmarks_px": part.landmarks_px,
             "track": part.track,
-            "vector": part.face_vector,
         }
+        if part.face_vector is not None and self._vector_size is not None:
+            faces["vector"] = part.face_vector
         if part.face_map is not None:
             faces["map"] = part.face_map
         if part.face_expression is not None and self._expressions:
@@ -142,9 +143,10 @@ class ShardWriter:
         """Raise ValueError where what is kept of faces is not what the header says."""
         if ("face/map" in self._file) != (part.face_map is not None):
             raise ValueError(f"clip {part.clip_id}: face_map does not fit the header")
-        if part.face_vector.shape[1] != self._vector_size:
+        n_values = None if part.face_vector is None else part.face_vector.shape[1]
+        if self._vector_size not in (None, n_values):
             raise ValueError(
-                f"clip {part.clip_id}: face_vector has {part.face_vector.shape[1]} values a face, "
+                f"clip {part.clip_id}: face_vector has {n_values} values a face, "
                 f"the header says {self._vector_size}"
             )
         n_kept = 0 if part.face_expression is None else part.face_expression.shape[1]
@@ -167,7 +169,7 @@ class ShardWriter:
         attributes["classes"] = json.dumps(list(header.classes), ensure_ascii=False)
         if header.expressions:
             attributes["expressions"] = json.dumps(list(header.expressions), ensure_ascii=False)
-        for name in ("config", "weights", "versions"):
+        for name in ("config", "weights", "versions", *(["licences"] if header.licences else [])):
             attributes[name] = json.dumps(dict(getattr(header, name)), sort_keys=True)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.contracts import CLIP_ID, CONTEXT_STREAM
+from features.contracts import CLIP_ID
 from features.disk import FileState, Progress, ignore_progress
 from features.errors import ConfigError, ShardError
 from features.fingerprint import hash_file
@@ -60,7 +60,7 @@ class StreamListing:
     def __init__(self, store: Path, header: ShardHeader) -> None:
         """None is known yet. header: of the store's shards."""
         self._store = store
-        self._in_shards = {*header.streams, *([CONTEXT_STREAM] if header.keeps_context else ())}
+        self._in_shards = {*header.streams, *header.own_streams}
         self._streams: dict[str, AddedStream] = {}
 
     @property

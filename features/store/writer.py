@@ -280,8 +280,8 @@ def _list_optional(header: ShardHeader) -> str:
     maps = f"face maps {header.face_map_shape}" if header.face_map_shape else "no face maps"
     shown = ", ".join(header.expressions)
     faces = "" if header.keeps_context else "no context, "
-    faces += f"face vectors [{header.face_vector_size}], {maps}"
-    faces += f", expressions ({shown})" if shown else ", no expressions"
+    faces += f"face vectors [{header.face_vector_size}]" if header.keeps_face else "no face vectors"
+    faces += f", {maps}, expressions ({shown})" if shown else f", {maps}, no expressions"
     streams = [f"{name} [{size}]" for name, size in sorted(header.streams.items())]
     return f"{faces} and {'the streams ' + ', '.join(streams) if streams else 'no extra stream'}"
 
@@ -296,6 +296,8 @@ def write_store(
     face_map_shape: tuple[int, int, int] | None = None,
     face_vector_size: int = FACE_VECTOR_SIZE,
     keeps_context: bool = True,
+    keeps_face: bool = True,
+    licences: Mapping[str, str] = MappingProxyType({}),
     expressions: Sequence[str] = (),
     streams: Mapping[str, int] = MappingProxyType({}),
     added_streams: Sequence[StreamHeader] = (),
@@ -312,6 +314,8 @@ def write_store(
         face_vector_size: Values of each face's vector.
         keeps_context: Whether every clip has context_2x2 and context_7x7; without them one of
             ``added_streams`` may be named ``context``.
+        keeps_face: The same of face_vector, and ``face``.
+        licences: ``context`` and ``face`` -> licence of the weights that made them.
         expressions: Names of the K expressions where every clip has a face_expression; without
             names these are left out.
         streams: Extra stream -> values a frame, those that every clip has, in the shards.
@@ -329,6 +333,8 @@ def write_store(
         face_map_shape=face_map_shape,
         face_vector_size=face_vector_size,
         keeps_context=keeps_context,
+        keeps_face=keeps_face,
+        licences=dict(licences),
         expressions=tuple(expressions),
         streams=dict(streams),
     )

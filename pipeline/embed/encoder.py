@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from features.contracts import CONTEXT_CROP_PX, Faces
+from features.contracts import CONTEXT_CROP_PX, CONTEXT_STREAM, FACE_STREAM, Faces
 from features.networks.context_cnn import ContextCNN
 from features.networks.encoders import EncoderSpec
-from features.networks.face_network import FACE_BATCH, read_face_network
-from features.networks.runtime import choose_batch, compile_network, run_padded
+from features.networks.face_network import FACE_BATCH, FaceNetwork, read_face_network
+from features.networks.runtime import Network, choose_batch, compile_network, run_padded
 from pipeline.config import ExtractConfig
 from pipeline.decode.sampling import DecodedFrame, FrameRecord
 from pipeline.detect.keyframes import count_chunk_frames, find_faces_tracked
@@ -31,10 +31,10 @@ class DetectedFrame:
     record: FrameRecord
     faces: Faces
     """A faces, all of this frame, largest first."""
-    context_crop: Tensor
-    """[3, 224, 224] float32, 0..255."""
+    context_crop: Tensor | None
+    """[3, 224, 224] float32, 0..255; None where there is no context CNN."""
     face_cuts: Sequence[FaceCut | Tensor]
-    """A cuts: what ``crop_faces`` makes the face CNN's input of."""
+    """A cuts: what ``crop_faces`` makes the face CNN's input of; none where there is none."""
     stream_crops: StreamCrops
     """The input of other encoders."""
 
@@ -45,10 +45,10 @@ class EmbeddedFrame:
 
     record: FrameRecord
     faces: Faces
-    context_7x7: NDArray[np.float16]
-    """[512, 7, 7]"""
-    context_2x2: NDArray[np.float16]
-    """[512, 2, 2]"""
+    context_7x7: NDArray[np.float16] | None
+    """[512, 7, 7]; None where there is no context CNN."""
+    context_2x2: NDArray[np.float16] | None
+    """[512, 2, 2]; the same."""
     face: FaceRows
     streams: StreamRows
     """Of other encoders."""
@@ -58,8 +58,8 @@ class EmbeddedFrame:
 class FaceRows:
     """What the face network gave for A faces."""
 
-    vector: NDArray[np.float16]
-    """[A, D]; of the shipped face CNN D is 512."""
+    vector: NDArray[np.float16] | None
+    """[A, D]; of the shipped face CNN D is 512. None where there is no face network."""
     map: NDArray[np.float16] | None
     """[A, C, h, w], where the config asks for it."""
     expression: NDArray[np.float16] | None
@@ -68,7 +68,7 @@ class FaceRows:
     def choose(self, rows: slice) -> FaceRows:
         """Those of some of the faces."""
         return FaceRows(
-            vector=self.vector[rows],
+            vector=None if self.vector is None else self.vector[rows],
             map=None if self.map is None else self.map[rows],
             expression=None if self.expression is None else self.expression[rows],
         )
@@ -92,7 +92,9 @@ class FrameEncoder:
             face_weights: Of the face network.
             device: Where they run.
             n_threads: Threads that will use them at once.
-            encoders: Other encoders, each of which makes a stream.
+            encoders: Other encoders, each of which makes a stream. One named ``context`` takes the
+                place of the context CNN, one named ``face`` that of the face network, which is then
+                not loaded.
 
         Raises:
             WeightsError: weights are missing or not the expected ones, an encoder breaks a rule.
@@ -107,16 +109,21 @@ class FrameEncoder:
             precision=config.precision,
             n_threads=n_threads,
         )
-        self.context_cnn = compile_network(
-            ContextCNN(config.context_weights),
-            torch.zeros(1, 3, CONTEXT_CROP_PX, CONTEXT_CROP_PX),
-            device=device,
-            precision=config.precision,
-            n_threads=n_threads,
-        )
-        self.face_network = read_face_network(
-            face_weights, device=device, precision=config.precision, n_threads=n_threads
-        )
+        names = {spec.name for spec in encoders}
+        self.context_cnn: Network | None = None
+        if CONTEXT_STREAM not in names:
+            self.context_cnn = compile_network(
+                ContextCNN(config.context_weights),
+                torch.zeros(1, 3, CONTEXT_CROP_PX, CONTEXT_CROP_PX),
+                device=device,
+                precision=config.precision,
+                n_threads=n_threads,
+            )
+        self.face_network: FaceNetwork | None = None
+        if FACE_STREAM not in names:
+            self.face_network = read_face_network(
+                face_weights, device=device, precision=config.precision, n_threads=n_threads
+            )
         self.streams = StreamEncoders(encoders, device, config.precision, n_threads)
 
     def chunk_frames(self, split: str) -> int:
@@ -138,15 +145,16 @@ class FrameEncoder:
             faces = find_faces_tracked(self.detector, rgb, min_face_px)
         else:
             faces = self.detector.find_faces(rgb, min_face_px)
-        context_crops, cuts = crop_context(rgb), cut_faces(rgb, faces)
+        context_crops = None if self.context_cnn is None else crop_context(rgb)
+        cuts = None if self.face_network is None else cut_faces(rgb, faces)
         stream_crops = self.streams.crop(rgb, faces)
         rows = [np.flatnonzero(faces.frame == i) for i in range(len(frames))]
         return [
             DetectedFrame(
                 record=frame.record,
                 faces=faces.choose(rows[i]),
-                context_crop=context_crops[i],
-                face_cuts=[cuts[row] for row in rows[i]],
+                context_crop=None if context_crops is None else context_crops[i],
+                face_cuts=[] if cuts is None else [cuts[row] for row in rows[i]],
                 stream_crops=stream_crops[i],
             )
             for i, frame in enumerate(frames)
@@ -159,9 +167,14 @@ class FrameEncoder:
         Raises:
             ClipError: an encoder gave values that a store cannot keep.
         """
-        context_crops = torch.stack([frame.context_crop for frame in frames])
-        pooled = run_padded(self.context_cnn, context_crops, batch=self.batch, multiple=self.batch)
-        pooled_7x7, pooled_2x2 = map(_to_float16, pooled)
+        pooled_7x7: NDArray[np.float16] | None = None
+        pooled_2x2: NDArray[np.float16] | None = None
+        if self.context_cnn is not None:
+            crops = [frame.context_crop for frame in frames if frame.context_crop is not None]
+            pooled = run_padded(
+                self.context_cnn, torch.stack(crops), batch=self.batch, multiple=self.batch
+            )
+            pooled_7x7, pooled_2x2 = map(_to_float16, pooled)
         faces = self._embed_faces([cut for frame in frames for cut in frame.face_cuts])
         streams = self.streams.embed([frame.stream_crops for frame in frames])
         embedded, first = [], 0
@@ -172,8 +185,8 @@ class FrameEncoder:
                 EmbeddedFrame(
                     record=frame.record,
                     faces=frame.faces,
-                    context_7x7=pooled_7x7[i],
-                    context_2x2=pooled_2x2[i],
+                    context_7x7=None if pooled_7x7 is None else pooled_7x7[i],
+                    context_2x2=None if pooled_2x2 is None else pooled_2x2[i],
                     face=faces.choose(rows),
                     streams=streams[i],
                 )
@@ -182,6 +195,8 @@ class FrameEncoder:
 
     def _embed_faces(self, cuts: Sequence[FaceCut | Tensor]) -> FaceRows:
         n_faces, network = len(cuts), self.face_network
+        if network is None:
+            return FaceRows(vector=None, map=None, expression=None)
         vector = np.zeros((n_faces, network.vector_size), dtype=np.float16)
         face_map = expression = None
         if self.config.face_map:

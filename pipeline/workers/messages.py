@@ -64,7 +64,8 @@ class Work:
     device: str
     """``cpu``, ``cuda`` or ``cuda:N``."""
     encoders: tuple[EncoderSpec, ...] = ()
-    """Each makes a stream beside the shards."""
+    """Each makes a stream beside the shards; ``context`` and ``face`` those of CNNs that are then
+    not loaded."""
     shards: Mapping[str, ShardTask] = field(default_factory=dict)
     """Of a second pass: name of a finished shard -> what is to be added to it."""
     n_threads: int = 1

@@ -73,6 +73,9 @@ class _Rows:
         """The rows as a part of the clip; they are forgotten, the people are not."""
         frames = [frame for frame, _, _ in self._rows]
         faces = [frame.faces for frame in frames]
+        full = [frame.context_7x7 for frame in frames if frame.context_7x7 is not None]
+        small = [frame.context_2x2 for frame in frames if frame.context_2x2 is not None]
+        vectors = [frame.face.vector for frame in frames if frame.face.vector is not None]
         maps = [frame.face.map for frame in frames if frame.face.map is not None]
         shown = [f.face.expression for f in frames if f.face.expression is not None]
         streams = [frame.streams for frame in frames]
@@ -89,8 +92,8 @@ class _Rows:
             extra=clip.extra,
             pts_s=np.array([frame.record.pts_s for frame in frames]),
             phase=np.array([phase for _, phase, _ in self._rows], dtype=np.int16),
-            context_7x7=np.stack([frame.context_7x7 for frame in frames]),
-            context_2x2=np.stack([frame.context_2x2 for frame in frames]),
+            context_7x7=np.stack(full) if full else None,
+            context_2x2=np.stack(small) if small else None,
             face_frame=np.repeat(np.arange(len(frames)), [len(f.score) for f in faces]).astype(
                 np.int32
             ),
@@ -98,7 +101,7 @@ class _Rows:
             score=np.concatenate([f.score for f in faces]),
             landmarks_px=np.concatenate([f.landmarks_px for f in faces]),
             track=np.concatenate([track for _, _, track in self._rows]),
-            face_vector=np.concatenate([frame.face.vector for frame in frames]),
+            face_vector=np.concatenate(vectors) if vectors else None,
             face_map=np.concatenate(maps) if maps else None,
             face_expression=np.concatenate(shown) if shown else None,
             streams={n: np.stack([rows.frame[n] for rows in streams]) for n in streams[0].frame},

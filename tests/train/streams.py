@@ -20,6 +20,8 @@ DINO = StreamHeader(name="dino", rows="face", size=5, fingerprint="d" * 64, enco
 
 CONTEXT = StreamHeader(name="context", rows="frame", size=6, fingerprint="c" * 64, encoder={})
 CONTEXT_ROWS = replace(CONTEXT, name="rows")
+FACE = StreamHeader(name="face", rows="face", size=7, fingerprint="f" * 64, encoder={})
+FACE_ROWS = replace(FACE, name="looks")
 
 
 def make_clip(
@@ -59,6 +61,22 @@ def write_other_context(path: Path, n_clips: int) -> Path:
         streams = {CONTEXT.name: clip.streams[CONTEXT_ROWS.name]}
         clips.append(replace(clip, context_2x2=None, context_7x7=None, streams=streams))
     return write_streams(path, CONTEXT, clips=clips, keeps_context=False)
+
+
+def write_neither(path: Path, n_clips: int, **changed: Any) -> Path:
+    """A store in which encoders' streams stand in the place of the context and face features.
+
+    changed: Of the stream ``face``.
+    """
+    clips = []
+    face = replace(FACE, **changed)
+    made = replace(FACE_ROWS, size=face.size)
+    for clip in (make_clip(number, CONTEXT_ROWS, made) for number in range(n_clips)):
+        own = {"context_2x2": None, "context_7x7": None, "face_vector": None}
+        streams = {"context": clip.streams["rows"]}
+        faces = {"face": clip.face_streams["looks"]}
+        clips.append(replace(clip, **own, streams=streams, face_streams=faces))
+    return write_streams(path, CONTEXT, face, clips=clips, keeps_context=False, keeps_face=False)
 
 
 def write_streams(

@@ -21,7 +21,14 @@ from features.errors import ConfigError
 from features.store.reader import open_store
 from features.store.shard_format import StreamHeader
 from tests.fits import fit_folds, fit_runs
-from tests.train.streams import AUDIO, DINO, make_clip, write_other_context, write_streams
+from tests.train.streams import (
+    AUDIO,
+    DINO,
+    make_clip,
+    write_neither,
+    write_other_context,
+    write_streams,
+)
 from train.config import FitConfig
 from train.data.store_streams import choose_matrices
 from train.data.stores import read_tables
@@ -367,3 +374,13 @@ def test_the_submitted_head_trains_on_another_encoders_context(tmp_path: Path) -
     assert load_file(run.weights_path)["encode.context.weight"].shape == (128, 6)
     assert run.config["streams"]["context"]["fingerprint"] == "c" * 64
     assert read_head(run).streams == ("context", "face")
+
+
+def test_the_submitted_head_trains_where_encoders_took_the_place_of_both_cnns(
+    tmp_path: Path,
+) -> None:
+    run = read_run(fit_one(write_neither(tmp_path / "s", 12), tmp_path / "runs", "caca"))
+    weights = load_file(run.weights_path)
+    assert weights["encode.context.weight"].shape == (128, 6)
+    assert weights["encode.face.weight"].shape == (128, 7)
+    assert run.config["streams"]["face"]["fingerprint"] == "f" * 64

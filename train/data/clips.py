@@ -159,7 +159,9 @@ def read_matrix(clip: ClipFeatures, name: str) -> NDArray[np.float16]:
         "face": clip.face_vector,
         "face_map": clip.face_map,
     }
-    values = own[name] if name in own else {**clip.streams, **clip.face_streams}.get(name)
+    values = own.get(name)
+    if values is None:  # "face", too, may be a stream beside the shards
+        values = {**clip.streams, **clip.face_streams}.get(name)
     if values is None:
         raise ValueError(f"clip {clip.clip_id}: was read without {name}")
     return values

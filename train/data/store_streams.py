@@ -16,7 +16,8 @@ def list_matrices(store: Store) -> dict[str, MatrixSpec]:
     """The feature matrices that a store has of every clip, by name."""
     header = store.header
     found = {name: MATRICES[name] for name in _CONTEXT if header.keeps_context}
-    found["face"] = MatrixSpec(shape=(header.face_vector_size,), rows="face")
+    if header.keeps_face:
+        found["face"] = MatrixSpec(shape=(header.face_vector_size,), rows="face")
     if header.face_map_shape is not None:
         found["face_map"] = MatrixSpec(shape=header.face_map_shape, rows="face")
     for name, stream in store.streams.items():
@@ -65,9 +66,10 @@ def choose_matrices(
 
 def _tell_missing(store: Store, head: str, stream: str, found: dict[str, MatrixSpec]) -> str:
     if stream == "face_map":
+        how = "" if store.header.keeps_face else ", without an encoder named face,"
         return (
             f"{store.path}: head {head} reads face maps, which the store does not keep. Run "
-            "extract with --face-map into a new store, or name other heads with --head."
+            f"extract with --face-map{how} into a new store, or name other heads with --head."
         )
     names = dict.fromkeys("context" if name in _CONTEXT else name for name in found)
     has = f"It has: {', '.join(names)}."

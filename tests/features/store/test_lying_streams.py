@@ -178,7 +178,11 @@ def change_stream(store: Path, **changed: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changed", "problem"),
     [
-        pytest.param({"name": "face"}, "stream 'face'", id="a reserved name"),
+        pytest.param({"name": "face_map"}, "stream 'face_map'", id="a reserved name"),
+        pytest.param(
+            {"name": "face", "shards": []}, "a stream face beside the store's own", id="its own"
+        ),
+        pytest.param({"name": "context", "shards": []}, "those of frames", id="rows of another"),
         pytest.param({"name": "x" * 65}, "more than 64 letters", id="a long name"),
         pytest.param({"name": "other"}, "is a file of another stream", id="another name"),
         pytest.param({"rows": "word"}, "rows 'word', expected", id="rows of words"),

@@ -333,10 +333,10 @@ def test_a_writer_looks_into_the_folder_once(
 def test_the_table_of_clips_does_not_look_at_features(tmp_path: Path) -> None:
     path = small_store(tmp_path / "s")
     with h5py.File(path / "shards/0000.h5", "r+") as file:
-        del file["face/vector"]
+        del file["frame/context_7x7"]
     store = open_store(path, verify=False)
     assert len(store.clips) == 6
-    with pytest.raises(ShardError, match="/face/vector is missing"):
+    with pytest.raises(ShardError, match="/frame/context_7x7 is missing"):
         store.read_clip(0)
 
 

@@ -12,11 +12,18 @@ import torch
 from features.errors import ConfigError
 from features.store.reader import open_store
 from features.store.shard_format import StreamHeader
-from tests.train.streams import AUDIO, DINO, make_clip, write_other_context, write_streams
+from tests.train.streams import (
+    AUDIO,
+    DINO,
+    make_clip,
+    write_neither,
+    write_other_context,
+    write_streams,
+)
 from train.config import FitConfig
 from train.data.batches import gather_batch
 from train.data.matrices import DiskMatrix
-from train.data.store_streams import choose_matrices
+from train.data.store_streams import choose_matrices, list_matrices
 from train.data.stores import read_tables
 from train.streams import MatrixSpec
 
@@ -160,3 +167,32 @@ def test_another_encoders_context_is_read_in_the_place_of_the_stores_own(tmp_pat
     (path / "streams/context/0000.h5").unlink()
     with pytest.raises(ConfigError, match=r"'context', which 6 of 6 clip\(s\) lack\. It has: face"):
         choose_matrices(["context"], FitConfig(), [open_store(path)])
+
+
+def test_another_encoders_face_is_read_in_the_place_of_the_stores_own(tmp_path: Path) -> None:
+    store = open_store(write_neither(tmp_path / "s", 6))
+    assert set(list_matrices(store)) == {"context", "face"}
+    for head in ("face", "caca-a", "cascade"):
+        matrices = choose_matrices([head], FitConfig(), [store])
+        assert matrices["face"] == MatrixSpec(shape=(7,), rows="face", fingerprint="f" * 64)
+        table = read_tables([store], FitConfig(precision="float32"), matrices)["train"]
+        clips = [clip for clip in store if clip.split == "train"]
+        rows = np.concatenate([clip.face_streams["face"] for clip in clips])
+        read = table.features["face"][1:].numpy()
+        np.testing.assert_array_equal(np.sort(read, axis=0), np.sort(rows, axis=0))
+
+
+def test_stores_with_the_faces_of_different_encoders_do_not_meet(tmp_path: Path) -> None:
+    one = open_store(write_neither(tmp_path / "one", 6))
+    other = open_store(write_neither(tmp_path / "other", 6, fingerprint="o" * 64))
+    message = "other: the stream face has the fingerprint oooo.* expected ffff.* as in"
+    with pytest.raises(ConfigError, match=message):
+        choose_matrices(["face"], FitConfig(), [one, other])
+    assert choose_matrices(["context"], FitConfig(), [one, other])
+
+
+def test_a_store_without_a_face_cnn_has_no_maps_to_offer(tmp_path: Path) -> None:
+    store = open_store(write_neither(tmp_path, 6))
+    message = "reads face maps, .* with --face-map, without an encoder named face, into a new store"
+    with pytest.raises(ConfigError, match=message):
+        choose_matrices(["conv2d3d"], FitConfig(), [store])
