@@ -246,7 +246,7 @@ def _describe_added_streams(opened: Store) -> list[dict[str, Any]]:
     """Each stream beside the shards: what it is, how large, and how many clips lack it."""
     beside, described = opened.streams_beside, []
     for name, stream in beside.listed.items():
-        lacking = opened.clips["shard"].isin(beside.find_lacking(name))
+        lacking = opened.clips["clip_id"].isin(opened.find_lacking(name))
         n_rows = opened.clips["n_faces" if stream.rows == "face" else "n_frames"]
         described.append(
             {
@@ -255,7 +255,7 @@ def _describe_added_streams(opened: Store) -> list[dict[str, Any]]:
                 "size": stream.size,
                 "n_rows": int(n_rows[~lacking].sum()),
                 "bytes": beside.count_bytes(name),
-                "clips_lacking": opened.count_lacking(name),
+                "clips_lacking": int(lacking.sum()),
                 "licence": stream.encoder.get("licence"),
                 "sha256": stream.encoder.get("sha256"),
                 "fingerprint": stream.fingerprint,

@@ -36,7 +36,7 @@ def with_streams(clip: ClipFeatures, *headers: StreamHeader) -> ClipFeatures:
 def write_stream_file(store: Path, header: StreamHeader, shard: str) -> Path:
     """What a second pass writes for a shard that is there."""
     index = read_shard_index(store / shard)
-    writer = StreamShardWriter(store, header, int(Path(shard).stem))
+    writer = StreamShardWriter(store, header, shard)
     for clip in iter_shard_clips(index, range(len(index))):
         writer.add_rows(make_rows(clip, header))
         writer.close_clip(clip.clip_id, clip.sha256)

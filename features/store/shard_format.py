@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Any
 
 from features.contracts import CONTEXT_CHANNELS, CONTEXT_STREAM, FACE_VECTOR_SIZE, check_stream_name
@@ -33,6 +34,10 @@ FACE_COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
 
 STREAM_FORMAT_NAME = "caca-rnn-stream"
 STREAM_FORMAT_VERSION = 1
+"""Of a stream's file; part of the fingerprint of every stream."""
+LACKING_STREAM_VERSION = 2
+"""Of one with a clip that lacks the stream: code that knows no such clips must not take its zeros
+for values."""
 STREAM_ROWS = ("frame", "face")
 _MOST_NAME_LENGTH = 64
 """Of an added stream: the path of its files fits into the header of a tar archive."""
@@ -89,6 +94,16 @@ class ShardHeader:
         if self.expressions:
             columns["expression"] = ("f2", (len(self.expressions),))
         return columns
+
+
+class Lack(IntEnum):
+    """Whether a clip lacks a stream, and what can change that: values of ``/clip/lacks``."""
+
+    NO = 0
+    RETRIED = 1
+    """Its file was not to be had, or it ended its worker: it is tried again."""
+    FINAL = 2
+    """What its file holds cannot be used: it is not tried again until the file is another."""
 
 
 @dataclass(frozen=True, kw_only=True)

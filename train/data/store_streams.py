@@ -74,7 +74,7 @@ def _tell_missing(store: Store, head: str, stream: str, found: dict[str, MatrixS
     if stream in store.streams_beside.listed:
         return (
             f"{store.path}: head {head} reads the stream {stream!r}, which "
-            f"{store.count_lacking(stream)} of {len(store)} clip(s) lack. {has} Go on with the "
+            f"{len(store.find_lacking(stream))} of {len(store)} clip(s) lack. {has} Go on with the "
             f"stream's encoder: extract --store {store.path} --encoder FILE."
         )
     return (
