@@ -3,7 +3,7 @@
 An archive stays as the release of its time wrote it: every later code must read it. Written once,
 for a new format version or new kinds of data, with::
 
-    python -m tests.archived tests/archives/store-v1-streams.bundle.xz
+    python -m tests.archived tests/archives/store-v1-lacking.bundle.xz
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import numpy as np
 
 from features.contracts import MEC_CLASSES, ClipFeatures
 from features.store.bundle import pack_bundle
-from features.store.shard_format import StreamHeader
+from features.store.shard_format import Lack, StreamHeader
 from features.store.writer import write_store
+from tests.added_streams import take_away
 from tests.builders import clip_features
 
 MAP_SHAPE = (512, 2, 1)
@@ -29,6 +30,7 @@ ADDED_STREAMS = (
     StreamHeader(name="places", rows="frame", size=2, fingerprint="p", encoder={"licence": "MIT"}),
     StreamHeader(name="dino", rows="face", size=5, fingerprint="d", encoder={"sha256": "0" * 64}),
 )
+LACKING = {"places": {"zweiter": Lack.RETRIED}, "dino": {"first": Lack.FINAL}}
 VECTOR_SIZE = 3
 
 
@@ -36,10 +38,23 @@ def archived_clips(archive: str) -> list[ClipFeatures]:
     """Two clips of every kind of data of their time, their values easily compressed.
 
     archive: ``store-v1``: what the first version 1 knew. ``store-v1-streams``: expressions, face
-    vectors of another size, and streams beside the shards.
+    vectors of another size, and streams beside the shards. ``store-v1-lacking``: the same, in which
+    each clip lacks a stream (files of streams of version 2).
     """
     clips = [_make_clip("first", n_frames=2, n_faces=3), _make_clip("zweiter", label="", n_faces=0)]
-    return clips if archive == "store-v1" else [_add_later_data(clip) for clip in clips]
+    if archive == "store-v1":
+        return clips
+    later = [_add_later_data(clip) for clip in clips]
+    return list(map(_leave_out_lacking, later)) if archive == "store-v1-lacking" else later
+
+
+def _leave_out_lacking(clip: ClipFeatures) -> ClipFeatures:
+    has = {name for name, lacks in LACKING.items() if clip.clip_id not in lacks}
+    return replace(
+        clip,
+        streams={name: rows for name, rows in clip.streams.items() if name in {"audio", *has}},
+        face_streams={name: rows for name, rows in clip.face_streams.items() if name in has},
+    )
 
 
 def _add_later_data(clip: ClipFeatures) -> ClipFeatures:
@@ -81,7 +96,7 @@ def _make_clip(
 
 
 def write_archive(file: Path) -> None:
-    """Write the bundle of a store with ``archived_clips``, compressed by xz."""
+    """Write the bundle of a store with the clips of the newest archive, compressed by xz."""
     with TemporaryDirectory() as folder:
         store = write_store(
             Path(folder) / "store",
@@ -95,6 +110,8 @@ def write_archive(file: Path) -> None:
             streams=STREAMS,
             added_streams=ADDED_STREAMS,
         )
+        for name, lacks in LACKING.items():
+            take_away(store, name, lacks)
         pack_bundle(store, Path(folder) / "bundle")
         file.write_bytes(lzma.compress((Path(folder) / "bundle").read_bytes()))
 

@@ -202,6 +202,7 @@ class StreamShardWriter:
         self._output = Hdf5Output(self.path)
         attributes = self._output.file.attrs
         attributes["format"] = STREAM_FORMAT_NAME
+        attributes["format_version"] = STREAM_FORMAT_VERSION
         attributes["name"] = header.name
         attributes["rows"] = header.rows
         attributes["fingerprint"] = header.fingerprint
@@ -258,7 +259,6 @@ class StreamShardWriter:
             texts = [clip[i] for clip in self._clips]
             file.create_dataset(f"clip/{name}", data=texts, dtype=h5py.string_dtype("utf-8"))
         file["row_offset"] = np.array(self._row_offset, dtype=np.int64)
-        file.attrs["format_version"] = STREAM_FORMAT_VERSION
         if any(self.lacks):
             file.attrs["format_version"] = LACKING_STREAM_VERSION
             file["clip/lacks"] = np.array(self.lacks, dtype=np.uint8)

@@ -167,4 +167,8 @@ def test_every_archived_version_reads(file: Path, tmp_path: Path) -> None:
 
 def test_there_are_archives_of_the_current_version() -> None:
     found = {file.name for file in ARCHIVES.glob("store-v1*")}
-    assert found == {"store-v1.bundle.xz", "store-v1-streams.bundle.xz"}
+    assert found == {
+        "store-v1.bundle.xz",
+        "store-v1-streams.bundle.xz",
+        "store-v1-lacking.bundle.xz",
+    }
