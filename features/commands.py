@@ -268,6 +268,17 @@ def _describe_added_streams(opened: Store) -> list[dict[str, Any]]:
 def _print_info(info: dict[str, Any], as_json: bool) -> None:
     lines = []
     for name, value in info.items():
-        shown = json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
+        shown = _round(value)
+        if isinstance(shown, dict | list):
+            shown = json.dumps(shown, ensure_ascii=False)
         lines.append(f"{name:18} {shown}")
     print_result(info, "\n".join(lines), as_json=as_json)
+
+
+def _round(value: Any) -> Any:
+    """The same with four digits of each number that is not whole, for people to read."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, list | tuple):
+        return [_round(item) for item in value]
+    return {k: _round(v) for k, v in value.items()} if isinstance(value, dict) else value

@@ -31,9 +31,7 @@ from typing import TYPE_CHECKING, Any, cast
 from features.contracts import Clip, ClipFeatures
 from features.errors import UserError
 from features.store.clip_writer import ClipWriter
-from features.store.shard_format import Lack
-from features.store.shard_writer import StreamShardWriter
-from features.store.streams.index import StreamIndex, iter_clip_parts, read_stream_index
+from features.store.streams.writer import AddedFiles
 from pipeline.workers import messages
 from pipeline.workers.channel import Channel
 
@@ -133,14 +131,9 @@ class StreamFileOutput:
 
     def __init__(self, output: messages.StreamOutput, send: Callable[[Any], None]) -> None:
         """Nothing is written yet. send: tells the parent."""
-        self._store = output.store
-        self._headers = {header.name: header for header in output.headers}
+        self._files = AddedFiles(output.store, output.headers)
         self._send = send
         self._lock = threading.Lock()
-        self._writers: dict[str, StreamShardWriter] = {}
-        """Of the shard at hand, by stream."""
-        self._before: dict[str, StreamIndex] = {}
-        """By stream: the file that it has of the shard, whose place another is to take."""
         self._disk = _DiskClock(send)
 
     def take(self, item: messages.Extracted, *, is_kept: bool = True) -> None:
@@ -153,11 +146,11 @@ class StreamFileOutput:
             if isinstance(item, messages.Timing):
                 self._send(self._disk.add_to(item))
             elif isinstance(item, messages.StreamPart) and is_kept:
-                self._add_rows(item)
-            elif isinstance(item, messages.ClipAdded) and is_kept:
                 with self._disk.writing():
-                    for name in item.streams:
-                        self._end_clip(item, name)
+                    self._files.add_rows(item.shard_name, item.values)
+                self._send(messages.Progressed())
+            elif isinstance(item, messages.ClipAdded) and is_kept:
+                self._end_clip(item)
                 self._send(item)
             elif isinstance(item, messages.ClipEnd):
                 self._send(item)
@@ -174,59 +167,26 @@ class StreamFileOutput:
         self._lock.acquire()
         self._finish(is_kept=False)
 
-    def _add_rows(self, part: messages.StreamPart) -> None:
+    def _end_clip(self, end: messages.ClipAdded) -> None:
         with self._disk.writing():
-            for name, values in part.values.items():
-                self._find_writer(name, part.shard_name).add_rows(values)
-        self._send(messages.Progressed())
-
-    def _end_clip(self, end: messages.ClipAdded, name: str) -> None:
-        """End a clip in a stream: with the rows that came, those that were there, or zeros."""
-        writer, lacks = self._find_writer(name, end.shard_name), Lack.NO
-        is_wanted = end.wanted is not None and name in end.wanted.streams
-        before = self._before.get(name)
-        if is_wanted and end.failure is None:
-            pass
-        elif is_wanted or before is None:
-            writer.drop_clip()
-            writer.add_zeros(end.n_faces if writer.header.rows == "face" else end.n_frames)
-            lacks = end.lacks
-        else:
-            row = len(writer.lacks)
-            lacks = before.lacks[row]
-            for values in iter_clip_parts(before, row):
-                writer.add_rows(values)
-        writer.close_clip(end.clip_id, end.sha256, lacks)
-
-    def _find_writer(self, name: str, shard_name: str) -> StreamShardWriter:
-        if name not in self._writers:
-            writer = StreamShardWriter(self._store, self._headers[name], shard_name)
-            self._writers[name] = writer
-            if writer.path.exists():
-                self._before[name] = read_stream_index(writer.path)
-        return self._writers[name]
+            self._files.end_clip(
+                end.shard_name,
+                (end.clip_id, end.sha256),
+                n_rows={"frame": end.n_frames, "face": end.n_faces},
+                streams=end.streams,
+                wanted=end.wanted.streams if end.wanted else (),
+                lacks=end.lacks,
+            )
 
     def _finish(self, *, is_kept: bool) -> None:
-        """Give the files of the shard at hand their names, or remove them. Raises OSError.
-
-        One in which the same clips lack the stream as before is not needed.
-        """
-        writers, self._writers = self._writers, {}
-        before, self._before = self._before, {}
-        done: list[str] = []
-        try:
-            with self._disk.writing():
-                for name in list(writers):
-                    if is_kept and (
-                        name not in before or writers[name].lacks != before[name].lacks
-                    ):
-                        writers[name].finish()
-                        done.append(str(writers.pop(name).path.relative_to(self._store)))
-        finally:
-            for writer in writers.values():  # HDF5 must not find them open when the process ends
-                writer.abandon()
-        message = messages.ShardFinished(stream_files=tuple(done))
-        self._send(message if is_kept else messages.Progressed())
+        """Give the files of the shard at hand their names, or remove them. Raises OSError."""
+        if not is_kept:
+            self._files.abandon()
+            self._send(messages.Progressed())
+            return
+        with self._disk.writing():
+            done = self._files.finish()
+        self._send(messages.ShardFinished(stream_files=tuple(done)))
 
 
 class _DiskClock:

@@ -22,6 +22,7 @@ from features.store.shard_format import Lack
 from pipeline.config import ExtractConfig
 from pipeline.decode.sampling import Frames, iter_chosen_frames
 from pipeline.extract import ExtractProgress, run_extract
+from pipeline.sound_pass import add_sound
 from pipeline.workers.messages import Output
 from tests.builders import write_face_video
 from tests.features.networks.encoder_files import write_onnx
@@ -369,8 +370,23 @@ def test_new_clips_that_lack_a_stream_of_the_store_are_told(
     write_face_video(place / "new.mp4", n_frames=5, shift_px=9)
     write_manifest(place, NAMES | {"new": "train"})
     run_extract(place / "m.csv", place / "first", CONFIG)
-    assert "new clips lack the streams look, place; run the same again" in caplog.text
+    assert "new clips lack the streams look, place; run the same again with their --encoder" in (
+        caplog.text
+    )
     assert dict(open_store(place / "first").streams) == {}
+
+
+@pytest.mark.usefixtures("local")
+@pytest.mark.parametrize("later", [(), ("audio",)], ids=["no sound to come", "sound to come"])
+def test_new_clips_without_the_sound_of_the_store_are_told_unless_it_follows(
+    place: Path, caplog: pytest.LogCaptureFixture, later: tuple[str, ...]
+) -> None:
+    add_sound(place / "m.csv", place / "s")
+    write_face_video(place / "new.mp4", n_frames=5, shift_px=9)
+    write_manifest(place, NAMES | {"new": "train"})
+    run_extract(place / "m.csv", place / "s", CONFIG, later_streams=later)
+    assert ("new clips lack the streams audio; run" in caplog.text) == (not later)
+    assert ("again with --audio" in caplog.text) == (not later)
 
 
 def test_a_clip_that_ends_its_worker_lacks_the_stream_and_no_other_does(
