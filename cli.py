@@ -151,7 +151,14 @@ def demo(folder: Path, seeds: int, as_json: bool) -> None:
     store, runs = folder / "store", folder / "runs"
     config = ExtractConfig(face_map=True, phases=_DEMO_PHASES)
     with show_progress("extract", "clips") as show:
-        extracted = run_extract(manifest, store, config, workers=None, progress=count_clips(show))
+        extracted = run_extract(
+            manifest,
+            store,
+            config,
+            later_streams=["audio"],
+            workers=None,
+            progress=count_clips(show),
+        )
     with show_progress("sound", "clips") as show:
         add_sound(manifest, store, progress=show)
     if not as_json:

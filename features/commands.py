@@ -257,7 +257,7 @@ def _describe_added_streams(opened: Store) -> list[dict[str, Any]]:
     """Each stream beside the shards: what it is, how large, and how many clips lack it."""
     beside, described = opened.streams_beside, []
     for name, stream in beside.listed.items():
-        lacking = opened.clips["shard"].isin(beside.find_lacking(name))
+        lacking = opened.clips["clip_id"].isin(opened.find_lacking(name))
         n_rows = opened.clips["n_faces" if stream.rows == "face" else "n_frames"]
         described.append(
             {
@@ -266,7 +266,7 @@ def _describe_added_streams(opened: Store) -> list[dict[str, Any]]:
                 "size": stream.size,
                 "n_rows": int(n_rows[~lacking].sum()),
                 "bytes": beside.count_bytes(name),
-                "clips_lacking": opened.count_lacking(name),
+                "clips_lacking": int(lacking.sum()),
                 "licence": stream.encoder.get("licence"),
                 "sha256": stream.encoder.get("sha256"),
                 "fingerprint": stream.fingerprint,
@@ -279,6 +279,17 @@ def _describe_added_streams(opened: Store) -> list[dict[str, Any]]:
 def _print_info(info: dict[str, Any], as_json: bool) -> None:
     lines = []
     for name, value in info.items():
-        shown = json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
+        shown = _round(value)
+        if isinstance(shown, dict | list):
+            shown = json.dumps(shown, ensure_ascii=False)
         lines.append(f"{name:18} {shown}")
     print_result(info, "\n".join(lines), as_json=as_json)
+
+
+def _round(value: Any) -> Any:
+    """The same with four digits of each number that is not whole, for people to read."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, list | tuple):
+        return [_round(item) for item in value]
+    return {k: _round(v) for k, v in value.items()} if isinstance(value, dict) else value

@@ -189,12 +189,14 @@ def extract(
     from features.networks.weights import find_face_weights
     from pipeline.config import ExtractConfig
     from pipeline.extract import run_extract
+    from pipeline.sound.stream import AUDIO_STREAM
     from pipeline.sound_pass import add_sound, describe
     from pipeline.workers.resources import Budgets
 
     limits = {"clip_timeout_s": clip_timeout, "worker_gigabytes": worker_memory}
     budgets = Budgets(**{name: limit for name, limit in limits.items() if limit is not None})
     specs = read_encoder_specs(encoders, trust=trust)
+    heard = [None] * audio + [spec for spec in specs if spec.looks_at == "audio"]
     given = {name: value for name, value in settings.items() if value is not None}
     with show_progress("extract", "clips") as show:
         summary = run_extract(
@@ -204,6 +206,7 @@ def extract(
             options=options,
             face_weights=None if face_weights is None else find_face_weights(face_weights),
             encoders=[spec for spec in specs if spec.looks_at != "audio"],
+            later_streams=[AUDIO_STREAM] * audio + [spec.name for spec in heard if spec],
             device=device,
             workers=workers,
             budgets=budgets,
@@ -211,7 +214,6 @@ def extract(
         )
     if not as_json:
         tell_extracted(summary)
-    heard = [None] * audio + [spec for spec in specs if spec.looks_at == "audio"]
     sounds = []
     for encoder in heard:
         with show_progress("sound", "clips") as show:
@@ -259,8 +261,8 @@ def _tell_streams(summary: ExtractSummary) -> None:
     for name, n_clips in summary.streams_lacking.items():
         if n_clips:
             click.echo(
-                f"{summary.store}: {n_clips} clips lack the stream {name} still, so that no head "
-                "reads it"
+                f"{summary.store}: {n_clips} clips lack the stream {name}: heads that read it are "
+                "trained and scored without them"
             )
 
 

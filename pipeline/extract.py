@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from features.errors import ConfigError
 from features.networks.encoders import EncoderSpec
-from features.store.shard_format import StreamHeader
 from features.store.writer import StoreWriter
 from pipeline.config import ExtractConfig
 from pipeline.inputs import Inputs
 from pipeline.manifest.reader import DEFAULT_OPTIONS, ManifestOptions
 from pipeline.record import FailureLog, RunRecord
 from pipeline.resume import plan_extract, read_manifest_for
-from pipeline.second_pass import STREAM_EXTRACTOR, StreamRecord, count_lacking, plan_streams
+from pipeline.second_pass import (
+    STREAM_EXTRACTOR,
+    StreamRecord,
+    add_streams,
+    count_lacking,
+    find_final,
+)
+from pipeline.sound.stream import AUDIO_STREAM
 from pipeline.store_header import (
     choose_face_weights,
     choose_precision,
@@ -26,9 +32,9 @@ from pipeline.store_header import (
     make_header,
     make_stream_header,
 )
-from pipeline.workers.messages import ClipAdded, ClipEnd, Item, Output, StreamOutput, Work
+from pipeline.workers.messages import ClipEnd, Item, Output, Work
 from pipeline.workers.pool import WorkerPool
-from pipeline.workers.resources import DEFAULT_BUDGETS, Budgets, Job, count_workers
+from pipeline.workers.resources import DEFAULT_BUDGETS, Budgets, Job
 
 _log = logging.getLogger(__name__)
 
@@ -58,8 +64,7 @@ class ExtractSummary:
     frames: int = 0
     faces: int = 0
     streams_lacking: Mapping[str, int] = field(default_factory=dict)
-    """Stream of an encoder that was given -> clips that lack it still: those in shards of which a
-    clip failed."""
+    """Stream of an encoder that was given -> clips that lack it still."""
     wall_s: float = 0.0
     fingerprint: str
     store: str
@@ -80,6 +85,7 @@ def run_extract(
     options: ManifestOptions = DEFAULT_OPTIONS,
     face_weights: Path | None = None,
     encoders: Sequence[EncoderSpec] = (),
+    later_streams: Collection[str] = (),
     device: str = "auto",
     workers: int | None = 1,
     budgets: Budgets = DEFAULT_BUDGETS,
@@ -100,6 +106,7 @@ def run_extract(
             None: the shipped ones that the store was made with, or the default.
         encoders: Each makes a stream, of all clips: docs/encoders.md. In a new store those named
             ``context`` and ``face`` take the place of the two CNNs; new clips of it need them, too.
+        later_streams: Streams of sound that are added after this: no warning that clips lack them.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         workers: Processes beside this one, which loads no network; with several GPUs and ``cuda``
             each takes the next one. None: as many as pay, as ``count_workers`` tells.
@@ -132,7 +139,7 @@ def run_extract(
             inputs.tidy()
             plan = plan_extract(listed.clips, writer.open(), config, inputs)
             if plan.todo:
-                _check_replaced(writer, replaced, streams)
+                _check_replaced(writer, replaced, {stream.name for stream in streams})
             if plan.updates:
                 _log.info(
                     "%d clips have new labels in the manifest; their features stay",
@@ -140,7 +147,8 @@ def run_extract(
                 )
                 writer.relabel(plan.updates)
             failures = FailureLog(store)
-            failures.forget({c.clip_id for c in listed.clips} - {c.clip_id for c in plan.todo})
+            done_ids = {c.clip_id for c in listed.clips} - {c.clip_id for c in plan.todo}
+            failures.forget(done_ids - find_final(writer.open()))
             failures.write()
             record = RunRecord(writer, failures, inputs, began_s)
             work = Work(
@@ -150,9 +158,9 @@ def run_extract(
                 device=device,
                 encoders=tuple(encoders),
             )
-            n_clips = len(plan.todo) + count_lacking(writer, streams)
+            n_clips = len(plan.todo) + count_lacking(writer.open(), streams)
             if plan.todo:
-                _warn_of_lacking(writer, streams)
+                _warn_of_lacking(writer, {stream.name for stream in streams}.union(later_streams))
                 job = Job(
                     work=work,
                     output=Output(store=store, header=header, stream_headers=streams),
@@ -165,23 +173,18 @@ def run_extract(
                     pool.run(job, _tell_progress(record, n_clips, progress))
                 finally:
                     failures.write()
-            added = plan_streams(writer, streams, listed.clips, inputs)
-            added_record = StreamRecord(writer, failures, added)
-            if added.units:
-                with WorkerPool(device, STREAM_EXTRACTOR) as stream_pool:
-                    job = Job(
-                        work=replace(work, shards=added.tasks),
-                        output=StreamOutput(store=store, headers=streams),
-                        clips=added.units,
-                        n_workers=workers
-                        or count_workers(
-                            added.n_clips, stream_pool.find_machine(), work.network_bytes
-                        ),
-                        budgets=budgets,
-                    )
-                    stream_pool.run(job, _tell_added(record, added_record, added.n_clips, progress))
-            failures.write()
-            lacking = {stream.name: count_lacking(writer, [stream]) for stream in streams}
+            added_record = add_streams(
+                writer,
+                streams,
+                listed.clips,
+                work=work,
+                extractor=STREAM_EXTRACTOR,
+                failures=failures,
+                n_workers=workers,
+                budgets=budgets,
+                progress=lambda added: progress(_sum_up(record, added)),
+            )
+            lacking = {stream.name: count_lacking(writer.open(), [stream]) for stream in streams}
     return ExtractSummary(
         clips_done=record.n_done,
         clips_skipped=len(listed.clips) - len(plan.todo),
@@ -221,34 +224,19 @@ def _tell_progress(
     return take
 
 
-def _tell_added(
-    first: RunRecord,
-    record: StreamRecord,
-    n_clips: int,
-    progress: Callable[[ExtractProgress], None],
-) -> Callable[[int, Item], None]:
-    """The same in a second pass. first: what the first one did."""
-
-    def take(number: int, item: Item) -> None:
-        record.take(number, item)
-        if isinstance(item, ClipAdded | ClipEnd):
-            progress(
-                ExtractProgress(
-                    n_clips=first.n_done + first.n_failed + n_clips,
-                    n_done=first.n_done + record.n_done,
-                    n_failed=first.n_failed + len(record.failed_ids),
-                    n_frames=first.n_frames + record.n_frames,
-                )
-            )
-
-    return take
+def _sum_up(first: RunRecord, second: StreamRecord) -> ExtractProgress:
+    """How far a second pass has come, with what the first one did."""
+    return ExtractProgress(
+        n_clips=first.n_done + first.n_failed + second.n_clips,
+        n_done=first.n_done + second.n_done,
+        n_failed=first.n_failed + len(second.failed_ids),
+        n_frames=first.n_frames + second.n_frames,
+    )
 
 
-def _check_replaced(
-    writer: StoreWriter, replaced: frozenset[str], streams: Sequence[StreamHeader]
-) -> None:
+def _check_replaced(writer: StoreWriter, replaced: frozenset[str], given: Collection[str]) -> None:
     """Raise ConfigError where new clips would have neither a CNN's features nor an encoder's."""
-    for name in sorted(replaced - {stream.name for stream in streams}):
+    for name in sorted(replaced.difference(given)):
         made_by = writer.open().streams_beside.listed.get(name)
         sha256 = made_by.encoder.get("sha256", "") if made_by else ""
         which = f" (a file with SHA-256 {sha256[:12]}...)" if sha256 else ""
@@ -258,14 +246,13 @@ def _check_replaced(
         )
 
 
-def _warn_of_lacking(writer: StoreWriter, streams: Sequence[StreamHeader]) -> None:
-    """Log which streams of the store new clips will not have; sound joins them afterwards."""
-    given = {stream.name for stream in streams}
+def _warn_of_lacking(writer: StoreWriter, given: Collection[str]) -> None:
+    """Log which streams of the store new clips will not have. given: those that they will."""
     listed = writer.open().streams_beside.listed
-    seen = [name for name in listed if listed[name].encoder.get("looks_at") != "audio"]
-    if names := [name for name in seen if name not in given]:
+    if names := [name for name in listed if name not in given]:
         _log.warning(
-            "%s: new clips lack the streams %s; run the same again with their --encoder",
+            "%s: new clips lack the streams %s; run the same again with %s",
             writer.path,
             ", ".join(names),
+            "--audio, and --encoder for the others" if AUDIO_STREAM in names else "their --encoder",
         )

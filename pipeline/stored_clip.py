@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,9 @@ from numpy.typing import NDArray
 from features.contracts import Clip
 from features.errors import ClipError
 from features.store.shard_reader import ClipRows, ShardIndex, read_clip_rows
-from pipeline.decode.sampling import FrameRecord
+
+if TYPE_CHECKING:  # it loads torch, which sound does without
+    from pipeline.decode.sampling import FrameRecord
 
 _SAME_TIME_S = 1e-6
 

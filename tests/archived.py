@@ -3,7 +3,7 @@
 An archive stays as the release of its time wrote it: every later code must read it. Written once,
 for a new format version or new kinds of data, with::
 
-    python -m tests.archived tests/archives/store-v1-face.bundle.xz
+    python -m tests.archived tests/archives/store-v1-lacking.bundle.xz
 """
 
 from __future__ import annotations
@@ -18,33 +18,53 @@ import numpy as np
 
 from features.contracts import MEC_CLASSES, ClipFeatures
 from features.store.bundle import pack_bundle
-from features.store.shard_format import StreamHeader
+from features.store.shard_format import Lack, StreamHeader
 from features.store.writer import write_store
+from tests.added_streams import take_away
 from tests.builders import clip_features
 
 MAP_SHAPE = (512, 2, 1)
 STREAMS = {"audio": 3}
+EXPRESSIONS = ("joy", "怒り")
+ADDED_STREAMS = (
+    StreamHeader(name="places", rows="frame", size=2, fingerprint="p", encoder={"licence": "MIT"}),
+    StreamHeader(name="dino", rows="face", size=5, fingerprint="d", encoder={"sha256": "0" * 64}),
+)
+LACKING = {"places": {"zweiter": Lack.RETRIED}, "dino": {"first": Lack.FINAL}}
 VECTOR_SIZE = 3
-FACE = StreamHeader(name="face", rows="face", size=3, fingerprint="f", encoder={"licence": "MIT"})
 LICENCES = {"context": "MIT, as far as is known"}
+"""Of ``store-v1-face``."""
 
 
 def archived_clips(archive: str) -> list[ClipFeatures]:
     """Two clips of every kind of data of their time, their values easily compressed.
 
     archive: ``store-v1``: what the first version 1 knew. ``store-v1-streams``: expressions, face
-    vectors of another size, and streams beside the shards. ``store-v1-face``: an encoder's stream
+    vectors of another size, and streams beside the shards. ``store-v1-lacking``: the same, in which
+    each clip lacks a stream (files of streams of version 2). ``store-v1-face``: an encoder's stream
     in the place of the face features; the header tells licences.
     """
     clips = [_make_clip("first", n_frames=2, n_faces=3), _make_clip("zweiter", label="", n_faces=0)]
     if archive == "store-v1":
         return clips
-    return [(_add_later_data if archive == "store-v1-streams" else _replace_face)(c) for c in clips]
+    if archive == "store-v1-face":
+        return list(map(_replace_face, clips))
+    later = [_add_later_data(clip) for clip in clips]
+    return list(map(_leave_out_lacking, later)) if archive == "store-v1-lacking" else later
 
 
 def _replace_face(clip: ClipFeatures) -> ClipFeatures:
     rows = np.arange(clip.n_faces, dtype=np.float16)[:, None] * np.ones(VECTOR_SIZE, np.float16)
     return replace(clip, face_vector=None, face_map=None, face_streams={"face": rows})
+
+
+def _leave_out_lacking(clip: ClipFeatures) -> ClipFeatures:
+    has = {name for name, lacks in LACKING.items() if clip.clip_id not in lacks}
+    return replace(
+        clip,
+        streams={name: rows for name, rows in clip.streams.items() if name in {"audio", *has}},
+        face_streams={name: rows for name, rows in clip.face_streams.items() if name in has},
+    )
 
 
 def _add_later_data(clip: ClipFeatures) -> ClipFeatures:
@@ -86,19 +106,22 @@ def _make_clip(
 
 
 def write_archive(file: Path) -> None:
-    """Write the bundle of a store with the newest ``archived_clips``, compressed by xz."""
+    """Write the bundle of a store with the clips of the newest archive, compressed by xz."""
     with TemporaryDirectory() as folder:
         store = write_store(
             Path(folder) / "store",
-            archived_clips("store-v1-face"),
+            archived_clips("store-v1-streams"),  # some of which is taken away below
             classes=MEC_CLASSES,
             fingerprint="archive",
             config={"rate_hz": 5},
-            keeps_face=False,
-            licences=LICENCES,
+            face_map_shape=MAP_SHAPE,
+            face_vector_size=VECTOR_SIZE,
+            expressions=EXPRESSIONS,
             streams=STREAMS,
-            added_streams=[FACE],
+            added_streams=ADDED_STREAMS,
         )
+        for name, lacks in LACKING.items():
+            take_away(store, name, lacks)
         pack_bundle(store, Path(folder) / "bundle")
         file.write_bytes(lzma.compress((Path(folder) / "bundle").read_bytes()))
 

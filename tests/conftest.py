@@ -44,6 +44,7 @@ def local(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     n_threads = torch.get_num_threads()
     monkeypatch.setattr("pipeline.extract.WorkerPool", LocalPool)
+    monkeypatch.setattr("pipeline.second_pass.WorkerPool", LocalPool)
     monkeypatch.setattr("pipeline.workers.extractor.FrameEncoder", load_once)
     yield
     torch.set_num_threads(n_threads)

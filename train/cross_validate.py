@@ -12,7 +12,8 @@ import pandas as pd
 from features.errors import ConfigError
 from features.store.reader import open_store
 from train.config import check_head_streams, expand_heads
-from train.data.splits import make_folds
+from train.data.splits import leave_out_clips, make_folds
+from train.data.store_streams import find_lacking
 from train.data.stores import check_stores, describe_stores
 from train.fit import FitResult, fit_data
 from train.fit_jobs import FitData, FitProgress, Observe
@@ -49,12 +50,17 @@ def run_fit_folds(
     """
     if request.test_stores:
         raise ConfigError("--folds tests every clip of --store; --test-store cannot join it.")
-    check_head_streams(expand_heads(request.heads, request.config), request.config)
-    opened = [open_store(path, verify=request.verify) for path in request.stores]
+    heads = expand_heads(request.heads, request.config)
+    check_head_streams(heads, request.config)
+    whole = [open_store(path, verify=request.verify) for path in request.stores]
+    ids = pd.concat([store.clips["clip_id"] for store in whole])
+    in_one_split = dict.fromkeys(ids, "train")  # the manifest's play no part
+    together = [store.with_splits(in_one_split) for store in whole]
+    check_stores(together)
+    lacking = find_lacking(heads, request.config, together)
+    opened = leave_out_clips(whole, lacking)
     clips = pd.concat([store.clips for store in opened], ignore_index=True)
-    in_one_split = dict.fromkeys(clips["clip_id"], "train")  # the manifest's play no part
-    check_stores([store.with_splits(in_one_split) for store in opened])
-    described = describe_stores(opened)
+    described = describe_stores(opened, len(lacking))
     divided = [
         replace(fold, clips_sha256=described["clips_sha256"]) for fold in make_folds(clips, folds)
     ]
@@ -62,7 +68,9 @@ def run_fit_folds(
     results = []
     for fold in divided:
         stores = [store.with_splits(fold.splits) for store in opened]
-        data = FitData(stores=stores, described=describe_stores(stores), fold=fold)
+        check_stores(stores)
+        of_fold = describe_stores(stores, len(lacking))
+        data = FitData(stores=stores, described=of_fold, fold=fold)
         results.append(fit_data(data, request, progress=progress, observe=observe))
     summaries = [summary for result in results for summary in result.runs]
     subjects = dict(zip(clips["clip_id"], clips["subject"], strict=True))

@@ -10,8 +10,8 @@ from features.networks.runtime import choose_device, choose_precision
 from features.store.reader import open_store
 from train.config import check_head_streams, expand_heads
 from train.data.clips import check_train_table, check_val_table
-from train.data.splits import split_test_stores
-from train.data.store_streams import choose_matrices
+from train.data.splits import leave_out_clips, split_test_stores
+from train.data.store_streams import choose_matrices, find_lacking
 from train.data.stores import check_stores, describe_stores, list_clips
 from train.fit_jobs import FitData, FitJobs, FitProgress, Observe
 from train.naming import hash_runs
@@ -81,7 +81,8 @@ def run_fit(
             training.
         FailedRunsError: Losses were not a number; the other runs are complete, and in its result.
     """
-    check_head_streams(expand_heads(request.heads, request.config), request.config)
+    heads = expand_heads(request.heads, request.config)
+    check_head_streams(heads, request.config)
     opened = [open_store(path, verify=request.verify) for path in request.stores]
     paths: dict[str, list[str]] = {}
     if request.test_stores:
@@ -91,7 +92,10 @@ def run_fit(
             "paths": list(map(str, request.stores)),
             "test_paths": list(map(str, request.test_stores)),
         }
-    data = FitData(stores=opened, described=describe_stores(opened) | paths)
+    check_stores(opened)
+    lacking = find_lacking(heads, request.config, opened)
+    kept = leave_out_clips(opened, lacking)
+    data = FitData(stores=kept, described=describe_stores(kept, len(lacking)) | paths)
     return list(fit_data(data, request, progress=progress, observe=observe).check().runs)
 
 
@@ -102,11 +106,10 @@ def fit_data(
     progress: Callable[[FitProgress], None] = lambda _: None,
     observe: Observe = lambda *_: None,
 ) -> FitResult:
-    """As ``run_fit``, on stores that are open; runs without a result are told, not raised."""
+    """As ``run_fit``, on stores that are checked; runs without a result are told, not raised."""
     device = choose_device(request.device)
     config = replace(request.config, precision=choose_precision(request.config.precision, device))
     heads = expand_heads(request.heads, config)
-    check_stores(data.stores)
     networks = [head for head in heads if head != ENSEMBLE]
     matrices = choose_matrices(networks, config, data.stores)
     clips = list_clips(data.stores)

@@ -29,7 +29,7 @@ from train.training.parallel import count_workers, run_jobs, split_seeds
 from train.training.specs import RunSpec
 
 _WAIT_S = 2.0
-_TOLD = ("clips_sha256", "n_failed")
+_TOLD = ("clips_sha256", "n_failed", "n_lacking")
 """What config.json tells of the clips, and so the report; the rest follows from it."""
 
 _log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class FitData:
         """Whether the scores of a complete run, and what it tells of clips, are of these."""
         config = read_config(run)
         fold = self.fold.describe() if self.fold else None
-        told = [config["store"][name] for name in _TOLD]
+        told = [config["store"].get(name, 0) for name in _TOLD]
         return told == [self.described[name] for name in _TOLD] and config.get("fold") == fold
 
 

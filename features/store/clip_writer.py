@@ -115,19 +115,19 @@ class ClipWriter:
         return describe_shard(self._store, shard.path)
 
     def _begin_shard(self) -> None:
-        path, number = self._claim_shard()
+        path = self._claim_shard()
         self._shard = ShardWriter(path, self._header)
         try:
             for header in self._stream_headers:
-                self._streams.append(StreamShardWriter(self._store, header, number))
+                self._streams.append(StreamShardWriter(self._store, header, path.name))
         except BaseException:
             shard, self._shard = self._shard, None
             streams, self._streams = self._streams, []
             _abandon(shard, streams)
             raise
 
-    def _claim_shard(self) -> tuple[Path, int]:
-        """The path of a shard, and its number; its partial file is made, which nobody else can do.
+    def _claim_shard(self) -> Path:
+        """The path of a shard; its partial file is made, which nobody else can do.
 
         Its number is above those of all shards that were finished when this writer began.
         """
@@ -143,7 +143,7 @@ class ClipWriter:
             except FileExistsError:
                 continue  # another was faster
             if not path.exists():
-                return path, number
+                return path
             partial_path(path).unlink()  # another began and finished it meanwhile
 
     def _take_streams(self, part: ClipFeatures) -> tuple[dict[str, Rows], ClipFeatures]:

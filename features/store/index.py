@@ -75,12 +75,14 @@ class StreamFile:
     """Path inside the store, for example ``streams/dino/0000.h5``, of ``shards/0000.h5``."""
     sha256: str
     n_bytes: int
+    n_lacking: int = 0
+    """Clips in it that lack the stream."""
 
     def __post_init__(self) -> None:
         if not STREAM_FILE_NAME.fullmatch(self.name):
             raise ValueError(f"{self.name!r}: expected a name like streams/dino/0000.h5")
-        if self.n_bytes < 0:
-            raise ValueError(f"{self.name}: {self.n_bytes} bytes")
+        if min(self.n_bytes, self.n_lacking) < 0:
+            raise ValueError(f"{self.name}: {self.n_bytes} bytes, {self.n_lacking} clips lack it")
 
     @property
     def shard_name(self) -> str:
@@ -89,7 +91,8 @@ class StreamFile:
 
     @cached_property
     def _json(self) -> str:
-        return dump_json({f.name: getattr(self, f.name) for f in fields(self)})
+        described = {f.name: getattr(self, f.name) for f in fields(self)}
+        return dump_json({name: v for name, v in described.items() if name != "n_lacking" or v})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,4 @@
-"""A store: a folder of shards that share one fingerprint, their index, and who failed.
-
-::
-
-    store.json       what the store is, and each shard with its size and SHA-256
-    shards/0000.h5   see FORMAT.md
-    failures.csv     clips that could not be used: clip_id, path, step, reason
-    inputs.jsonl     size and time of each clip's file when it was hashed; may be deleted
-"""
+"""A store: a folder of shards that share one fingerprint, their index, and who failed."""
 
 from __future__ import annotations
 
@@ -38,7 +30,7 @@ from features.store.index import (
     read_failures,
     read_store_index,
 )
-from features.store.shard_format import ShardHeader, StreamHeader
+from features.store.shard_format import Lack, ShardHeader, StreamHeader
 from features.store.shard_reader import (
     ShardIndex,
     check_shard,
@@ -46,7 +38,7 @@ from features.store.shard_reader import (
     iter_shard_clips,
     read_shard_index,
 )
-from features.store.stream_files import StreamReader
+from features.store.streams.reader import StreamReader
 
 _REMEDY = "Delete the file and run extract: its clips are extracted again"
 
@@ -88,7 +80,10 @@ class Store:
 
     @cached_property
     def streams(self) -> Mapping[str, StreamHeader]:
-        """The extra streams that every clip has, in the shards and beside them, by name."""
+        """The extra streams, in the shards and beside them, by name: of all shards.
+
+        Single clips may lack one (``find_lacking``): their features do not hold it.
+        """
         inside = {
             name: StreamHeader(
                 name=name, rows="frame", size=size, fingerprint=self.fingerprint, encoder={}
@@ -97,9 +92,18 @@ class Store:
         }
         return inside | self.streams_beside.find_complete()
 
-    def count_lacking(self, name: str) -> int:
-        """How many clips lack a stream beside the shards."""
-        return int(self.clips["shard"].isin(self.streams_beside.find_lacking(name)).sum())
+    def find_lacking(self, name: str) -> dict[str, Lack]:
+        """The clips that lack a stream, by id, in the store's order; also where a shard does.
+
+        Raises:
+            ShardError: A file of the stream that says so is damaged.
+        """
+        lacking: dict[str, Lack] = {}
+        for number, places in groupby(self._places, key=itemgetter(0)):
+            if name not in self.header.streams:
+                rows, index = [row for _, row in places], self._indices[number]
+                lacking |= self.streams_beside.find_lacking(name, index, rows)
+        return lacking
 
     def with_splits(self, splits: Mapping[str, str]) -> Store:
         """The same store on disk, with other splits; clips that are not named are not there.
@@ -266,8 +270,10 @@ class Store:
             return
         beside = [self.streams[name] for name in names if name not in self.header.streams]
         values = [self.streams_beside.iter_rows(s.name, index, rows) for s in beside]
+        lacks = {s.name: self.streams_beside.find_lacking(s.name, index, rows) for s in beside}
         for clip, *of_clip in zip(clips, *values, strict=True):
-            found = list(zip(beside, of_clip, strict=True))
+            pairs = zip(beside, of_clip, strict=True)
+            found = [(s, rows) for s, rows in pairs if clip.clip_id not in lacks[s.name]]
             inside = {name: rows for name, rows in clip.streams.items() if name in names}
             yield replace(
                 clip,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Any
 
 from features.contracts import (
@@ -41,6 +42,10 @@ FACE_FEATURES = ("vector", "map", "expression")
 
 STREAM_FORMAT_NAME = "caca-rnn-stream"
 STREAM_FORMAT_VERSION = 1
+"""Of a stream's file; part of the fingerprint of every stream."""
+LACKING_STREAM_VERSION = 2
+"""Of one with a clip that lacks the stream: code that knows no such clips must not take its zeros
+for values."""
 STREAM_ROWS = ("frame", "face")
 _MOST_NAME_LENGTH = 64
 """Of an added stream: the path of its files fits into the header of a tar archive."""
@@ -112,6 +117,16 @@ class ShardHeader:
         if self.expressions:
             columns["expression"] = ("f2", (len(self.expressions),))
         return columns
+
+
+class Lack(IntEnum):
+    """Whether a clip lacks a stream, and what can change that: values of ``/clip/lacks``."""
+
+    NO = 0
+    RETRIED = 1
+    """Its file was not to be had, or it ended its worker: it is tried again."""
+    FINAL = 2
+    """What its file holds cannot be used: it is not tried again until the file is another."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,18 +19,21 @@ from features.store.shard_checks import check_phases
 from features.store.shard_format import (
     FORMAT_NAME,
     FORMAT_VERSION,
+    LACKING_STREAM_VERSION,
     NUMBER_COLUMNS,
     OPTIONAL_COLUMNS,
     STREAM_FORMAT_NAME,
     STREAM_FORMAT_VERSION,
     TEXT_COLUMNS,
+    Lack,
     ShardHeader,
     StreamHeader,
-    name_number,
 )
 from features.store.shard_reader import read_shard_index
 
 _TEXT_COLUMNS = (*TEXT_COLUMNS, *OPTIONAL_COLUMNS)
+_ZERO_ROWS = 1024
+"""Written at once."""
 
 
 class ShardWriter:
@@ -176,23 +179,25 @@ class ShardWriter:
 class StreamShardWriter:
     """Writes the file of a stream that belongs to one shard; ``finish`` gives it its name."""
 
-    def __init__(self, store: Path, header: StreamHeader, number: int) -> None:
-        """The clips and rows to be written are those of the shard of this number, in its order.
+    def __init__(self, store: Path, header: StreamHeader, shard_name: str) -> None:
+        """The clips and rows to be written are those of this shard, in its order.
 
         Args:
             store: The store's folder.
             header: Of the stream.
-            number: Of the shard: 7 for ``shards/0007.h5``, which need not be there yet.
+            shard_name: ``shards/0007.h5``, which need not be there yet.
 
         Raises:
             OSError: The file cannot be made.
         """
         self.header = header
-        self.path = store / name_stream_file(header.name, number)
+        self.path = store / name_stream_file(header.name, shard_name)
         if not self.path.parent.is_dir():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             sync_folder(self.path.parent.parent)
         self._clips: list[tuple[str, str]] = []
+        self.lacks: list[Lack] = []
+        """Of the clips so far."""
         self._row_offset = [0]
         self._n_rows = 0
         """Of the clip at hand."""
@@ -225,9 +230,22 @@ class StreamShardWriter:
         self._output.check()
         self._n_rows += len(values)
 
-    def close_clip(self, clip_id: str, sha256: str) -> None:
-        """Make the rows since the last clip a clip. sha256: of its file, as in the shard."""
+    def add_zeros(self, n_rows: int) -> None:
+        """As ``add_rows``, for rows that nobody reads. Raises OSError."""
+        for first in range(0, n_rows, _ZERO_ROWS):
+            n = min(_ZERO_ROWS, n_rows - first)
+            self.add_rows(np.zeros((n, self.header.size), dtype=np.float16))
+
+    def close_clip(self, clip_id: str, sha256: str, lacks: Lack = Lack.NO) -> None:
+        """Make the rows since the last clip a clip.
+
+        Args:
+            clip_id: Its id.
+            sha256: Of its file, as in the shard.
+            lacks: Whether it lacks the stream: then its rows are zeros.
+        """
         self._clips.append((clip_id, sha256))
+        self.lacks.append(lacks)
         self._row_offset.append(self._row_offset[-1] + self._n_rows)
         self._n_rows = 0
 
@@ -243,6 +261,9 @@ class StreamShardWriter:
             texts = [clip[i] for clip in self._clips]
             file.create_dataset(f"clip/{name}", data=texts, dtype=h5py.string_dtype("utf-8"))
         file["row_offset"] = np.array(self._row_offset, dtype=np.int64)
+        if any(self.lacks):
+            file.attrs["format_version"] = LACKING_STREAM_VERSION
+            file["clip/lacks"] = np.array(self.lacks, dtype=np.uint8)
         self._output.publish()
 
     def abandon(self) -> None:
@@ -250,9 +271,9 @@ class StreamShardWriter:
         self._output.abandon()
 
 
-def name_stream_file(name: str, number: int) -> str:
-    """The path inside a store of a stream's file for the shard of a number."""
-    return f"streams/{name}/{name_number(number)}"
+def name_stream_file(name: str, shard_name: str) -> str:
+    """The path inside a store of a stream's file for a shard."""
+    return f"streams/{name}/{Path(shard_name).name}"
 
 
 def rewrite_clip_columns(path: Path, updates: Mapping[str, Mapping[str, str]]) -> None:

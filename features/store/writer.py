@@ -37,7 +37,7 @@ from features.store.reader import Store
 from features.store.shard_format import ShardHeader, StreamHeader
 from features.store.shard_reader import check_shard, read_shard_index
 from features.store.shard_writer import rewrite_clip_columns
-from features.store.stream_files import StreamListing
+from features.store.streams.listing import StreamListing
 
 SHARD_FRAMES = 4096
 """A shard is finished when it has this many frames: what a crash can cost each worker at most."""
@@ -131,6 +131,8 @@ class StoreWriter:
 
     def list_stream_file(self, file: Path) -> None:
         """Take a finished file of a stream, whose shard is listed, into store.json.
+
+        It may have taken the place of one in which more clips lacked the stream.
 
         Args:
             file: ``StreamShardWriter.path``.

@@ -51,11 +51,15 @@ _POINTERS = (
 """What a file in a film's place begins with, in small letters, and what is said of it."""
 
 
-class MissingFileError(ClipError):
+class UnreadableError(ClipError):
+    """A file is not to be had, whatever it holds."""
+
+
+class MissingFileError(UnreadableError):
     """No file has this path."""
 
 
-class ChangedError(ClipError):
+class ChangedError(UnreadableError):
     """A file was replaced or written to while it was read."""
 
     def __init__(self) -> None:

@@ -87,7 +87,8 @@ def iter_sound(
                 n_samples = round((clip.end_s - (clip.start_s or 0.0)) * SOUND_RATE_HZ)
             yield from _join(_iter_segments(file, clip, origin_s, notes), n_samples)
     except OSError as error:
-        raise ClipError(f"cannot be read ({error.strerror or error})") from error
+        kind = ClipError if isinstance(error, av.error.FFmpegError) else opening.UnreadableError
+        raise kind(f"cannot be read ({error.strerror or error})") from error
 
 
 @lru_cache(maxsize=256)

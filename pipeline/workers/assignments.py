@@ -49,6 +49,8 @@ class _Place:
     """Clips in a row that ended their worker, alone and fresh, the same way."""
     kind: str = ""
     """Which."""
+    has_progressed: bool = False
+    """The present worker has done a clip of a shard."""
     probe: Task | None = None
     """Comes before all else."""
 
@@ -108,6 +110,15 @@ class Assignments:
         self._places[number].unfinished.clear()
         self._n_idle_deaths = 0
 
+    def note_progress(self, number: int) -> None:
+        """A worker has done a clip of the shard that it holds: workers work."""
+        place = self._places[number]
+        place.n_deaths, place.has_progressed = 0, True
+
+    def try_again(self, clip: Clip) -> None:
+        """Hand out again, alone, one that was given up, as another part of it may be at fault."""
+        self._waiting.appendleft(Task(clip=clip, alone=True))
+
     def lose(self, number: int, death: Death, suspect_id: str | None = None) -> list[Clip]:
         """A worker has died. Returns clips that are given up; others that it held are tried again.
 
@@ -122,6 +133,7 @@ class Assignments:
         """
         place = self._places[number]
         held, n_given, unfinished = place.held, place.n_given, place.unfinished
+        has_progressed, place.has_progressed = place.has_progressed, False
         self._waiting.extendleft(Task(clip=task.clip) for task in reversed(unfinished))
         place.held, place.unfinished, place.n_given = [], [], 0
         if not held:
@@ -138,8 +150,10 @@ class Assignments:
                 len(unfinished),
             )
             return []
-        if held[0].is_probe:
+        if held[0].is_probe and not has_progressed:
             raise WorkerError(_describe_fault(held[0], death))
+        if held[0].was_done:
+            return []
         if held[0].alone and n_given == 1:
             self._count_death(place, death)
             return [held[0].clip]

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.contracts import Clip, ClipFeatures
 from features.networks.encoders import EncoderSpec
-from features.store.index import Failure, ShardEntry
-from features.store.shard_format import ShardHeader, StreamHeader
+from features.store.index import WORKER_STEP, Failure, ShardEntry
+from features.store.shard_format import Lack, ShardHeader, StreamHeader
+from features.store.shard_reader import ShardIndex
 from features.store.writer import SHARD_FRAMES
 from pipeline.config import ExtractConfig
 from pipeline.inputs import InputFile
@@ -58,7 +60,8 @@ class Work:
 
     config: ExtractConfig
     """Its precision is chosen."""
-    face_weights: Path
+    face_weights: Path = Path()
+    """Of the first pass."""
     inputs: Path
     """inputs.jsonl of the store."""
     device: str
@@ -66,8 +69,6 @@ class Work:
     encoders: tuple[EncoderSpec, ...] = ()
     """Each makes a stream beside the shards; ``context`` and ``face`` those of CNNs that are then
     not loaded."""
-    shards: Mapping[str, ShardTask] = field(default_factory=dict)
-    """Of a second pass: name of a finished shard -> what is to be added to it."""
     n_threads: int = 1
     """Of the networks."""
     n_decoders: int = 1
@@ -80,13 +81,72 @@ class Work:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardTask:
-    """Streams that are to be added to a finished shard."""
+class WantedClip:
+    """A clip of a finished shard that is to get streams."""
 
     streams: tuple[str, ...]
-    paths: Mapping[str, Path]
-    """Clip id -> file, of the clips to be decoded; the rows of others, if they have any, do not
-    count: the clips were extracted again into a later shard."""
+    path: Path | None
+    """Of its file; None: it has no row in these streams."""
+    failure: Failure | None = None
+    """Why it cannot be had: it lacks the streams."""
+
+    @property
+    def is_read(self) -> bool:
+        """Whether its file is to be decoded."""
+        return self.path is not None and self.failure is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardUnit(Clip):
+    """In a second pass: a finished shard that is to get streams; for the pool it is a clip.
+
+    Its id is the shard's name: it is given to a worker, and tried again, as a whole.
+    """
+
+    streams: tuple[str, ...]
+    wanted: Mapping[str, WantedClip]
+    """By id. The rows of other clips are those that a file of the stream has already; where there
+    is none they do not count, as a later shard holds the clip again."""
+    one_by_one: bool = False
+    """No clip is decoded ahead of another: the one that is read is the one that ends a worker."""
+
+    def leave_out(self, failure: Failure) -> ShardUnit | None:
+        """The same without the clip that failed; None: it is no clip that could be left out."""
+        clip = self.wanted.get(failure.clip_id)
+        if clip is None or not clip.is_read:
+            return None
+        wanted = {**self.wanted, failure.clip_id: replace(clip, failure=failure)}
+        return replace(self, wanted=wanted)
+
+    def end_clip(
+        self,
+        index: ShardIndex,
+        row: int,
+        *,
+        was_read: bool = False,
+        failure: Failure | None = None,
+        notes: Mapping[str, float] = MappingProxyType({}),
+    ) -> ClipAdded:
+        """The end of a clip. index: of the shard, of which the clip has this row."""
+        wanted = self.wanted.get(index.columns["id"][row])
+        return ClipAdded(
+            shard_name=self.clip_id,
+            clip_id=index.columns["id"][row],
+            sha256=index.columns["sha256"][row],
+            n_frames=int(index.frame_offset[row + 1] - index.frame_offset[row]),
+            n_faces=int(index.face_offset[row + 1] - index.face_offset[row]),
+            streams=self.streams,
+            wanted=wanted,
+            was_read=was_read,
+            failure=failure or (wanted.failure if wanted else None),
+            notes=dict(notes),
+        )
+
+    def end(self, index: ShardIndex) -> ClipEnd:
+        """The end of the shard."""
+        state = index.state
+        file = InputFile(n_bytes=state.n_bytes, mtime_ns=state.mtime_ns, sha256="")
+        return ClipEnd(clip=self, file=file)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +251,7 @@ class ShardFinished:
     entry: ShardEntry | None = None
     """None in a second pass."""
     stream_files: tuple[str, ...] = ()
-    """In a second pass: files of streams that have their names."""
+    """In a second pass: files of streams that have their names, those that have changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,13 +265,30 @@ class StreamPart:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipAdded:
-    """In a second pass: the end of a clip of the shard at hand, which has all its rows."""
+    """In a second pass: the end of a clip of the shard at hand, whose rows came before."""
 
     shard_name: str
     clip_id: str
     sha256: str
     n_frames: int
     n_faces: int
+    streams: tuple[str, ...]
+    """That the shard is to get."""
+    wanted: WantedClip | None
+    """What the clip is to get of them; None: nothing."""
+    was_read: bool = False
+    """Its file was decoded, or this was tried."""
+    failure: Failure | None = None
+    """Why it has not got them."""
+    notes: Mapping[str, float] = field(default_factory=dict)
+    """What was unusual about its sound (``pipeline.decode.notes``)."""
+
+    @property
+    def lacks(self) -> Lack:
+        """Whether it lacks those that it was to get."""
+        if self.failure is None:
+            return Lack.NO
+        return Lack.RETRIED if self.failure.step in ("read", WORKER_STEP) else Lack.FINAL
 
 
 @dataclass(frozen=True, kw_only=True)

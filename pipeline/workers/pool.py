@@ -8,7 +8,7 @@
 
 What a worker had in finished shards is kept; the clips of its unfinished one are extracted again. A
 clip that ends its worker is tried once more, alone in a new one; then it is a failure like any
-other, and its step is ``worker``.
+other, and its step is ``worker``. A shard of a second pass is then tried without that clip of it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 from features.disk import uninterrupted
 from features.errors import UserError, WorkerError
-from features.store.index import WORKER_STEP, Failure, describe_shard
+from features.store.index import describe_shard
 from pipeline.workers import messages
 from pipeline.workers.assignments import Assignments
 from pipeline.workers.process import TIME, Worker, WorkerProcess
@@ -233,7 +233,9 @@ class WorkerPool:
             run.assignments.finish(worker.number)
             run.record(worker.number, message)
         elif isinstance(message, messages.Loaded | messages.Timing | messages.ClipAdded):
-            worker.progressed_s = self.clock_s
+            worker.note_progress(self.clock_s)
+            if isinstance(message, messages.ClipAdded) and message.was_read:
+                run.assignments.note_progress(worker.number)
             run.record(worker.number, message)
         else:
             self._take_answer(message)
@@ -273,6 +275,8 @@ class WorkerPool:
             worker.process.send(None)
             return
         task = run.assignments.find(worker.number, clip.clip_id)
+        if task is not None and task.alone and isinstance(clip, messages.ShardUnit):
+            clip = replace(clip, one_by_one=True)
         worker.process.send(messages.Given(clip=clip, is_kept=task is None or not task.was_done))
 
     def _forget(self, worker: Worker) -> None:
@@ -303,12 +307,12 @@ class WorkerPool:
             return
         suspect_id = worker.read_id if death.kind == TIME else None
         for clip in run.assignments.lose(worker.number, death, suspect_id):
-            at = worker.reads if worker.reads and clip.clip_id == worker.read_id else clip
-            reason = f"its worker {death.reason}".replace(str(at.path), at.path.name)
-            failure = Failure(
-                clip_id=at.clip_id, path=str(at.path), step=WORKER_STEP, reason=reason
-            )
-            run.record(worker.number, messages.ClipEnd(clip=clip, failure=failure))
+            failure = worker.describe_death(clip, death)
+            again = clip.leave_out(failure) if isinstance(clip, messages.ShardUnit) else None
+            if again is not None:
+                run.assignments.try_again(again)
+            else:
+                run.record(worker.number, messages.ClipEnd(clip=clip, failure=failure))
         if run.assignments.are_waiting:
             # So that workers that die again and again still get on.
             first_frames = max(worker.n_frames // 2, 1) if worker.n_frames else None

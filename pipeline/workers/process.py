@@ -17,6 +17,7 @@ from typing import Any
 
 from features.contracts import Clip
 from features.disk import ENDING
+from features.store.index import WORKER_STEP, Failure
 from pipeline.workers.channel import Channel
 from pipeline.workers.messages import Death, Start
 from pipeline.workers.resources import ClipLimits
@@ -31,13 +32,13 @@ _END_S = 5.0
 """Until a process that was killed is gone; one that waits for a dead disk may stay for ever."""
 _CODE = """
 import ctypes, os, sys
-descriptor, parent, main, *sys.path = sys.argv[1:]
+descriptor, parent, *sys.path = sys.argv[1:]
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL: from now on it ends with its parent
 if os.getppid() != int(parent):  # which ended before
     os._exit(1)
-import pkgutil
-pkgutil.resolve_name(main)(int(descriptor))
+from pipeline.workers.worker import main
+main(int(descriptor))
 """
 _OWN_MEMORY = ("RssAnon:", "RssShmem:", "VmSwap:")
 
@@ -45,22 +46,18 @@ _OWN_MEMORY = ("RssAnon:", "RssShmem:", "VmSwap:")
 class WorkerProcess:
     """One process and the channel to it. It needs no main guard in the script that starts it."""
 
-    def __init__(
-        self, device: str, extractor: str, *, main: str = "pipeline.workers.worker:main"
-    ) -> None:
+    def __init__(self, device: str, extractor: str) -> None:
         """Starts it.
 
         Args:
             device: See ``Start``.
             extractor: See ``Start``.
-            main: What it runs: gets the descriptor of the channel, and a ``Start`` first.
 
         Raises:
             OSError: no process can be started.
         """
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-c", _CODE, str(theirs.fileno()), str(os.getpid())]
-        command.append(main)
         command += [path or str(Path.cwd()) for path in sys.path]
         # What asks all to end never reaches a process that is started so: its parent ends it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
@@ -156,6 +153,12 @@ class Worker:
             self.began_s += now_s - self.writes_since_s
             self.writes_since_s = None
         self.progressed_s = now_s
+
+    def describe_death(self, clip: Clip, death: Death) -> Failure:
+        """The failure of a clip that it held when it died, or of the clip of a shard."""
+        at = self.reads if self.reads and clip.clip_id == self.read_id else clip
+        reason = f"its worker {death.reason}".replace(str(at.path), at.path.name)
+        return Failure(clip_id=at.clip_id, path=str(at.path), step=WORKER_STEP, reason=reason)
 
     def find_excess(self, now_s: float, idle: ClipLimits, n_bytes: int | None) -> Death | None:
         """Whether it takes more time or memory (n_bytes, None: any) than it may.

@@ -26,6 +26,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from features.contracts import Clip
 from features.errors import ClipError
 from features.store.index import Failure
+from pipeline.decode.opening import UnreadableError
 from pipeline.decode.sampling import DecodedFrame, FrameRecord, Frames
 from pipeline.inputs import InputFile
 from pipeline.workers.messages import ClipEnd, is_fault
@@ -233,8 +234,9 @@ def _attempt(clip: Clip, step: str, action: Callable[[], T]) -> T | Failure:
         return action()
     except ClipError as error:
         reason = str(error)
+        step = "read" if isinstance(error, UnreadableError) else step
     except OSError as error:
-        reason = f"cannot be read ({error.strerror or type(error).__name__})"
+        step, reason = "read", f"cannot be read ({error.strerror or type(error).__name__})"
     except Exception as error:  # the one broad except: whatever one clip does, the others go on
         if is_fault(error):
             raise

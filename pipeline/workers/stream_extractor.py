@@ -1,8 +1,7 @@
 """Adds streams to finished shards: decodes their clips again, and takes the faces from the store.
 
-For the pool a shard is a clip, with its name and its file: it is given to a worker as a whole, and
-tried again as a whole. ``pipeline.workers.stages`` runs its clips as in the first pass, without
-detection. A shard one of whose clips fails gets no file.
+For the pool a shard is a clip: it is given to a worker as a whole, and tried again as a whole.
+``pipeline.workers.stages`` runs its clips as in the first pass, without detection.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import torch
@@ -28,13 +28,13 @@ from pipeline.stored_clip import StoredClip, read_stored_clip
 from pipeline.workers.extractor import Extractor, limit_stages, set_up_torch, tell_progress
 from pipeline.workers.messages import (
     Begun,
-    ClipAdded,
     ClipEnd,
     Extracted,
     Progressed,
-    ShardTask,
+    ShardUnit,
     StreamPart,
     Timing,
+    WantedClip,
     Work,
 )
 from pipeline.workers.stages import Stages
@@ -70,9 +70,10 @@ class StreamNetworks:
         self._encoders = StreamEncoders(
             work.encoders, self._device, work.config.precision, work.n_threads
         )
-        self._tasks = work.shards
         self.clips: dict[str, StoredClip] = {}
         """Those under way, by id."""
+        self.streams: dict[str, tuple[str, ...]] = {}
+        """That they are to get."""
 
     def chunk_frames(self, split: str) -> int:
         """Frames that are cropped together."""
@@ -85,11 +86,12 @@ class StreamNetworks:
         Raises:
             ClipError: the store has no row of such a time.
         """
-        stored = self.clips[frames[0].record.clip.clip_id]
+        clip_id = frames[0].record.clip.clip_id
+        stored = self.clips[clip_id]
         rgb = torch.stack([torch.as_tensor(frame.rgb) for frame in frames]).to(self._device)
         faces = [stored.find_boxes(frame.record.pts_s) for frame in frames]
         in_chunk = _as_faces(faces)
-        crops = self._encoders.crop(rgb, in_chunk, self._tasks[stored.shard_name].streams)
+        crops = self._encoders.crop(rgb, in_chunk, self.streams[clip_id])
         return [
             CroppedFrame(record=frame.record, faces=_as_faces([boxes]), stream_crops=of_frame)
             for frame, boxes, of_frame in zip(frames, faces, crops, strict=True)
@@ -117,17 +119,20 @@ class StreamExtractor:
         self._inputs = Inputs(work.inputs)
         self._read_twice = ReadTwice()
         set_up_torch(self._device)
+        self._limits = limit_stages(work)
         self._networks = StreamNetworks(work)
         self._sizes = {spec.name: spec.size for spec in work.encoders}
         self._of_faces = {spec.name for spec in work.encoders if spec.rows == "face"}
 
     def iter_items(
-        self, shards: Iterable[Clip], tell: Callable[[Begun | Progressed], None] = lambda _: None
+        self,
+        units: Iterable[ShardUnit],
+        tell: Callable[[Begun | Progressed], None] = lambda _: None,
     ) -> Generator[Extracted]:
         """Yield the parts and the end of each clip of each shard, then the shard's own end.
 
         Args:
-            shards: Which, as clips; one is taken when its turn is near.
+            units: Which shards; one is taken when its turn is near.
             tell: Told as it happens which clip is read, and that there is progress.
 
         Raises:
@@ -141,17 +146,17 @@ class StreamExtractor:
         def tell_begun(clip: Clip) -> None:
             tell(Begun(clip_id=self._networks.clips[clip.clip_id].shard_name, within=clip))
 
-        stages = Stages(
-            self._networks, self.iter_frames, self._prepare, limit_stages(self._work), tell_begun
-        )
-        clips = self._iter_clips(shards, begun)
-        with contextlib.closing(stages.iter_features(clips)) as features:
-            for item in tell_progress(features, tell):
-                clip_id = (item if isinstance(item, ClipEnd) else item.record).clip.clip_id
-                yield from self._pass_over(begun, until=clip_id)
-                yield from self._take(begun[0], item)
+        for clips in self._iter_groups(units, begun, tell_begun):
+            stages = Stages(
+                self._networks, self.iter_frames, self._prepare, self._limits, tell_begun
+            )
+            with contextlib.closing(stages.iter_features(clips)) as features:
+                for item in tell_progress(features, tell):
+                    clip_id = (item if isinstance(item, ClipEnd) else item.record).clip.clip_id
+                    yield from self._pass_over(begun, until=clip_id)
+                    yield from self._take(begun[0], item)
+            yield Timing(step_s=stages.step_s)
         yield from self._pass_over(begun)
-        yield Timing(step_s=stages.step_s)
 
     def iter_frames(self, clip: Clip) -> Frames:
         """Decode a clip as it was."""
@@ -174,18 +179,34 @@ class StreamExtractor:
             )
         return found
 
-    def _iter_clips(self, units: Iterable[Clip], begun: deque[_Shard]) -> Iterator[Clip]:
+    def _iter_groups(
+        self, units: Iterable[ShardUnit], begun: deque[_Shard], begin: Callable[[Clip], None]
+    ) -> Iterator[Iterable[Clip]]:
+        """Clips that may be decoded ahead of each other.
+
+        A shard whose clips may not is given to a worker that holds no other, and so is the first.
+        """
+        units = iter(units)
+        for unit in units:
+            if unit.one_by_one:
+                for clip in self._iter_clips([unit], begun):
+                    begin(clip)  # before a thread decodes it
+                    yield [clip]
+            else:
+                yield self._iter_clips(chain([unit], units), begun)
+
+    def _iter_clips(self, units: Iterable[ShardUnit], begun: deque[_Shard]) -> Iterator[Clip]:
         """The clips that are to be decoded, shard by shard; these are added to ``begun``."""
         for unit in units:
-            shard = _Shard(
-                unit=unit, index=read_shard_index(unit.path), task=self._work.shards[unit.clip_id]
-            )
+            shard = _Shard(unit=unit, index=read_shard_index(unit.path))
             begun.append(shard)
             for row, clip_id in enumerate(shard.index.columns["id"]):
-                if clip_id in shard.task.paths and not shard.failure:
+                wanted = unit.wanted.get(clip_id)
+                if wanted is not None and wanted.is_read and wanted.path:
                     stored = read_stored_clip(shard.index, row)
                     self._networks.clips[clip_id] = stored
-                    yield stored.locate(shard.task.paths[clip_id])
+                    self._networks.streams[clip_id] = wanted.streams
+                    yield stored.locate(wanted.path)
 
     def _pass_over(self, begun: deque[_Shard], until: str | None = None) -> Iterator[Extracted]:
         """End shards, and clips that are not decoded, up to a clip; None: all."""
@@ -193,30 +214,12 @@ class StreamExtractor:
             shard = begun[0]
             ids = shard.index.columns["id"]
             while shard.row < len(ids):
-                clip_id = ids[shard.row]
-                if clip_id == until and clip_id in shard.task.paths:
+                if ids[shard.row] == until and shard.wanted and shard.wanted.is_read:
                     return
-                if not shard.failure:
-                    yield from self._fill(shard)
+                yield shard.unit.end_clip(shard.index, shard.row)
                 shard.row += 1
-            yield shard.make_end()
+            yield shard.unit.end(shard.index)
             begun.popleft()
-
-    def _fill(self, shard: _Shard) -> Iterator[Extracted]:
-        """Rows of a clip that is not decoded: they do not count, or there are none."""
-        n_frames, n_faces = shard.count_rows()
-        for first in range(0, max(n_frames, n_faces, 1), _PART_ROWS):
-            sizes = {"frame": n_frames - first, "face": n_faces - first}
-            n_rows = {rows: min(max(n, 0), _PART_ROWS) for rows, n in sizes.items()}
-            values = {
-                name: np.zeros(
-                    (n_rows["face" if name in self._of_faces else "frame"], self._sizes[name]),
-                    dtype=np.float16,
-                )
-                for name in shard.task.streams
-            }
-            yield StreamPart(shard_name=shard.unit.clip_id, values=values)
-        yield shard.make_clip_end(n_frames, n_faces)
 
     def _take(self, shard: _Shard, item: StreamedFrame | ClipEnd) -> Iterator[Extracted]:
         """What a frame, or the end of a clip, of the shard at hand adds to its streams."""
@@ -229,8 +232,10 @@ class StreamExtractor:
                     clip_id=clip.clip_id, path=str(clip.path), step="decode", reason=f"{error}"
                 )
         if isinstance(item, ClipEnd):
+            yield shard.unit.end_clip(shard.index, shard.row, was_read=True, failure=shard.failure)
             self._networks.clips.pop(item.clip.clip_id, None)
-            shard.pending, shard.n_taken = [], 0
+            self._networks.streams.pop(item.clip.clip_id, None)
+            shard.pending, shard.n_taken, shard.failure = [], 0, None
             shard.row += 1
 
     def _add(self, shard: _Shard, item: StreamedFrame | ClipEnd) -> Iterator[Extracted]:
@@ -240,7 +245,6 @@ class StreamExtractor:
         elif isinstance(item, ClipEnd):
             self._networks.clips[item.clip.clip_id].check_end(shard.n_taken)
             yield self._make_part(shard)
-            yield shard.make_clip_end(*shard.count_rows())
         else:
             n_ticks = len(item.record.phases)
             stored_clip = self._networks.clips[item.record.clip.clip_id]
@@ -254,7 +258,7 @@ class StreamExtractor:
     def _make_part(self, shard: _Shard) -> StreamPart:
         rows, shard.pending = shard.pending, []
         values: dict[str, NDArray[np.float16]] = {}
-        for name in shard.task.streams:
+        for name in shard.wanted.streams if shard.wanted else ():
             none = [np.zeros((0, self._sizes[name]), dtype=np.float16)]
             of_faces = name in self._of_faces
             found = [r.face[name] if of_faces else r.frame[name][None] for r in rows]
@@ -266,38 +270,21 @@ class StreamExtractor:
 class _Shard:
     """A shard under way."""
 
-    unit: Clip
+    unit: ShardUnit
     index: ShardIndex
-    task: ShardTask
     row: int = 0
     """Of the clip at hand."""
     failure: Failure | None = None
-    """Why it cannot have its streams: the first that went wrong."""
+    """Why that clip cannot have its streams."""
     n_taken: int = 0
     """Rows of the clip at hand."""
     pending: list[StreamRows] = field(default_factory=list)
     """Of these, the last ones, which no part holds yet."""
 
-    def count_rows(self) -> tuple[int, int]:
-        """Frames and faces of the clip at hand."""
-        frames, faces = self.index.frame_offset, self.index.face_offset
-        return int(np.diff(frames)[self.row]), int(np.diff(faces)[self.row])
-
-    def make_clip_end(self, n_frames: int, n_faces: int) -> ClipAdded:
-        return ClipAdded(
-            shard_name=self.unit.clip_id,
-            clip_id=self.index.columns["id"][self.row],
-            sha256=self.index.columns["sha256"][self.row],
-            n_frames=n_frames,
-            n_faces=n_faces,
-        )
-
-    def make_end(self) -> ClipEnd:
-        if self.failure is not None:
-            return ClipEnd(clip=self.unit, failure=self.failure)
-        state = self.index.state
-        file = InputFile(n_bytes=state.n_bytes, mtime_ns=state.mtime_ns, sha256="")
-        return ClipEnd(clip=self.unit, file=file)
+    @property
+    def wanted(self) -> WantedClip | None:
+        """What the clip at hand is to get."""
+        return self.unit.wanted.get(self.index.columns["id"][self.row])
 
 
 def _as_faces(boxes: Sequence[NDArray[np.float32]]) -> Faces:

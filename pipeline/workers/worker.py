@@ -26,13 +26,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from logging.handlers import QueueHandler
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from features.contracts import Clip, ClipFeatures
 from features.errors import UserError
 from features.store.clip_writer import ClipWriter
-from features.store.shard_writer import StreamShardWriter
+from features.store.streams.writer import AddedFiles
 from pipeline.workers import messages
 from pipeline.workers.channel import Channel
 
@@ -132,28 +131,30 @@ class StreamFileOutput:
 
     def __init__(self, output: messages.StreamOutput, send: Callable[[Any], None]) -> None:
         """Nothing is written yet. send: tells the parent."""
-        self._store = output.store
-        self._headers = {header.name: header for header in output.headers}
+        self._files = AddedFiles(output.store, output.headers)
         self._send = send
         self._lock = threading.Lock()
-        self._writers: dict[str, StreamShardWriter] = {}
-        """Of the shard at hand, by stream."""
         self._disk = _DiskClock(send)
 
     def take(self, item: messages.Extracted, *, is_kept: bool = True) -> None:
-        """As ``ShardOutput.take``; a ``ClipEnd`` is that of a shard, whose streams are whole."""
+        """As ``ShardOutput.take``; a ``ClipEnd`` is that of a shard, whose streams are whole.
+
+        Raises:
+            ShardError: a file of a stream whose rows are to stay is damaged. OSError: a full disk.
+        """
         with self._lock:
             if isinstance(item, messages.Timing):
                 self._send(self._disk.add_to(item))
             elif isinstance(item, messages.StreamPart) and is_kept:
-                self._add_rows(item)
+                with self._disk.writing():
+                    self._files.add_rows(item.shard_name, item.values)
+                self._send(messages.Progressed())
             elif isinstance(item, messages.ClipAdded) and is_kept:
-                for writer in self._writers.values():
-                    writer.close_clip(item.clip_id, item.sha256)
+                self._end_clip(item)
                 self._send(item)
             elif isinstance(item, messages.ClipEnd):
                 self._send(item)
-                self._finish(is_kept=is_kept and item.failure is None)
+                self._finish(is_kept=is_kept)
 
     def finish(self) -> None:
         """Drop what there is of the shard at hand: its streams are not whole."""
@@ -166,30 +167,26 @@ class StreamFileOutput:
         self._lock.acquire()
         self._finish(is_kept=False)
 
-    def _add_rows(self, part: messages.StreamPart) -> None:
-        number = int(Path(part.shard_name).stem)
+    def _end_clip(self, end: messages.ClipAdded) -> None:
         with self._disk.writing():
-            for name, values in part.values.items():
-                if name not in self._writers:
-                    header = self._headers[name]
-                    self._writers[name] = StreamShardWriter(self._store, header, number)
-                self._writers[name].add_rows(values)
-        self._send(messages.Progressed())
+            self._files.end_clip(
+                end.shard_name,
+                (end.clip_id, end.sha256),
+                n_rows={"frame": end.n_frames, "face": end.n_faces},
+                streams=end.streams,
+                wanted=end.wanted.streams if end.wanted else (),
+                lacks=end.lacks,
+            )
 
     def _finish(self, *, is_kept: bool) -> None:
         """Give the files of the shard at hand their names, or remove them. Raises OSError."""
-        writers, self._writers = list(self._writers.values()), {}
-        done: list[str] = []
-        try:
-            with self._disk.writing():
-                while is_kept and writers:
-                    writers[0].finish()
-                    done.append(str(writers.pop(0).path.relative_to(self._store)))
-        finally:
-            for writer in writers:  # HDF5 must not find them open when the process ends
-                writer.abandon()
-        message = messages.ShardFinished(stream_files=tuple(done))
-        self._send(message if done else messages.Progressed())
+        if not is_kept:
+            self._files.abandon()
+            self._send(messages.Progressed())
+            return
+        with self._disk.writing():
+            done = self._files.finish()
+        self._send(messages.ShardFinished(stream_files=tuple(done)))
 
 
 class _DiskClock:

@@ -1,4 +1,4 @@
-"""Workers of sound that clips of certain names end: what a crash of FFmpeg does."""
+"""An extractor of sound that clips of certain names end: what a crash of FFmpeg does."""
 
 from __future__ import annotations
 
@@ -6,28 +6,30 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pipeline import sound_worker
-from pipeline.decode.sound import iter_sound
-
-
-def main(descriptor: int) -> None:
-    """As ``pipeline.sound_worker.main``."""
-    sound_worker.iter_sound = _iter_sound
-    sound_worker.main(descriptor)
+from features.contracts import Clip
+from pipeline.decode.notes import Notes
+from pipeline.sound.extractor import SoundExtractor
+from pipeline.stored_clip import StoredClip
+from pipeline.workers.messages import Work
 
 
-def die_at_once(descriptor: int) -> None:
+class BadSound(SoundExtractor):
+    def _iter_rows(
+        self, clip: Clip, stored: StoredClip, notes: Notes
+    ) -> Iterator[NDArray[np.float16]]:
+        if clip.clip_id.startswith("crash"):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if clip.clip_id.startswith("hang"):
+            time.sleep(600)
+        yield from super()._iter_rows(clip, stored, notes)
+
+
+class NeverBegins(SoundExtractor):
     """Not even one clip is begun."""
-    os._exit(3)
 
-
-def _iter_sound(clip: Any, notes: Any, **options: Any) -> Iterator[np.ndarray]:
-    if clip.clip_id == "crash":
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if clip.clip_id == "hang":
-        time.sleep(600)
-    yield from iter_sound(clip, notes, **options)
+    def __init__(self, work: Work) -> None:
+        os._exit(3)

@@ -18,9 +18,11 @@ import pipeline.workers.stream_extractor
 from features.errors import ClipError
 from features.networks.encoders import EncoderSpec, read_encoder_spec
 from features.store.reader import open_store, verify_store
+from features.store.shard_format import Lack
 from pipeline.config import ExtractConfig
 from pipeline.decode.sampling import Frames, iter_chosen_frames
 from pipeline.extract import ExtractProgress, run_extract
+from pipeline.sound_pass import add_sound
 from pipeline.workers.messages import Output
 from tests.builders import write_face_video
 from tests.features.networks.encoder_files import write_onnx
@@ -54,6 +56,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, encoders: dict[str, EncoderSp
     write_manifest(folder, NAMES)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.extract.WorkerPool", LocalPool)
+        patch.setattr("pipeline.second_pass.WorkerPool", LocalPool)
         patch.setattr("pipeline.extract.Output", TWO_CLIPS_A_SHARD)
         run_extract(folder / "m.csv", folder / "s", CONFIG)
         run_extract(folder / "m.csv", folder / "first", CONFIG, encoders=[*encoders.values()])
@@ -163,26 +166,97 @@ def test_two_encoders_that_lack_different_shards_get_what_each_lacks(
 
 
 @pytest.mark.usefixtures("local")
-def test_a_lost_file_costs_its_shard_the_stream_and_no_other(
+def test_a_clip_whose_file_is_lost_lacks_the_stream_and_no_other_does(
     place: Path, encoders: dict[str, EncoderSpec]
 ) -> None:
-    (place / "d.mp4").rename(place / "elsewhere.mp4")
+    lose(place, "d")
     summary = run_extract(place / "m.csv", place / "s", CONFIG, encoders=[encoders["place"]])
-    assert (summary.clips_added, summary.clips_failed) == (2, 1)
-    assert summary.streams_lacking == {"place": 2}
-    store = open_store(place / "s")
-    assert len(store) == 4
-    assert dict(store.streams) == {}
+    assert (summary.clips_added, summary.clips_failed) == (3, 1)
+    assert summary.streams_lacking == {"place": 1}
+    store, first = open_store(place / "s"), open_store(place / "first")
+    assert set(store.streams) == {"place"}
+    assert store.find_lacking("place") == {"d": Lack.RETRIED}
+    for one, other in zip(store, first, strict=True):
+        assert ("place" in one.streams) == (one.clip_id != "d")
+        for rows in one.streams.values():
+            np.testing.assert_array_equal(rows, other.streams["place"])
     (failure,) = store.failures.to_dict("records")
     assert (failure["clip_id"], failure["step"]) == ("d", "read")
-    assert "its other features stand, but the stream place lacks all of shards/0001.h5" in str(
-        failure["reason"]
+    assert str(failure["reason"]) == (
+        "no such file; its other features stand, but it lacks the stream place"
     )
-    (place / "elsewhere.mp4").rename(place / "d.mp4")
+    assert verify_store(place / "s") == []
+
+
+def lose(place: Path, clip_id: str) -> None:
+    (place / f"{clip_id}.mp4").rename(place / f"{clip_id}.lost")
+
+
+@pytest.mark.usefixtures("local")
+def test_a_file_that_is_back_is_all_that_is_decoded(
+    place: Path, encoders: dict[str, EncoderSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lose(place, "b")
+    run_extract(place / "m.csv", place / "s", CONFIG, encoders=[encoders["place"]])
+    (place / "b.lost").rename(place / "b.mp4")
+    lose(place, "a")  # of the same shard: its rows stay all the same
+    decoded: list[str] = []
+    note_decoded(monkeypatch, decoded)
     summary = run_extract(place / "m.csv", place / "s", CONFIG, encoders=[encoders["place"]])
-    assert (summary.clips_added, summary.clips_failed) == (2, 0)
+    assert decoded == ["b"]
+    assert (summary.clips_added, summary.clips_failed) == (1, 0)
+    store = open_store(place / "s")
+    assert store.failures.empty
+    assert not store.find_lacking("place")
+    for one, other in zip(store, open_store(place / "first"), strict=True):
+        np.testing.assert_array_equal(one.streams["place"], other.streams["place"])
+    assert verify_store(place / "s") == []
+
+
+@pytest.mark.usefixtures("local")
+def test_nothing_is_done_again_while_a_file_is_lost(
+    place: Path, encoders: dict[str, EncoderSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lose(place, "d")
+    run_extract(place / "m.csv", place / "s", CONFIG, encoders=[encoders["place"]])
+    before, decoded = hash_files(place / "s"), list[str]()
+    note_decoded(monkeypatch, decoded)
+    summary = run_extract(place / "m.csv", place / "s", CONFIG, encoders=[encoders["place"]])
+    assert (decoded, hash_files(place / "s")) == ([], before)
+    assert (summary.clips_added, summary.clips_failed) == (0, 1)
+    assert list(open_store(place / "s").failures["clip_id"]) == ["d"]
+
+
+@pytest.mark.usefixtures("local")
+def test_a_clip_that_cannot_be_decoded_is_not_tried_again_but_told(
+    place: Path, encoders: dict[str, EncoderSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        change_frames(patch, "b", break_off)
+        run_extract(place / "m.csv", place / "s", CONFIG, encoders=[encoders["place"]])
+    run_extract(place / "m.csv", place / "s", CONFIG)
+    decoded: list[str] = []
+    note_decoded(monkeypatch, decoded)
+    summary = run_extract(place / "m.csv", place / "s", CONFIG, encoders=[encoders["place"]])
+    assert decoded == []
+    assert (summary.clips_failed, summary.streams_lacking) == (1, {"place": 1})
+    (failure,) = open_store(place / "s").failures.to_dict("records")
+    assert str(failure["reason"]).startswith("breaks off; its other features stand")
+    (place / "s/streams/place/0000.h5").unlink()
+    run_extract(place / "m.csv", place / "s", CONFIG, encoders=[encoders["place"]])
+    assert sorted(decoded) == ["a", "b"]
     assert open_store(place / "s").failures.empty
-    assert set(open_store(place / "s").streams) == {"place"}
+
+
+@pytest.mark.usefixtures("local")
+def test_a_shard_of_another_name_gets_its_stream(
+    place: Path, encoders: dict[str, EncoderSpec]
+) -> None:
+    (place / "s/shards/0001.h5").rename(place / "s/shards/7.h5")
+    summary = run_extract(place / "m.csv", place / "s", CONFIG, encoders=[encoders["place"]])
+    assert (summary.clips_added, summary.clips_failed) == (4, 0)
+    assert (place / "s/streams/place/7.h5").is_file()
+    assert verify_store(place / "s") == []
 
 
 @pytest.mark.usefixtures("local")
@@ -191,7 +265,7 @@ def test_a_clip_that_the_manifest_no_longer_names_cannot_get_a_stream(
 ) -> None:
     write_manifest(place, {name: split for name, split in NAMES.items() if name != "a"})
     summary = run_extract(place / "m.csv", place / "s", CONFIG, encoders=[encoders["place"]])
-    assert (summary.clips_added, summary.clips_failed) == (2, 1)
+    assert (summary.clips_added, summary.clips_failed) == (3, 1)
     reasons = open_store(place / "s").failures["reason"]
     assert "it is not in this manifest" in str(reasons[0])
 
@@ -202,7 +276,7 @@ def test_a_changed_clip_is_extracted_first_and_its_old_rows_do_not_count(
 ) -> None:
     write_face_video(place / "a.mp4", n_frames=20, shift_px=3)
     summary = run_extract(place / "m.csv", place / "s", CONFIG, encoders=[*encoders.values()])
-    assert (summary.clips_done, summary.clips_added, summary.clips_failed) == (1, 4, 0)
+    assert (summary.clips_done, summary.clips_added, summary.clips_failed) == (1, 3, 0)
     assert verify_store(place / "s") == []
     run_extract(place / "m.csv", place / "new", CONFIG, encoders=[*encoders.values()])
     new = {clip.clip_id: clip for clip in open_store(place / "new")}
@@ -238,6 +312,16 @@ def break_off(frames: Frames) -> Frames:
     raise ClipError("breaks off")
 
 
+def change_frames(
+    monkeypatch: pytest.MonkeyPatch, clip_id: str, change: Callable[[Frames], Frames]
+) -> None:
+    def decode(clip: Any, *arguments: Any, **more: Any) -> Frames:
+        frames = iter_chosen_frames(clip, *arguments, **more)
+        return (yield from (change(frames) if clip.clip_id == clip_id else frames))
+
+    monkeypatch.setattr(pipeline.workers.stream_extractor, "iter_chosen_frames", decode)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -249,21 +333,18 @@ def break_off(frames: Frames) -> Frames:
     ids=["other times", "a frame fewer", "a frame more", "damage"],
 )
 @pytest.mark.usefixtures("local")
-def test_a_clip_that_decodes_to_other_frames_gets_no_stream(
+def test_a_clip_that_decodes_to_other_frames_lacks_the_stream(
     place: Path,
     encoders: dict[str, EncoderSpec],
     monkeypatch: pytest.MonkeyPatch,
     change: Callable[[Frames], Frames],
     reason: str,
 ) -> None:
-    def decode(clip: Any, *arguments: Any, **more: Any) -> Frames:
-        frames = iter_chosen_frames(clip, *arguments, **more)
-        return (yield from (change(frames) if clip.clip_id == "b" else frames))
-
-    monkeypatch.setattr(pipeline.workers.stream_extractor, "iter_chosen_frames", decode)
+    change_frames(monkeypatch, "b", change)
     summary = run_extract(place / "m.csv", place / "s", CONFIG, encoders=[*encoders.values()])
-    assert (summary.clips_added, summary.clips_failed) == (2, 1)
-    assert summary.streams_lacking == {"place": 2, "look": 2}
+    assert (summary.clips_added, summary.clips_failed) == (3, 1)
+    assert summary.streams_lacking == {"place": 1, "look": 1}
+    assert open_store(place / "s").find_lacking("look") == {"b": Lack.FINAL}
     (failure,) = open_store(place / "s").failures.to_dict("records")
     assert failure["clip_id"] == "b"
     assert reason in str(failure["reason"])
@@ -289,11 +370,26 @@ def test_new_clips_that_lack_a_stream_of_the_store_are_told(
     write_face_video(place / "new.mp4", n_frames=5, shift_px=9)
     write_manifest(place, NAMES | {"new": "train"})
     run_extract(place / "m.csv", place / "first", CONFIG)
-    assert "new clips lack the streams look, place; run the same again" in caplog.text
+    assert "new clips lack the streams look, place; run the same again with their --encoder" in (
+        caplog.text
+    )
     assert dict(open_store(place / "first").streams) == {}
 
 
-def test_a_clip_that_ends_its_worker_costs_its_shard_the_stream(
+@pytest.mark.usefixtures("local")
+@pytest.mark.parametrize("later", [(), ("audio",)], ids=["no sound to come", "sound to come"])
+def test_new_clips_without_the_sound_of_the_store_are_told_unless_it_follows(
+    place: Path, caplog: pytest.LogCaptureFixture, later: tuple[str, ...]
+) -> None:
+    add_sound(place / "m.csv", place / "s")
+    write_face_video(place / "new.mp4", n_frames=5, shift_px=9)
+    write_manifest(place, NAMES | {"new": "train"})
+    run_extract(place / "m.csv", place / "s", CONFIG, later_streams=later)
+    assert ("new clips lack the streams audio; run" in caplog.text) == (not later)
+    assert ("again with --audio" in caplog.text) == (not later)
+
+
+def test_a_clip_that_ends_its_worker_lacks_the_stream_and_no_other_does(
     place: Path, encoders: dict[str, EncoderSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = {"crash-b" if name == "b" else name: split for name, split in NAMES.items()}
@@ -306,19 +402,23 @@ def test_a_clip_that_ends_its_worker_costs_its_shard_the_stream(
     poisoned = "tests.pipeline.workers.poisoned:PoisonedStreams"
     monkeypatch.setattr("pipeline.extract.STREAM_EXTRACTOR", poisoned)
     summary = run_extract(place / "m.csv", place / "new", CONFIG, encoders=[encoders["place"]])
-    assert (summary.clips_added, summary.clips_failed) == (2, 1)
+    assert (summary.clips_added, summary.clips_failed) == (3, 1)
+    assert open_store(place / "new").find_lacking("place") == {"crash-b": Lack.RETRIED}
     (failure,) = open_store(place / "new").failures.to_dict("records")
-    assert failure["step"] == "worker"
-    assert failure["clip_id"] in ("a", "crash-b")  # of one shard: decoding runs ahead
+    assert (failure["clip_id"], failure["step"]) == ("crash-b", "worker")
     assert "crashed (signal 11" in str(failure["reason"])
-    assert "at this clip or one of the next of its shard" in str(failure["reason"])
+    assert verify_store(place / "new") == []
     assert not list((place / "new").rglob("*partial"))
+    monkeypatch.undo()
+    summary = run_extract(place / "m.csv", place / "new", CONFIG, encoders=[encoders["place"]])
+    assert (summary.clips_added, summary.clips_failed) == (1, 0)
+    assert not open_store(place / "new").find_lacking("place")
 
 
 def test_a_second_pass_that_was_killed_goes_on_where_it_was(
     place: Path, encoders: dict[str, EncoderSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.extract.WorkerPool", LocalPool)
+    monkeypatch.setattr("pipeline.second_pass.WorkerPool", LocalPool)
 
     def stop(progress: ExtractProgress) -> None:
         if progress.n_done == 3:  # the first shard is finished

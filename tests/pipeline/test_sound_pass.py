@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,16 +21,17 @@ from features.errors import ConfigError, WorkerError
 from features.networks.encoders import read_encoder_spec
 from features.store.index import read_failures
 from features.store.reader import open_store, verify_store
+from features.store.shard_format import Lack
 from features.store.writer import StoreWriter, write_store
 from pipeline import sound_pass
 from pipeline.decode.sampling import iter_chosen_frames
 from pipeline.extract import ExtractSummary
 from pipeline.sound.rows import ROW_SIZE, SoundRows
 from pipeline.sound_pass import add_sound
-from pipeline.sound_worker import add_stream
 from pipeline.workers.resources import Budgets
 from tests.builders import clip_features
 from tests.pipeline.sounds import clicks, clip_of, hear, tone, write_film
+from tests.pipeline.workers.local_pool import LocalPool
 
 ROOT = Path(__file__).parents[2]
 FILMS: dict[str, NDArray[np.float32] | None] = {
@@ -81,8 +81,14 @@ def store(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return make_store(manifest, list(FILMS), monkeypatch)
 
 
-def make_store(manifest: Path, clip_ids: list[str], monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(features.store.writer, "SHARD_FRAMES", 1)
+def make_store(
+    manifest: Path,
+    clip_ids: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    shard_frames: int = 1,
+) -> Path:
+    monkeypatch.setattr(features.store.writer, "SHARD_FRAMES", shard_frames)
     parts = {"late": {"start_s": 0.3, "end_s": 1.5}}
     clips = [extract(manifest, name, **parts.get(name, {})) for name in clip_ids]
     return write_store(manifest.parent / "store", clips, classes=MEC_CLASSES, fingerprint="x")
@@ -90,13 +96,8 @@ def make_store(manifest: Path, clip_ids: list[str], monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tasks are done in this process: starting others takes long."""
-
-    def run(tasks: Any, n_workers: int, budgets: Budgets, record: Any) -> None:
-        for task in tasks:
-            record.take(add_stream(task, record.begin))
-
-    monkeypatch.setattr(sound_pass, "_run", run)
+    """All is done in this process: starting others takes long."""
+    monkeypatch.setattr("pipeline.second_pass.WorkerPool", LocalPool)
 
 
 def read_audio(store: Path) -> dict[str, NDArray[np.float16]]:
@@ -151,7 +152,7 @@ def test_only_shards_that_lack_the_stream_get_it(manifest: Path, store: Path) ->
 
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("what", ["gone", "another"])
-def test_a_clip_whose_file_is_not_the_one_keeps_only_its_shard_back(
+def test_a_clip_whose_file_is_not_the_one_lacks_its_sound_and_no_other_does(
     manifest: Path, store: Path, what: str
 ) -> None:
     file = manifest.parent / "voice.mp4"
@@ -163,14 +164,16 @@ def test_a_clip_whose_file_is_not_the_one_keeps_only_its_shard_back(
     summary = add_sound(manifest, store)
 
     assert (summary.clips_done, summary.clips_failed) == (3, 1)
-    assert "audio" not in open_store(store).streams
+    assert open_store(store).find_lacking("audio") == {"voice": Lack.RETRIED}
     failure = read_failures(store).iloc[0]
     assert (failure["clip_id"], failure["step"]) == ("voice", "read")
-    assert ("no such file" if what == "gone" else "is another than") in failure["reason"]
+    assert ("no such file" if what == "gone" else "its file has SHA-256") in failure["reason"]
+    assert failure["reason"].endswith("but it lacks the stream audio")
 
     file.write_bytes(content)
     assert add_sound(manifest, store).clips_done == 1
-    assert "audio" in open_store(store).streams
+    assert read_audio(store)["voice"].any()
+    assert not open_store(store).find_lacking("audio")
 
 
 @pytest.mark.usefixtures("here")
@@ -180,7 +183,7 @@ def test_a_clip_that_is_not_in_the_manifest_is_told(manifest: Path, store: Path)
     summary = add_sound(manifest, store)
 
     assert summary.clips_failed == 1
-    assert "this manifest has not" in read_failures(store).iloc[0]["reason"]
+    assert "it is not in this manifest" in read_failures(store).iloc[0]["reason"]
 
 
 @pytest.mark.usefixtures("here")
@@ -195,33 +198,52 @@ def test_rows_that_a_later_shard_replaces_need_no_file(
     summary = add_sound(manifest, store)
 
     assert (summary.clips_done, summary.clips_failed) == (4, 0)
+    assert verify_store(store) == []
     heard = hear(manifest.parent / "voice.mp4")
     ticks_s = np.arange(20) / (TICK_RATE_HZ * PHASES)
     assert np.array_equal(read_audio(store)["voice"], SoundRows([heard]).compute(ticks_s))
 
 
 @pytest.mark.parametrize("ending", ["crash", "hang"])
-def test_sound_that_ends_its_worker_is_silence(
+def test_a_clip_whose_sound_ends_its_worker_lacks_it_and_no_other_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
     manifest = write_manifest(tmp_path, {"a": FILMS["voice"], ending: FILMS["voice"], "z": None})
-    store = make_store(manifest, ["a", ending, "z"], monkeypatch)
-    monkeypatch.setattr(sound_pass, "_MAIN", "tests.pipeline.bad_sound:main")
+    store = make_store(manifest, ["a", ending, "z"], monkeypatch, shard_frames=99)
+    monkeypatch.setattr(sound_pass, "SOUND_EXTRACTOR", "tests.pipeline.bad_sound:BadSound")
 
     summary = add_sound(manifest, store, workers=1, budgets=Budgets(clip_timeout_s=2))
 
-    rows = read_audio(store)
-    assert (summary.clips_done, summary.clips_silent, summary.clips_failed) == (3, 2, 0)
-    assert rows["a"].any()
-    assert not rows[ending].any()
+    opened = open_store(store)
+    assert (summary.clips_done, summary.clips_silent, summary.clips_failed) == (2, 1, 1)
+    assert opened.find_lacking("audio") == {ending: Lack.RETRIED}
+    assert [("audio" in clip.streams) for clip in opened] == [True, False, True]
+    failure = read_failures(store).iloc[0]
+    assert (failure["clip_id"], failure["step"]) == (ending, "worker")
+    assert verify_store(store) == []
+
+
+def test_a_clip_in_each_shard_whose_sound_ends_its_worker_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{what}{i}" for i in range(4) for what in ("a", "crash")]
+    manifest = write_manifest(tmp_path, dict.fromkeys(names, FILMS["voice"]))
+    store = make_store(manifest, names, monkeypatch, shard_frames=40)
+    assert len(open_store(store).shards) == 4
+    monkeypatch.setattr(sound_pass, "SOUND_EXTRACTOR", "tests.pipeline.bad_sound:BadSound")
+
+    summary = add_sound(manifest, store, workers=2)
+
+    assert (summary.clips_done, summary.clips_failed) == (4, 4)
+    assert list(open_store(store).find_lacking("audio")) == [f"crash{i}" for i in range(4)]
 
 
 def test_workers_that_always_die_end_the_run(
     manifest: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sound_pass, "_MAIN", "tests.pipeline.bad_sound:die_at_once")
+    monkeypatch.setattr(sound_pass, "SOUND_EXTRACTOR", "tests.pipeline.bad_sound:NeverBegins")
 
-    with pytest.raises(WorkerError, match="exit status 3, 3 times"):
+    with pytest.raises(WorkerError, match=r"ended while they held no clip.* exit status 3"):
         add_sound(manifest, store, workers=1)
 
     assert not list(store.glob("streams/*/*"))
@@ -297,7 +319,7 @@ def test_extract_adds_sound_after_frames(
     (sound,) = json.loads(again.stdout)["sound"]
     assert (sound["stream"], sound["clips_done"]) == ("audio", 0)
     assert failed.exit_code == 1
-    assert "1 failed" in failed.stdout
+    assert "1 lack it" in failed.stdout
 
 
 @pytest.mark.usefixtures("here")
@@ -313,6 +335,9 @@ def test_store_info_tells_the_stream(manifest: Path, store: Path) -> None:
 
 
 def test_adding_sound_loads_no_network() -> None:
-    code = "import sys, pipeline.sound_worker as w; print({'torch', 'openvino'} & {*sys.modules})"
+    code = (
+        "import sys, pipeline.sound.extractor, pipeline.workers.worker; "
+        "print({'torch', 'openvino'} & {*sys.modules})"
+    )
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
     assert told.stdout == b"set()\n"

@@ -188,6 +188,13 @@ def leave_out_unlabelled(stores: Sequence[Store], splits: Collection[str]) -> li
     ]
 
 
+def leave_out_clips(stores: Sequence[Store], clip_ids: Collection[str]) -> list[Store]:
+    """Views of stores without some clips."""
+    if not clip_ids:
+        return list(stores)
+    return [_choose_clips(store, ~store.clips["clip_id"].isin(clip_ids)) for store in stores]
+
+
 def _choose_clips(store: Store, kept: pd.Series[bool]) -> Store:
     clips = store.clips[kept]
     return store.with_splits(dict(zip(clips["clip_id"], clips["split"], strict=True)))

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
+
+import pandas as pd
 
 from features.errors import ConfigError
 from features.store.reader import Store
 from train.config import FitConfig
-from train.streams import HEADS, MATRICES, MatrixSpec
+from train.streams import ENSEMBLE, HEADS, MATRICES, Matrices, MatrixSpec
 
 _CONTEXT = ("context_2x2", "context_7x7")
+_NAMED = 5
+
+_log = logging.getLogger(__name__)
 
 
 def list_matrices(store: Store) -> dict[str, MatrixSpec]:
-    """The feature matrices that a store has of every clip, by name."""
+    """The feature matrices that a store has, by name: of every clip, or of all but a few."""
     header = store.header
     found = {name: MATRICES[name] for name in _CONTEXT if header.keeps_context}
     if header.keeps_face:
@@ -28,6 +34,59 @@ def list_matrices(store: Store) -> dict[str, MatrixSpec]:
             fingerprint=stream.fingerprint if is_added else "",
         )
     return found
+
+
+def find_lacking(
+    heads: Iterable[str], config: FitConfig, stores: Sequence[Store]
+) -> dict[str, str]:
+    """The clips that lack a stream which one of some heads reads; they are logged.
+
+    All heads that are trained together leave all of them out: their scores are of the same clips.
+
+    Args:
+        heads: As of ``choose_matrices``; an ensemble reads what its members do.
+        config: Which streams they read.
+        stores: One or more.
+
+    Returns:
+        Clip id -> such a stream.
+
+    Raises:
+        ConfigError: As ``choose_matrices``; or no clip of a split is left.
+    """
+    matrices = choose_matrices([head for head in heads if head != ENSEMBLE], config, stores)
+    return find_lacking_of(matrices, stores)
+
+
+def find_lacking_of(matrices: Matrices, stores: Sequence[Store]) -> dict[str, str]:
+    """As ``find_lacking``, of what heads read."""
+    lacking = {
+        clip_id: name
+        for store in stores
+        for name in sorted(matrices.keys() & store.streams.keys())
+        for clip_id in store.find_lacking(name)
+    }
+    if not lacking:
+        return lacking
+    names = ", ".join(sorted(set(lacking.values())))
+    clips = pd.concat([store.clips for store in stores])
+    for split, of_split in clips.groupby("split"):
+        if of_split["clip_id"].isin(lacking).all():
+            raise ConfigError(
+                f"split {split}: all {len(of_split)} clip(s) lack a stream that a head reads "
+                f"({names}). Run extract with its encoder where the clips' files are, or name "
+                "other streams with --streams."
+            )
+    _log.warning(
+        "%d of %d clip(s) lack a stream that a head reads (%s) and are left out of training and "
+        "scores: %s%s. cli.py store failures tells why.",
+        len(lacking),
+        len(clips),
+        names,
+        ", ".join(list(lacking)[:_NAMED]),
+        ", ..." if len(lacking) > _NAMED else "",
+    )
+    return lacking
 
 
 def choose_matrices(
@@ -76,7 +135,7 @@ def _tell_missing(store: Store, head: str, stream: str, found: dict[str, MatrixS
     if stream in store.streams_beside.listed:
         return (
             f"{store.path}: head {head} reads the stream {stream!r}, which "
-            f"{store.count_lacking(stream)} of {len(store)} clip(s) lack. {has} Go on with the "
+            f"{len(store.find_lacking(stream))} of {len(store)} clip(s) lack. {has} Go on with the "
             f"stream's encoder: extract --store {store.path} --encoder FILE."
         )
     return (

@@ -62,11 +62,15 @@ def check_stores(stores: Sequence[Store]) -> None:
         )
 
 
-def describe_stores(stores: Sequence[Store]) -> dict[str, Any]:
+def describe_stores(stores: Sequence[Store], n_lacking: int = 0) -> dict[str, Any]:
     """What a run's config.json tells of its stores, as plain JSON values.
 
     With the fingerprint, ``learned_sha256`` decides every number that training and the choice of
     its epoch see, and ``clips_sha256`` all that is told of a run beside.
+
+    Args:
+        stores: With the clips that the run has.
+        n_lacking: Clips that were left out, as they lack a stream.
     """
     clips = _join_clips(stores)
     header = stores[0].header
@@ -84,6 +88,7 @@ def describe_stores(stores: Sequence[Store]) -> dict[str, Any]:
             str(source): int(n) for source, n in clips["source"].value_counts().sort_index().items()
         },
         "n_failed": sum(len(store.failures) for store in stores),
+        "n_lacking": n_lacking,
         "expressions": _average_expressions(stores),
         "extract_config": dict(header.config),
         "weights": dict(header.weights),

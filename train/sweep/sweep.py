@@ -18,8 +18,13 @@ from features.fingerprint import hash_json
 from features.networks.runtime import choose_device
 from features.store.reader import Store, open_store
 from train.config import check_head_streams, check_heads, describe_settings, name_as_stored
-from train.data.splits import keep_splits, leave_out_unlabelled, split_test_stores
-from train.data.store_streams import choose_matrices
+from train.data.splits import (
+    keep_splits,
+    leave_out_clips,
+    leave_out_unlabelled,
+    split_test_stores,
+)
+from train.data.store_streams import choose_matrices, find_lacking_of
 from train.data.stores import check_stores, describe_stores
 from train.fit import run_fit
 from train.fit_jobs import FitProgress
@@ -109,11 +114,15 @@ def run_sweep(
     opened = leave_out_unlabelled(keep_splits(whole, "train", "val"), ["train", "val"])
     check_stores(opened)
     matrices = _choose_matrices(sweep, opened)
+    read = whole
     if test_stores:  # what the last step would refuse is refused before the first
         tested = split_test_stores(whole, [open_store(path, verify=verify) for path in test_stores])
         check_stores(tested)
         _choose_matrices(sweep, tested)
-    described = describe_stores(opened)
+        read = tested
+    lacking = find_lacking_of(matrices, read)
+    opened = leave_out_clips(opened, lacking)
+    described = describe_stores(opened, len(lacking))
     name = f"{sweep.head}-{hash_sweep(sweep, described, matrices)[:12]}"
     check_writable(runs)
     folder = runs / f"sweep-{name}"

@@ -11,7 +11,9 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from cli import cli
 from features.contracts import MEC_CLASSES, ClipFeatures
 from features.errors import ConfigError, ShardError
 from features.store.bundle import pack_bundle, read_bundle_info, unpack_bundle
@@ -35,6 +37,14 @@ def with_expression(clip: ClipFeatures, *, n: int = 2, first: float = 0.25) -> C
 
 def write_expressions(path: Path, *clips: ClipFeatures, names: tuple[str, ...] = NAMES) -> Path:
     return write_store(path, clips, classes=MEC_CLASSES, fingerprint="x", expressions=names)
+
+
+def test_store_info_shows_people_four_digits_and_programs_all(tmp_path: Path) -> None:
+    path = write_expressions(tmp_path / "s", with_expression(clip_features(), first=0.123456))
+    told = CliRunner().invoke(cli, ["store", "info", str(path)]).stdout
+    assert '"joy": 0.1235,' in told
+    mean = json.loads(CliRunner().invoke(cli, ["store", "info", str(path), "--json"]).stdout)
+    assert mean["expressions"]["joy"] == float(np.float16(0.123456))
 
 
 def test_expressions_come_back_with_their_names(tmp_path: Path) -> None:

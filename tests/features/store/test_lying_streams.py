@@ -16,7 +16,8 @@ from features.errors import ShardError
 from features.fingerprint import hash_file
 from features.store.index import read_store_index, write_store_index
 from features.store.reader import open_store, verify_store
-from tests.added_streams import DINO, add_stream
+from features.store.shard_format import Lack
+from tests.added_streams import DINO, add_stream, take_away
 from tests.builders import small_store
 from tests.features.store.test_lying_shards import (
     READ,
@@ -89,7 +90,8 @@ LIES: dict[str, Lie] = {
     "another clip file": set_values("clip/sha256", 1, "0"),
     "no format": set_attribute("format", None),
     "the format of a shard": set_attribute("format", "caca-rnn-shard"),
-    "a newer version": set_attribute("format_version", 2),
+    "a newer version": set_attribute("format_version", 3),
+    "version 2 without the clips that lack it": set_attribute("format_version", 2),
     "another name": set_attribute("name", "dinosaur"),
     "a reserved name": set_attribute("name", "face"),
     "rows of frames": set_attribute("rows", "frame"),
@@ -169,6 +171,36 @@ def test_a_small_file_does_not_ask_for_much_memory(store: Path, lie: Lie, reason
     assert reason in result.stderr
 
 
+LACKING: dict[str, Lie] = {
+    "no such column": lambda file: file["clip"].__delitem__("lacks"),
+    "a value that means nothing": set_values("clip/lacks", 0, 3),
+    "values too few": put("clip/lacks", np.ones(1, np.uint8)),
+    "words": put("clip/lacks", ["no", "no", "no", "no", "no", "no"], dtype=TEXT),
+    "another number than listed": set_values("clip/lacks", 0, 1),
+}
+
+
+@pytest.mark.parametrize("lie", LACKING.values(), ids=LACKING.keys())
+def test_a_file_that_tells_wrongly_which_clips_lack_the_stream_is_refused(
+    store: Path, lie: Lie
+) -> None:
+    take_away(store, "dino", {"c1": Lack.FINAL})
+    with h5py.File(store / FILE, "r+") as file:
+        lie(file)
+    make_hashes_fit(store)
+    with pytest.raises(ShardError, match=r"streams/dino/0000\.h5"):
+        list(open_store(store))
+    assert "streams/dino/0000.h5" in verify_store(store)[0]
+
+
+def test_a_clip_that_lacks_a_stream_and_has_values_of_it_is_damage(store: Path) -> None:
+    take_away(store, "dino", {"c1": Lack.FINAL})
+    with h5py.File(store / FILE, "r+") as file:
+        file["values"][3] = 1
+    make_hashes_fit(store)
+    assert "clip c1 lacks the stream, but has values" in verify_store(store)[0]
+
+
 def change_stream(store: Path, **changed: Any) -> dict[str, Any]:
     (stream,) = read_store_index(store).added_streams
     listed = [vars(file) for file in stream.shards]
@@ -189,6 +221,11 @@ def change_stream(store: Path, **changed: Any) -> dict[str, Any]:
         pytest.param({"size": 0}, "0 values a row", id="no values"),
         pytest.param({"encoder": 1}, "encoder is 1, expected an object", id="no encoder"),
         pytest.param({"shards": [{"name": "../x"}]}, "sha256 is missing", id="no hash"),
+        pytest.param(
+            {"shards": [{"name": FILE, "sha256": "", "n_bytes": 1, "n_lacking": -1}]},
+            "-1 clips lack it",
+            id="fewer than no clips",
+        ),
         pytest.param(
             {"shards": [{"name": "streams/dino/../0000.h5", "sha256": "", "n_bytes": 1}]},
             "expected a name like streams/",

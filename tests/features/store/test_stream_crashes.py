@@ -180,7 +180,7 @@ WRONG = {
 def test_a_file_with_other_clips_than_its_shard_is_refused(
     store: Path, ids: list[str], n_rows: list[int], problem: str
 ) -> None:
-    writer = StreamShardWriter(store, PLACES, 1)
+    writer = StreamShardWriter(store, PLACES, "shards/0001.h5")
     for clip_id, n in zip(ids, n_rows, strict=True):
         writer.add_rows(np.zeros((n, 3), np.float16))
         writer.close_clip(clip_id, "")
@@ -196,7 +196,7 @@ def test_a_file_with_other_clips_than_its_shard_is_refused(
 
 def test_a_file_of_another_clip_file_is_refused(store: Path) -> None:
     index = read_shard_index(store / "shards/0000.h5")
-    writer = StreamShardWriter(store, PLACES, 0)
+    writer = StreamShardWriter(store, PLACES, "shards/0000.h5")
     for clip_id in index.columns["id"]:
         writer.add_rows(np.zeros((3, 3), np.float16))
         writer.close_clip(clip_id, "f" * 64)

@@ -1,0 +1,1 @@
+"""Streams beside the shards: for each shard a file with a row for each of its frames or faces."""
