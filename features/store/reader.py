@@ -179,20 +179,16 @@ class Store:
         return dict(sorted(sums.items()))
 
     def sum_expressions(self) -> NDArray[np.float64]:
-        """[len(self), K] The probabilities of each expression, summed over the faces of each clip.
-
-        Its columns are ``header.expressions``. Raises ShardError.
-        """
+        """[len(self), K] Probabilities of ``header.expressions``, summed over each clip's faces."""
         n_names = len(self.header.expressions)
-        sums = [np.zeros((0, n_names))]
-        for number, places in groupby(self._places if n_names else (), key=itemgetter(0)):
-            rows = [row for _, row in places]
-            for values in iter_expressions(self._indices[number], rows):
-                sums.append(values.sum(axis=0, keepdims=True, dtype=np.float64))
-        found = np.concatenate(sums) if n_names else np.zeros((len(self), 0))
-        if not np.isfinite(found).all():
+        sums = [
+            values.sum(axis=0, dtype=np.float64)
+            for number, places in groupby(self._places if n_names else (), key=itemgetter(0))
+            for values in iter_expressions(self._indices[number], [row for _, row in places])
+        ]
+        if not np.isfinite(sums).all():
             raise ShardError(f"{self.path}: its /face/expression holds values that are no numbers.")
-        return found
+        return np.array(sums).reshape(len(self), n_names)
 
     @property
     def failures(self) -> pd.DataFrame:
