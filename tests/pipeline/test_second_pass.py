@@ -249,6 +249,19 @@ def test_a_clip_that_cannot_be_decoded_is_not_tried_again_but_told(
 
 
 @pytest.mark.usefixtures("local")
+def test_a_clip_whose_file_could_not_be_read_is_tried_again(
+    place: Path, encoders: dict[str, EncoderSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        change_frames(patch, "b", fail_to_read)
+        run_extract(place / "m.csv", place / "s", CONFIG, encoders=[encoders["place"]])
+    (failure,) = open_store(place / "s").failures.to_dict("records")
+    assert (failure["clip_id"], failure["step"]) == ("b", "read")
+    summary = run_extract(place / "m.csv", place / "s", CONFIG, encoders=[encoders["place"]])
+    assert (summary.clips_added, summary.clips_failed) == (1, 0)
+
+
+@pytest.mark.usefixtures("local")
 def test_a_shard_of_another_name_gets_its_stream(
     place: Path, encoders: dict[str, EncoderSpec]
 ) -> None:
@@ -310,6 +323,11 @@ def add_one(frames: Frames) -> Frames:
 def break_off(frames: Frames) -> Frames:
     yield next(frames)
     raise ClipError("breaks off")
+
+
+def fail_to_read(frames: Frames) -> Frames:
+    yield next(frames)
+    raise OSError(5, "Input/output error")
 
 
 def change_frames(

@@ -72,6 +72,42 @@ def test_a_clip_is_given_up_where_it_ends_a_fresh_worker_alone() -> None:
     assert not assignments.holds_any(0)
 
 
+def die_at(assignments: Assignments, expected: str, *, progressed: bool) -> None:
+    """A fresh worker dies at the first that it is given, which is given up and tried again."""
+    assert give_all(assignments, 0) == expected
+    if progressed:
+        assignments.note_progress(0)
+    for clip in assignments.lose(0, CRASH):
+        assignments.try_again(clip)
+
+
+def test_workers_that_do_a_clip_of_each_shard_before_they_die_are_not_at_fault() -> None:
+    assignments = Assignments(make_clips("abcd"), alone_ids="abcd")
+    for _ in range(9):
+        die_at(assignments, "a", progressed=True)
+
+
+def test_workers_that_do_no_clip_of_any_shard_are_at_fault() -> None:
+    assignments = Assignments(make_clips("ab"), alone_ids="a")
+    assert give_all(assignments, 0) == "b"
+    end_and_finish(assignments, 0)
+    for _ in range(4):  # the first was not in a fresh worker
+        die_at(assignments, "a", progressed=False)
+    assert give_all(assignments, 0) == "b"  # it was done before: it tells whose fault it is
+    with pytest.raises(WorkerError, match="and so did b, which was extracted before"):
+        assignments.lose(0, CRASH)
+
+
+def test_a_probe_that_gets_on_before_it_dies_is_no_fault() -> None:
+    assignments = Assignments(make_clips("ab"), alone_ids="a")
+    assert give_all(assignments, 0) == "b"
+    end_and_finish(assignments, 0)
+    for _ in range(4):  # the first was not in a fresh worker
+        die_at(assignments, "a", progressed=False)
+    die_at(assignments, "b", progressed=True)
+    assert give_all(assignments, 0) == "a"
+
+
 def test_the_clip_at_which_a_worker_stood_still_is_tried_at_once() -> None:
     assignments = Assignments(make_clips("abcd"))
     assert give_all(assignments, 0) == "abcd"
