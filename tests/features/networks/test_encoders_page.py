@@ -1,4 +1,4 @@
-"""The code of docs/encoders.md runs: a torchvision network as an encoder, a store less a clip."""
+"""The code of docs/encoders.md runs: a torchvision network as an encoder."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from torch import nn
 
 from features.networks.encoder_network import draw_rows, read_encoder
 from features.networks.encoders import read_encoder_spec
-from features.store.reader import open_store
-from tests.builders import small_store
 
 PAGE = Path(__file__).parents[3] / "docs" / "encoders.md"
 
@@ -45,14 +43,3 @@ def test_the_torchvision_network_of_the_page_becomes_an_encoder(
         expected = net((rows.float() / 255 - mean) / deviation)
     assert expected.shape == (3, 576)
     torch.testing.assert_close(encoder.embed(rows), expected, rtol=1e-3, atol=1e-4)
-
-
-def test_a_store_is_copied_without_a_clip_as_the_page_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    small_store(tmp_path / "store")
-    exec(read_block("store-without"), {})
-    before, after = open_store(tmp_path / "store"), open_store(tmp_path / "store-without")
-    assert after.fingerprint == before.fingerprint
-    assert [c.clip_id for c in after] == [c.clip_id for c in before if c.clip_id != "c3"]

@@ -68,7 +68,7 @@ def test_model_cards_tell_the_accuracy_that_the_files_hold() -> None:
     scores = read_face_training(SHIPPED_FACE_WEIGHTS)["test"]
     assert len(scores) == 6
     for name, score in scores.items():
-        assert f"{score['accuracy']:.1%} | {score['uar']:.1%}" in card, name
+        assert f"{score['accuracy']:.1%} / {score['uar']:.1%}" in card, name
 
 
 @torch.no_grad()
