@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from features.contracts import FACE_CROP_PX
@@ -100,11 +101,12 @@ class FaceFitConfig:
             value = getattr(self, name)
             if not 0 <= value <= 1 or (name == "dropout" and value == 1):
                 raise ConfigError(f"setting {name}: found {value:g}, expected 0 or more, {most}.")
+        for name in ("weight_decay", "decorrelation", "within_shrinkage"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"setting {name}: found {getattr(self, name):g}, expected >= 0.")
         for name in ("learning_rate", "clip_norm", "between_gain"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(
-                    f"setting {name}: found {getattr(self, name):g}, expected above 0."
-                )
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"setting {name}: found {getattr(self, name):g}, expected > 0.")
         if self.small_px % 8 or not 32 <= self.small_px <= FACE_CROP_PX:
             raise ConfigError(
                 f"setting small_px: found {self.small_px}, expected a multiple of 8 from 32 to "
